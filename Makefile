@@ -1,0 +1,79 @@
+# meshq: everything a developer runs. Needs Python 3.11 or newer, bash and make; the rest goes into .venv.
+#
+# Another interpreter: make PYTHON=/path/to/python3.12 test
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# $(call stage,name,command): runs it and says how long it took.
+stage = @echo "== $(1)"; SECONDS=0; $(2); echo "   $(1): $${SECONDS} s"
+
+.PHONY: help test lint format types imports docs docs-current units check-long demo bench lab-deps venv clean
+
+help:  ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+test: lint units  ## lint, types, import contracts, then every test that does not take minutes
+
+lint: format types imports docs-current  ## all that is checked without running the code
+
+format: $(READY)
+	$(call stage,ruff,$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .)
+
+types: $(READY)
+	$(call stage,mypy,$(BIN)/mypy)
+
+imports: $(READY)
+	$(call stage,import contracts,$(BIN)/lint-imports)
+
+docs-current: $(READY)
+	$(call stage,generated docs,$(BIN)/python docs/generate.py limits | diff -u docs/limits.md - \
+		&& $(BIN)/python docs/generate.py | diff -u docs/messages.md - \
+		|| { echo "a generated page of docs/ is not what the source says: run 'make docs'" >&2; exit 1; })
+
+units: $(READY)
+	$(call stage,pytest,$(BIN)/python -m pytest -m 'not long' --durations=10 --durations-min=1)
+
+check-long: $(READY)  ## the tests that take minutes
+	$(call stage,long tests,$(BIN)/python -m pytest -m long)
+
+demo: $(READY)  ## three peers on this host, real records
+	@$(BIN)/meshq demo
+
+bench: $(READY)  ## the benchmarks, beside what one would use instead
+	@$(BIN)/python -m benchmarks
+
+docs: $(READY)  ## write the generated pages of docs/ again
+	@mkdir -p docs
+	@$(BIN)/python docs/generate.py limits > docs/limits.md
+	@$(BIN)/python docs/generate.py > docs/messages.md
+
+lab-deps:  ## what the tests in network namespaces need from the system (root, apt-get)
+	@bash tests/lab/install.sh
+
+venv: $(READY)  ## only the environment
+
+# The stamp is written last, so that an installation that broke off is begun again.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "meshq needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+		echo "Install one and run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "== environment in $(VENV)"
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || { \
+		echo "could not make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[dev]'
+	@touch $@
+
+clean:  ## remove what was made here, the environment too
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .pytest_cache .import_linter_cache
+	@rm -rf benchmarks/out
+	@find meshq tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
