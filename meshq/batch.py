@@ -1,0 +1,205 @@
+"""The batch: the unit that is framed, compressed, stored, replicated and delivered.
+
+A fixed header of 64 bytes, big-endian, then the body: a msgpack array of `[key, value, headers, timestamp
+delta]`, compressed as the header says. The producer makes the bytes once; the leader opens them once, under
+limits, to know that the body holds what the header claims; from there they go on untouched to disk and to
+subscribers. The base offset is the leader's and travels beside the batch, never in it.
+
+    0   2  magic "MB"
+    2   1  version (1)
+    3   1  codec: 0 none, 1 lz4 block, 2 zstd
+    4   4  count of records
+    8   8  base timestamp, ms since 1970 (the producer's clock)
+    16  16 producer id (zeros: no producer, no duplicate check)
+    32  4  producer epoch
+    36  8  first sequence
+    44  4  body length before compression
+    48  4  crc32 of the 48 bytes above
+    52  4  crc32 of the body as it stands
+    56  8  reserved, zeros
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import zlib
+from collections.abc import Sequence
+from typing import Annotated, Final, NamedTuple
+
+import lz4.block
+import msgspec
+import zstandard
+
+from meshq.errors import RemoteProtocolError, TooLarge, UsageError
+from meshq.limits import BATCH_BYTES_MAX, BATCH_RATIO_MAX, BATCH_RECORDS_MAX, HEADERS_MAX, KIB
+
+HEADER_BYTES: Final = 64
+VERSION: Final = 1
+NO_PRODUCER: Final = bytes(16)
+CODECS: Final = {"none": 0, "lz4": 1, "zstd": 2}
+
+_HEADER = struct.Struct(">2sBBIq16sIQI")
+_CHECKS = struct.Struct(">IIQ")
+_COMPRESS_ABOVE_BYTES = 128  # below this compression costs more than it saves
+
+Buffer = bytes | bytearray | memoryview
+
+
+class RawRecord(msgspec.Struct, array_like=True, gc=False):
+    """A record as it stands in a body: nothing in it that the batch or the log already says."""
+
+    key: bytes | None
+    value: bytes
+    headers: Annotated[dict[str, bytes], msgspec.Meta(max_length=HEADERS_MAX)] | None = None
+    delta_ms: int = 0
+
+    def size(self) -> int:
+        """Bytes that count against `record_bytes_max`."""
+        size = len(self.value) + len(self.key or b"")
+        if self.headers:
+            size += sum(len(k) + len(v) for k, v in self.headers.items())
+        return size
+
+
+class BatchHeader(NamedTuple):
+    codec: int
+    count: int  # type: ignore[assignment]  # the field's word, over tuple.count
+    base_timestamp_ms: int
+    producer_id: bytes
+    producer_epoch: int
+    first_sequence: int
+    body_bytes: int  # before compression
+    body_crc: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Annotated[list[RawRecord], msgspec.Meta(max_length=BATCH_RECORDS_MAX)])
+_unreadable = (
+    msgspec.MsgspecError, zstandard.ZstdError, lz4.block.LZ4BlockError, RecursionError, ValueError,
+)  # fmt: skip
+
+
+class _Zstd(threading.local):
+    """One pair a thread: a zstandard context releases the GIL while it works and may not be shared."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=1)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_zstd = _Zstd()
+
+
+class Body(NamedTuple):
+    """A sealed, compressed body waiting for its header (the sequence is known only when it is first sent)."""
+
+    codec: int
+    count: int  # type: ignore[assignment]  # the field's word, over tuple.count
+    base_timestamp_ms: int
+    body_bytes: int
+    data: bytes
+
+
+def seal(records: Sequence[RawRecord], *, base_timestamp_ms: int, codec: str = "none") -> Body:
+    """Encode and compress records into a body.
+
+    Raises: UsageError for an unknown codec, no records or too many, TooLarge over BATCH_BYTES_MAX.
+    """
+    if codec not in CODECS:
+        raise UsageError(f"unknown compression {codec!r}: one of {', '.join(CODECS)}")
+    if not 0 < len(records) <= BATCH_RECORDS_MAX:
+        raise UsageError(f"a batch holds 1 to {BATCH_RECORDS_MAX} records, not {len(records)}")
+    plain = _encoder.encode(records)
+    if len(plain) > BATCH_BYTES_MAX - HEADER_BYTES:
+        raise TooLarge(f"a batch of {len(plain)} bytes is over the limit of {BATCH_BYTES_MAX}")
+    number, data = CODECS[codec], plain
+    if number and len(plain) > _COMPRESS_ABOVE_BYTES:
+        data = (
+            lz4.block.compress(plain, store_size=False) if number == 1 else _zstd.compressor.compress(plain)
+        )
+    if len(data) >= len(plain) or _is_bomb(len(data), len(plain)):
+        number, data = 0, plain
+    return Body(number, len(records), base_timestamp_ms, len(plain), data)
+
+
+def frame(body: Body, *, producer_id: bytes = NO_PRODUCER, epoch: int = 0, first_sequence: int = 0) -> bytes:
+    """The batch's bytes: header and body."""
+    head = _HEADER.pack(
+        b"MB", VERSION, body.codec, body.count, body.base_timestamp_ms, producer_id, epoch, first_sequence,
+        body.body_bytes,
+    )  # fmt: skip
+    return b"".join((head, _CHECKS.pack(zlib.crc32(head), zlib.crc32(body.data), 0), body.data))
+
+
+def read_header(data: Buffer) -> BatchHeader:
+    """The header, checked against its own checksum and against the limits; the body is not looked at.
+
+    Raises: RemoteProtocolError.
+    """
+    if not HEADER_BYTES <= len(data) <= BATCH_BYTES_MAX:
+        raise RemoteProtocolError(f"a batch of {len(data)} bytes, not {HEADER_BYTES} to {BATCH_BYTES_MAX}")
+    view = memoryview(data)
+    magic, version, codec, count, base, producer, epoch, first, body_bytes = _HEADER.unpack_from(view)
+    head_crc, body_crc, reserved = _CHECKS.unpack_from(view, _HEADER.size)
+    if magic != b"MB" or version != VERSION or codec > 2:
+        raise RemoteProtocolError("not a batch of a version and codec known here")
+    if zlib.crc32(view[: _HEADER.size]) != head_crc or reserved != 0:
+        raise RemoteProtocolError("a batch header whose checksum does not match")
+    if not 0 < count <= BATCH_RECORDS_MAX or body_bytes > BATCH_BYTES_MAX or first >= 1 << 63:
+        raise RemoteProtocolError("a batch header that claims too much")
+    if _is_bomb(len(view) - HEADER_BYTES, body_bytes):
+        raise RemoteProtocolError(f"a batch body that grows more than {BATCH_RATIO_MAX} times")
+    return BatchHeader(codec, count, base, producer, epoch, first, body_bytes, body_crc)
+
+
+def read_records(data: Buffer, header: BatchHeader | None = None) -> list[RawRecord]:
+    """The records of a batch, decompressed and decoded under limits.
+
+    Raises: RemoteProtocolError when a checksum, the count, a type or a length is not as the header says.
+    """
+    header = header or read_header(data)
+    body = memoryview(data)[HEADER_BYTES:]
+    if zlib.crc32(body) != header.body_crc:
+        raise RemoteProtocolError("a batch body whose checksum does not match")
+    try:
+        records: list[RawRecord] = _decoder.decode(_decompress(body, header))
+    except _unreadable as e:
+        raise RemoteProtocolError(f"a batch body that cannot be read: {e}") from None
+    if len(records) != header.count:
+        raise RemoteProtocolError(f"a batch of {len(records)} records whose header says {header.count}")
+    return records
+
+
+def check(data: Buffer, *, record_bytes_max: int) -> BatchHeader:
+    """What a leader does once with a batch from outside: everything in it is as claimed and within limits.
+
+    Raises: RemoteProtocolError, TooLarge.
+    """
+    header = read_header(data)
+    records = read_records(data, header)
+    if header.body_bytes > record_bytes_max:  # else no record in it can be over the limit
+        size = max(record.size() for record in records)
+        if size > record_bytes_max:
+            raise TooLarge(f"a record of {size} bytes is over the topic's limit of {record_bytes_max}")
+    return header
+
+
+def _is_bomb(size: int, plain: int) -> bool:
+    """Whether so few bytes would make a peer work on so many."""
+    return plain > 64 * KIB and plain > BATCH_RATIO_MAX * size
+
+
+def _decompress(body: memoryview, header: BatchHeader) -> Buffer:
+    if header.codec == 0:
+        plain: Buffer = body
+    elif header.codec == 1:
+        plain = lz4.block.decompress(body, uncompressed_size=header.body_bytes)
+    else:
+        # The content size stands in the zstd frame too; one that claims something else is refused unread.
+        if zstandard.frame_content_size(body) != header.body_bytes:
+            raise RemoteProtocolError("a zstd body whose size is not what its header says")
+        plain = _zstd.decompressor.decompress(body, max_output_size=header.body_bytes, allow_extra_data=False)
+    if len(plain) != header.body_bytes:
+        raise RemoteProtocolError("a body whose size is not what its header says")
+    return plain

@@ -1,0 +1,123 @@
+"""A slot's log entry, and what a slot asks of the disk.
+
+An entry's header is small and always kept with the log; its payload (a batch) is stored apart, keyed by
+partition and offset, so that payloads can be fetched, expired and moved without rewriting the log. Every
+header carries a checksum and the chain: a hash over the predecessor's chain, this header and the payload's
+own checksum. A log that was cut, reordered or altered does not verify.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import blake2b
+from typing import Final
+
+from meshq.batch import Buffer
+from meshq.errors import StoreCorrupt
+from meshq.ids import PartitionKey, Slot
+
+CHAIN_BYTES: Final = 8
+GENESIS_CHAIN: Final = bytes(CHAIN_BYTES)
+
+_HEAD = struct.Struct(">QBQ8s")  # term, kind, timestamp ms, chain
+_CRC = struct.Struct(">I")
+
+
+class EntryKind(IntEnum):
+    """What an entry means. A kind that is not listed stops the peer: an older version must not guess."""
+
+    PUBLISH = 1
+    REGISTRY = 2
+    DROP_TOPIC = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One position of a slot's log. `index` counts from 1; `body` is the kind's own struct, in msgpack."""
+
+    index: int
+    term: int
+    kind: EntryKind
+    timestamp_ms: int  # the leader's clock, never decreasing along a log
+    body: bytes
+    chain: bytes
+
+    def encode(self) -> bytes:
+        data = _HEAD.pack(self.term, self.kind, self.timestamp_ms, self.chain) + self.body
+        return _CRC.pack(zlib.crc32(data)) + data
+
+
+def make_entry(
+    previous_chain: bytes, *, index: int, term: int, kind: EntryKind, timestamp_ms: int, body: bytes
+) -> Entry:
+    """The entry after the one with `previous_chain`. The body must cover its payload's checksum."""
+    chain = _chain(previous_chain, index, term, kind, timestamp_ms, body)
+    return Entry(index, term, kind, timestamp_ms, body, chain)
+
+
+def decode_entry(index: int, data: Buffer) -> Entry:
+    """The entry stored under this index. Raises: StoreCorrupt when its checksum does not match."""
+    view = memoryview(data)
+    if len(view) < _CRC.size + _HEAD.size or _CRC.unpack_from(view)[0] != zlib.crc32(view[_CRC.size :]):
+        raise StoreCorrupt(f"log entry {index} does not match its checksum")
+    term, kind, timestamp_ms, chain = _HEAD.unpack_from(view, _CRC.size)
+    try:
+        known = EntryKind(kind)
+    except ValueError:
+        raise StoreCorrupt(f"log entry {index} is of kind {kind}, which this version does not know") from None
+    return Entry(index, term, known, timestamp_ms, bytes(view[_CRC.size + _HEAD.size :]), chain)
+
+
+def follows(previous_chain: bytes, entry: Entry) -> bool:
+    """Whether this entry was made after the one with that chain."""
+    e = entry
+    return e.chain == _chain(previous_chain, e.index, e.term, e.kind, e.timestamp_ms, e.body)
+
+
+def _chain(previous: bytes, index: int, term: int, kind: int, timestamp_ms: int, body: bytes) -> bytes:
+    head = struct.pack(">QQBQ", index, term, kind, timestamp_ms)
+    return blake2b(previous + head + body, digest_size=CHAIN_BYTES, person=b"meshq chain").digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A batch to be stored: the bytes exactly as the producer made them."""
+
+    partition: PartitionKey
+    base_offset: int
+    count: int
+    timestamp_ms: int
+    data: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """A batch read back. `data` is the caller's to keep."""
+
+    partition: PartitionKey
+    base_offset: int
+    count: int
+    timestamp_ms: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What one slot wants on disk, all or nothing, in one transaction with whatever else is waiting.
+
+    `rows` are the slot's state as its machine computed it (None deletes a row); `trim_below` deletes log
+    entries with a smaller index. `token` comes back when the transaction is on disk, or has failed.
+    """
+
+    token: int
+    slot: Slot
+    entries: tuple[Entry, ...] = ()
+    payloads: tuple[Payload, ...] = ()
+    rows: tuple[tuple[bytes, bytes | None], ...] = ()
+    trim_below: int | None = None
+
+    def payload_bytes(self) -> int:
+        return sum(len(p.data) for p in self.payloads)

@@ -1,0 +1,104 @@
+"""Every bound in one table: nothing grows without a limit and a named answer when it is reached.
+
+`docs/limits.md` is generated from here (`make docs`); code imports the constants by name.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+class Limit(NamedTuple):
+    name: str
+    value: int
+    what: str
+    answer: str
+
+
+_TABLE: list[Limit] = []
+
+
+def _limit(name: str, value: int, what: str, answer: str) -> int:
+    _TABLE.append(Limit(name, value, what, answer))
+    return value
+
+
+# fmt: off
+# One line a limit, so that it reads as the table it becomes.
+
+# Records and batches
+RECORD_BYTES_MAX = _limit("RECORD_BYTES_MAX", MIB, "key + value + headers of one record (default of the topic setting `record_bytes_max`)", "`TooLarge`")
+RECORD_BYTES_CEILING = _limit("RECORD_BYTES_CEILING", 4 * MIB, "highest `record_bytes_max` a topic may be set to", "`UsageError`")
+HEADERS_MAX = _limit("HEADERS_MAX", 64, "headers of one record", "`TooLarge` at the client, `RemoteProtocolError` at a peer")
+BATCH_BYTES_MAX = _limit("BATCH_BYTES_MAX", 5 * MIB, "a batch as it travels, and its body decompressed", "`TooLarge`")
+BATCH_RATIO_MAX = _limit("BATCH_RATIO_MAX", 128, "times a batch's body may grow when it is decompressed (above 64 KiB)", "`RemoteProtocolError`; the client sends such a batch uncompressed")
+PRODUCE_BYTES_MAX = _limit("PRODUCE_BYTES_MAX", 16 * MIB, "decompressed bytes of the batches in one message", "`Overloaded` for the rest of them")
+BATCH_RECORDS_MAX = _limit("BATCH_RECORDS_MAX", 16_384, "records in one batch", "`RemoteProtocolError`; the client seals earlier")
+
+# Topics
+TOPIC_BYTES_MAX = _limit("TOPIC_BYTES_MAX", 255, "a topic's name or a pattern", "`UsageError`")
+PARTITIONS_MAX = _limit("PARTITIONS_MAX", 1024, "partitions of one topic", "`UsageError`")
+TOPICS_MAX = _limit("TOPICS_MAX", 1_000_000, "topics of a mesh", "`Overloaded`")
+PEERS_MAX = _limit("PEERS_MAX", 1_000, "registered peers of a mesh", "`Overloaded`")
+CLIENTS_MAX = _limit("CLIENTS_MAX", 100_000, "registered clients of a mesh", "`Overloaded`")
+CAPABILITIES_MAX = _limit("CAPABILITIES_MAX", 64, "capabilities in one certificate", "`UsageError`")
+
+# Producers
+PRODUCER_RECEIPTS_KEPT = _limit("PRODUCER_RECEIPTS_KEPT", 32, "batches of one producer and partition whose receipts are kept; also its in-flight bound", "older repeats: `OutOfOrderSequence`")
+PRODUCER_IDLE_MS = _limit("PRODUCER_IDLE_MS", 15 * 60_000, "how long an idle producer's sequence is remembered", "`UnknownProducer`")
+PRODUCERS_PER_SLOT_MAX = _limit("PRODUCERS_PER_SLOT_MAX", 20_000, "producer and partition pairs remembered in one slot", "`Overloaded` to new producers")
+PRODUCER_BUFFER_BYTES = _limit("PRODUCER_BUFFER_BYTES", 32 * MIB, "records a producer holds unacknowledged (setting `buffer_bytes`)", "`send` raises `Overloaded`, `await ready()` waits")
+
+# Connections and messages
+MESSAGE_BYTES_MAX = _limit("MESSAGE_BYTES_MAX", 6 * MIB, "one frame on a TCP socket", "the connection is closed")
+FRAMES_MAX = _limit("FRAMES_MAX", 72, "frames of one message (a handshake head and up to 64 batches)", "the message is dropped and counted")
+ASK_BYTES_MAX = _limit("ASK_BYTES_MAX", 64 * KIB, "an administrative request", "`RemoteProtocolError`")
+HANDSHAKE_MS = _limit("HANDSHAKE_MS", 2_000, "time for a CURVE handshake", "the connection is closed")
+SESSIONS_MAX = _limit("SESSIONS_MAX", 4_096, "connections with state on one peer, at each door (clients, peers)", "`Overloaded`")
+SESSION_IDLE_MS = _limit("SESSION_IDLE_MS", 15_000, "silence after which a client's session is dropped", "the client says hello again")
+SUBSCRIPTIONS_PER_SESSION_MAX = _limit("SUBSCRIPTIONS_PER_SESSION_MAX", 256, "subscriptions and watches of one connection", "`Overloaded`")
+SUBSCRIPTIONS_PER_PEER_MAX = _limit("SUBSCRIPTIONS_PER_PEER_MAX", 10_000, "the same, of another peer's connection or this peer's own client", "`Overloaded`")
+SESSIONS_PER_KEY_MAX = _limit("SESSIONS_PER_KEY_MAX", 512, "connections with state under one key", "`Overloaded`")
+READERS_PER_SESSION_MAX = _limit("READERS_PER_SESSION_MAX", 20_000, "partitions one connection reads at one peer", "`Overloaded`")
+CREDIT_BYTES_MAX = _limit("CREDIT_BYTES_MAX", 64 * MIB, "credit of one connection at one peer, over all its subscriptions", "the surplus is ignored")
+FEED_SUBSCRIPTIONS_MAX = _limit("FEED_SUBSCRIPTIONS_MAX", 1_000, "subscriptions of one key on the feed", "the subscription is not approved, and counted")
+FEED_QUEUE_MAX = _limit("FEED_QUEUE_MAX", 10_000, "messages waiting for one plain subscriber (messages, not bytes)", "dropped for that subscriber (at most once; libzmq does not say how many)")
+INGEST_BUFFER_BYTES = _limit("INGEST_BUFFER_BYTES", 16 * MIB, "plain publishes waiting to be stored", "PUB: dropped and counted; REQ: `Overloaded`")
+PENDING_BYTES_MAX = _limit("PENDING_BYTES_MAX", 64 * MIB, "batches accepted by a peer and not yet on disk", "`Overloaded`")
+
+# Membership and the door
+DATAGRAM_BYTES_MAX = _limit("DATAGRAM_BYTES_MAX", 1_400, "a gossip datagram, sealed", "dropped and counted")
+REPLAY_WINDOW = _limit("REPLAY_WINDOW", 1_024, "datagrams of one sender that may arrive out of order", "older ones dropped and counted")
+ADDRESSES_MAX = _limit("ADDRESSES_MAX", 8, "addresses of one peer", "the rest is ignored")
+INVITES_MAX = _limit("INVITES_MAX", 256, "open invitations of one peer", "`UsageError`")
+DOOR_CALLERS_MAX = _limit("DOOR_CALLERS_MAX", 64, "joins under way at one door", "refused, try again")
+DOOR_FRAME_BYTES_MAX = _limit("DOOR_FRAME_BYTES_MAX", 16 * KIB, "one frame at the door", "the connection is closed")
+
+# Disk
+STORE_BYTES_MAX = _limit("STORE_BYTES_MAX", 256 * GIB, "the store of one peer (setting `store_bytes_max`)", "`DiskFull`")
+DISK_RESERVE_BYTES = _limit("DISK_RESERVE_BYTES", 256 * MIB, "free disk kept for entries without payload (setting `disk_reserve_bytes`)", "`DiskFull`")
+TRANSACTION_BYTES_MAX = _limit("TRANSACTION_BYTES_MAX", 32 * MIB, "payload of one group commit", "the rest waits for the next one")
+LOG_ENTRIES_KEPT = _limit("LOG_ENTRIES_KEPT", 4_096, "applied entries a slot's log keeps (payloads stay until the topic is deleted)", "older ones are trimmed")
+# fmt: on
+
+
+def table() -> list[Limit]:
+    return list(_TABLE)
+
+
+def as_markdown() -> str:
+    rows = "\n".join(f"| `{x.name}` | {_show(x)} | {x.what} | {x.answer} |" for x in _TABLE)
+    head = "# Limits\n\nGenerated from `meshq/limits.py` by `make docs`.\n\n"
+    return f"{head}| name | value | of what | when it is reached |\n|---|---|---|---|\n{rows}\n"
+
+
+def _show(limit: Limit) -> str:
+    if "BYTES" in limit.name:
+        for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+            if limit.value >= unit and limit.value % unit == 0:
+                return f"{limit.value // unit} {name}"
+    return f"{limit.value:,}"

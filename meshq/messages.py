@@ -1,0 +1,350 @@
+"""What crosses the wire between clients and peers and between peers: frozen, typed, decoded at one place.
+
+A message is frames: `MQ` (the verb), one msgpack-encoded struct of this module, then payload frames where the
+struct says so. Structs are arrays with a leading number for their kind, so a later version can add fields
+at the end with defaults. `decode_request` and `decode_answer` are the only ways in: whatever arrives, they
+return a struct or raise RemoteProtocolError.
+`docs/protocol.md` is the specification.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from meshq.batch import Buffer
+from meshq.errors import MeshqError, RemoteProtocolError, from_wire
+from meshq.limits import ASK_BYTES_MAX
+
+VERB = b"MQ"
+VERSION_MIN = 1
+VERSION_MAX = 1
+
+Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Name = Annotated[str, Meta(max_length=255)]
+Text = Annotated[str, Meta(max_length=2_000)]
+U16 = Annotated[int, Meta(ge=0, lt=1 << 16)]
+U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
+U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Items = 4_096  # most items a list in a message may have
+
+
+class Message(Struct, frozen=True, array_like=True):
+    pass
+
+
+# ------------------------------------------------------------------------------------------ session
+class Hello(Message, frozen=True, tag=1):
+    """First on every connection. `mesh` empty: whichever mesh this is."""
+
+    version_min: U16
+    version_max: U16
+    mesh: Annotated[bytes, Meta(max_length=16)] = b""
+    name: Name = ""
+
+
+class Welcome(Message, frozen=True, tag=2):
+    version: U16
+    mesh: Id16
+    peer: Id16
+    boot: Id16  # another one on a later Welcome: the peer was restarted in between
+    now_ms: U63
+
+
+class Ping(Message, frozen=True, tag=3):
+    token: U63
+
+
+class Pong(Message, frozen=True, tag=4):
+    token: U63
+
+
+class Failure(Message, frozen=True, tag=5):
+    """The answer to a request that failed (or request 0: to a message that could not be read)."""
+
+    request: U63
+    status: U16
+    name: Name
+    text: Text
+    retry_after_ms: U32 = 0
+
+
+class PeerRoute(Struct, frozen=True, array_like=True):
+    """Where a peer is. Addresses are `HOST:PORT` (IPv6 in brackets) of its base port, best first."""
+
+    peer: Id16
+    name: Name
+    server_key: Key32  # its CURVE key, for every socket
+    addresses: Annotated[list[Name], Meta(max_length=8)]
+    alive: bool = True
+
+
+class Routes(Message, frozen=True, tag=6):
+    """Which peer owns which slot; pushed after Welcome and whenever it changes. Replaces the one before."""
+
+    version: U63  # registry index it was made at; never decreases on one connection
+    peers: Annotated[list[PeerRoute], Meta(max_length=Items)]
+    owners: Annotated[list[U16], Meta(max_length=1 << 16)]  # by slot: a place in `peers`
+
+
+# ------------------------------------------------------------------------------------------- topics
+class TopicInfo(Struct, frozen=True, array_like=True):
+    """Partition p lives in slot `ring.slot_of(topic_id, p, slots)`; `version`: its registry index."""
+
+    name: Name
+    topic_id: Id16
+    partitions: U32
+    version: U63
+    record_bytes_max: U32
+
+
+class Resolve(Message, frozen=True, tag=10):
+    """Name -> TopicInfo, creating the topic when it may be. Answer: Resolved or Failure."""
+
+    request: U63
+    topic: Name
+    create: bool = False
+
+
+class Resolved(Message, frozen=True, tag=11):
+    request: U63
+    info: TopicInfo
+
+
+class Watch(Message, frozen=True, tag=12):
+    """Tell me all topics that match, now and as they come, change and go. Answers: TopicsChanged, or Failure.
+
+    `prefixes` instead of `pattern` (peers only): every topic whose name begins with one of these bytes.
+    """
+
+    request: U63
+    pattern: Name
+    prefixes: Annotated[list[Name], Meta(max_length=Items)] = []
+
+
+class TopicsChanged(Message, frozen=True, tag=13):
+    """`complete` on the first answer's last message. `now_ms`: the peer's clock, what `latest` means here."""
+
+    request: U63
+    now_ms: U63
+    topics: Annotated[list[TopicInfo], Meta(max_length=Items)]
+    gone: Annotated[list[Id16], Meta(max_length=Items)] = []
+    complete: bool = True
+
+
+class Unwatch(Message, frozen=True, tag=14):
+    request: U63
+
+
+# --------------------------------------------------------------------------------------- publishing
+class ProduceItem(Struct, frozen=True, array_like=True):
+    """One batch, in the payload frame of its place. `version`: TopicInfo.version, so that a peer that has
+    not heard of the topic yet says so (retriable) instead of calling it gone."""
+
+    request: U63
+    topic_id: Id16
+    partition: U32
+    version: U63
+
+
+class Produce(Message, frozen=True, tag=20):
+    items: Annotated[list[ProduceItem], Meta(max_length=64)]
+
+
+class Accepted(Struct, frozen=True, array_like=True):
+    request: U63
+    base_offset: U63
+    copies: U16
+
+
+class Produced(Message, frozen=True, tag=21):
+    """Receipts: each batch is on disk as promised. Answers come in any order, several in one message."""
+
+    receipts: Annotated[list[Accepted], Meta(max_length=Items)]
+
+
+# ------------------------------------------------------------------------------------------ reading
+EARLIEST, LATEST, OFFSET, TIMESTAMP = 0, 1, 2, 3
+
+
+class ReadItem(Struct, frozen=True, array_like=True):
+    """`start`: EARLIEST, LATEST, OFFSET (`value`) or TIMESTAMP (`value` in ms: first record from then)."""
+
+    topic_id: Id16
+    partition: U32
+    version: U63
+    start: U16
+    value: U63 = 0
+
+
+class Read(Message, frozen=True, tag=30):
+    """Push me these partitions under subscription `sub` (numbers of the client's choice, per connection).
+
+    May be sent again to add partitions; credit is per `sub` and connection. Answers: ReadStarted, ReadEnded.
+    """
+
+    sub: U63
+    items: Annotated[list[ReadItem], Meta(max_length=Items)]
+
+
+class Started(Struct, frozen=True, array_like=True):
+    topic_id: Id16
+    partition: U32
+    offset: U63  # of the first record that will be pushed
+    end: U63  # the high watermark now
+
+
+class ReadStarted(Message, frozen=True, tag=31):
+    sub: U63
+    items: Annotated[list[Started], Meta(max_length=Items)]
+
+
+class Credit(Message, frozen=True, tag=32):
+    """I can take this much more. A batch is pushed whole while both are above zero, and may overdraw once."""
+
+    sub: U63
+    bytes: U63
+    records: U63
+
+
+class DeliverItem(Struct, frozen=True, array_like=True):
+    """One batch, in the payload frame of the same place. Records of it below `first` were read before."""
+
+    topic_id: Id16
+    partition: U32
+    base_offset: U63
+    timestamp_ms: U63  # when the leader appended it: what retention and time seeks use
+    first: U63
+
+
+class Deliver(Message, frozen=True, tag=33):
+    sub: U63
+    items: Annotated[list[DeliverItem], Meta(max_length=64)]
+
+
+class ReadEnded(Message, frozen=True, tag=34):
+    """No more of this partition from here, and why: NotOwner (ask the owner), TopicGone, Forbidden, ..."""
+
+    sub: U63
+    topic_id: Id16
+    partition: U32
+    status: U16
+    name: Name
+    text: Text
+
+
+class Unread(Message, frozen=True, tag=35):
+    """Stop these partitions, or with none named the whole subscription."""
+
+    sub: U63
+    items: Annotated[list[tuple[Id16, U32]], Meta(max_length=Items)] = []
+
+
+# ----------------------------------------------------------------------------------- administration
+class Ask(Message, frozen=True, tag=40):
+    """An administrative request by name: `what` and its arguments are listed in docs/protocol.md."""
+
+    request: U63
+    what: Name
+    args: dict[str, Any] = {}
+
+
+class Answer(Message, frozen=True, tag=41):
+    request: U63
+    value: Any
+
+
+# ------------------------------------------------------------------------------------ between peers
+class PullRegistry(Message, frozen=True, tag=50):
+    """Give me the registry's committed entries from this index on."""
+
+    from_index: U63
+
+
+class RegistryEntries(Message, frozen=True, tag=51):
+    """Committed entries of the system slot, dense from `from_index`; `commit`: what there is in all."""
+
+    from_index: U63
+    commit: U63
+    entries: Annotated[list[bytes], Meta(max_length=Items)]
+
+
+class RegistryMoved(Message, frozen=True, tag=52):
+    """The registry has been committed up to here: pull when you are behind."""
+
+    commit: U63
+
+
+class ProposeRegistry(Message, frozen=True, tag=53):
+    """Commit this command (an encoded registry command). Answer: Answer with its index, or Failure."""
+
+    request: U63
+    command: bytes
+
+
+class ReleaseSlots(Message, frozen=True, tag=54):
+    """Give up these slots if never written to: (slot, epoch of the ownership). Answer: SlotsReleased."""
+
+    request: U63
+    slots: Annotated[list[tuple[U16, U63]], Meta(max_length=Items)]
+
+
+class SlotsReleased(Message, frozen=True, tag=55):
+    """These are durably fenced here: nothing will ever be appended to them under that epoch."""
+
+    request: U63
+    slots: Annotated[list[tuple[U16, U63]], Meta(max_length=Items)]
+
+
+BulkyMessage = Watch | Produce | Read | Unread | ProposeRegistry | ReleaseSlots
+ClientMessage = Hello | Ping | Resolve | Watch | Unwatch | Produce | Read | Credit | Unread | Ask
+PeerMessage = PullRegistry | ProposeRegistry | ReleaseSlots
+ServerMessage = (
+    Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
+    | ReadEnded | Answer | RegistryEntries | RegistryMoved | SlotsReleased
+)  # fmt: skip
+AnyMessage = ClientMessage | PeerMessage | ServerMessage
+
+_encoder = msgspec.msgpack.Encoder()
+_to_server: msgspec.msgpack.Decoder[ClientMessage | PeerMessage] = msgspec.msgpack.Decoder(
+    ClientMessage | PeerMessage
+)
+# The arguments of an Ask are free in form, and 6 MiB of empty maps become 440 MiB of objects: only messages
+# whose lists are counted while they are read may be big.
+_bulky_to_server: msgspec.msgpack.Decoder[BulkyMessage] = msgspec.msgpack.Decoder(BulkyMessage)
+_to_client: msgspec.msgpack.Decoder[ServerMessage] = msgspec.msgpack.Decoder(ServerMessage)
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_request(data: Buffer) -> ClientMessage | PeerMessage:
+    """What a peer may be sent. Raises: RemoteProtocolError."""
+    try:
+        return (_to_server if len(data) <= ASK_BYTES_MAX else _bulky_to_server).decode(data)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as e:
+        raise RemoteProtocolError(f"a message that cannot be read: {e}") from None
+
+
+def decode_answer(data: Buffer) -> ServerMessage:
+    """What a peer answers or pushes. Raises: RemoteProtocolError."""
+    try:
+        return _to_client.decode(data)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as e:
+        raise RemoteProtocolError(f"a message that cannot be read: {e}") from None
+
+
+def failure(request: int, error: MeshqError) -> Failure:
+    """The answer that carries this error."""
+    retry_after_ms = min(max(0, error.retry_after_ms), (1 << 32) - 1)
+    return Failure(request, error.status, type(error).__name__, str(error)[:2_000], retry_after_ms)
+
+
+def error_of(answer: Failure | ReadEnded) -> MeshqError:
+    """The error that this answer carries, to be raised here."""
+    retry = answer.retry_after_ms if isinstance(answer, Failure) else 0
+    return from_wire(answer.status, answer.name, answer.text, retry)
