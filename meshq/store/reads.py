@@ -1,0 +1,223 @@
+"""Looking things up again, in short read transactions on the caller's thread.
+
+LMDB has no checksums, so everything that is handed out has been verified against its own: a batch by its two,
+an entry by its own and by the chain to its predecessor. What does not match is StoreCorrupt, never absent: an
+absent entry may be filled in from elsewhere without a word, a corrupt one is reported first.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from meshq.batch import HEADER_BYTES, Buffer, read_header
+from meshq.entries import GENESIS_CHAIN, Entry, StoredBatch, decode_entry, follows
+from meshq.errors import RemoteProtocolError, StoreCorrupt, UsageError
+from meshq.ids import PartitionKey, Slot
+from meshq.store.environment import Databases
+from meshq.store.layout import (
+    BatchKey,
+    log_key,
+    parse_log_key,
+    parse_payload_key,
+    parse_row_key,
+    payload_seek,
+)
+
+
+@dataclass(slots=True)
+class SlotImage:
+    """What the store holds of a slot. An empty log has first index 1, last index 0 and the genesis chain."""
+
+    rows: dict[bytes, bytes] = field(default_factory=dict)
+    first_index: int = 1
+    last_index: int = 0
+    last_chain: bytes = GENESIS_CHAIN
+
+
+def load(dbs: Databases) -> dict[Slot, SlotImage]:
+    """Every slot with a row or an entry. Raises: StoreCorrupt for a hole in a log or a bad last entry."""
+    images: dict[Slot, SlotImage] = {}
+    with dbs.env.begin() as txn:
+        with txn.cursor(dbs.rows) as rows:
+            for key, value in rows:
+                slot, name = parse_row_key(bytes(key))
+                images.setdefault(slot, SlotImage()).rows[name] = bytes(value)
+        with txn.cursor(dbs.log) as log:
+            for key in log.iternext(keys=True, values=False):
+                _count_entry(images, *parse_log_key(key))
+        for slot, image in images.items():
+            if image.last_index:
+                data = txn.get(log_key(slot, image.last_index), b"", db=dbs.log)
+                image.last_chain = _decode(slot, image.last_index, data).chain
+    return images
+
+
+def read_entries(
+    dbs: Databases, slot: Slot, from_index: int, *, bytes_max: int, count_max: int
+) -> list[Entry]:
+    """Entries from this index on, dense and verified; at least one, or none behind the log's end.
+
+    Raises: StoreCorrupt; UsageError for an index that has been trimmed away.
+    """
+    entries: list[Entry] = []
+    size = 0
+    with _cursor(dbs, dbs.log) as cursor:
+        found = cursor.set_range(log_key(slot, from_index))
+        chain = _chain_before(cursor, slot, from_index, found)
+        found = cursor.set_range(log_key(slot, from_index))
+        while found and len(entries) < count_max:
+            at, index = parse_log_key(cursor.key())
+            if at != slot:
+                break
+            size += len(cursor.value())
+            if entries and size > bytes_max:
+                break
+            entry = _next_entry(slot, from_index + len(entries), index, cursor.value(), chain)
+            entries.append(entry)
+            chain = entry.chain
+            found = cursor.next()
+    return entries
+
+
+def read_batches(
+    dbs: Databases, partition: PartitionKey, offset: int, *, end: int, bytes_max: int, count_max: int
+) -> list[StoredBatch]:
+    """Batches from the one that holds `offset` (or the next one there is), whose base offset is below `end`.
+
+    The first one comes whatever its size. Good batches before a bad one are returned; the next read raises.
+    Raises: StoreCorrupt naming partition and offset.
+    """
+    batches: list[StoredBatch] = []
+    size = 0
+    with _cursor(dbs, dbs.payloads) as cursor:
+        key = _seek_batch(cursor, partition, offset)
+        while key is not None and key.base_offset < end and len(batches) < count_max:
+            data = cursor.value()
+            size += len(data)
+            if batches and size > bytes_max:
+                break
+            fault = _fault_of(data, key)
+            if fault and batches:
+                break
+            if fault:
+                raise StoreCorrupt(f"{_show(partition)}, offset {key.base_offset}: {fault}")
+            batches.append(StoredBatch(partition, key.base_offset, key.count, key.timestamp_ms, bytes(data)))
+            key = parse_payload_key(partition, cursor.key()) if cursor.next() else None
+    return batches
+
+
+def first_offset(dbs: Databases, partition: PartitionKey) -> int | None:
+    """The base offset of the partition's oldest batch; None when it has none."""
+    with _cursor(dbs, dbs.payloads) as cursor:
+        key = _at_or_after(cursor, partition, 0)
+        return key.base_offset if key else None
+
+
+def offset_at(dbs: Databases, partition: PartitionKey, timestamp_ms: int, *, end: int) -> int:
+    """The base offset of the first batch appended at this time or later; `end` if none below it was.
+
+    A binary search over offsets: time never decreases along a partition.
+    """
+    result = end
+    with _cursor(dbs, dbs.payloads) as cursor:
+        low, high = 0, end
+        while low < high:
+            middle = (low + high) // 2
+            key = _at_or_after(cursor, partition, middle)
+            if key is None or key.base_offset >= high:
+                high = middle
+            elif key.timestamp_ms < timestamp_ms:
+                low = key.base_offset + 1
+            else:
+                result, high = key.base_offset, middle
+    return result
+
+
+@contextmanager
+def _cursor(dbs: Databases, db: Any) -> Iterator[Any]:
+    """A cursor that hands out views into the map, good only inside."""
+    with dbs.env.begin(buffers=True) as txn, txn.cursor(db) as cursor:
+        yield cursor
+
+
+def _count_entry(images: dict[Slot, SlotImage], slot: Slot, index: int) -> None:
+    image = images.setdefault(slot, SlotImage())
+    if not image.last_index:
+        image.first_index = index
+    elif index != image.last_index + 1:
+        raise _missing(slot, image.last_index + 1)
+    image.last_index = index
+
+
+def _chain_before(cursor: Any, slot: Slot, index: int, found: bool) -> bytes | None:
+    """The chain of the entry before this index; None when the log begins here (or has nothing here)."""
+    here = found and parse_log_key(cursor.key())[0] == slot
+    before = cursor.prev() if found else cursor.last()
+    if before:
+        at, previous = parse_log_key(cursor.key())
+        if at == slot:
+            if here and previous != index - 1:
+                raise _missing(slot, previous + 1)
+            return _decode(slot, previous, cursor.value()).chain
+    if here and cursor.set_range(log_key(slot, index)):
+        first = parse_log_key(cursor.key())[1]
+        if first != index:
+            raise UsageError(f"entry {index} of slot {slot} was trimmed; its log begins at {first}")
+    return None
+
+
+def _next_entry(slot: Slot, wanted: int, index: int, data: Buffer, chain: bytes | None) -> Entry:
+    if index != wanted:
+        raise _missing(slot, wanted)
+    entry = _decode(slot, index, data)
+    if chain is not None and not follows(chain, entry):
+        raise StoreCorrupt(f"log entry {index} of slot {slot} was not made after the one before it")
+    return entry
+
+
+def _decode(slot: Slot, index: int, data: Buffer) -> Entry:
+    try:
+        return decode_entry(index, data)
+    except StoreCorrupt as e:
+        raise StoreCorrupt(f"slot {slot}: {e}") from None
+
+
+def _missing(slot: Slot, index: int) -> StoreCorrupt:
+    return StoreCorrupt(f"log entry {index} of slot {slot} is missing between others")
+
+
+def _seek_batch(cursor: Any, partition: PartitionKey, offset: int) -> BatchKey | None:
+    """Put the cursor on the batch that holds this offset, or on the next one."""
+    found = cursor.set_range(payload_seek(partition, offset + 1))
+    if cursor.prev() if found else cursor.last():
+        key = parse_payload_key(partition, cursor.key())
+        if key is not None and key.end > offset:
+            return key
+    return _at_or_after(cursor, partition, offset)
+
+
+def _at_or_after(cursor: Any, partition: PartitionKey, offset: int) -> BatchKey | None:
+    if not cursor.set_range(payload_seek(partition, offset)):
+        return None
+    return parse_payload_key(partition, cursor.key())
+
+
+def _fault_of(data: Buffer, key: BatchKey) -> str:
+    """What is wrong with a stored batch; empty when it is sound."""
+    try:
+        header = read_header(data)
+    except RemoteProtocolError as e:
+        return str(e)
+    if header.count != key.count:
+        return f"a batch of {header.count} records was stored as one of {key.count}"
+    if zlib.crc32(memoryview(data)[HEADER_BYTES:]) != header.body_crc:
+        return "a batch body whose checksum does not match"
+    return ""
+
+
+def _show(partition: PartitionKey) -> str:
+    return f"partition {partition.partition} of topic {partition.topic_id.hex()}"
