@@ -1,0 +1,54 @@
+"""What one peer knows of another. Others see a frozen `Member`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meshq.gossip.suspicion import Suspicion
+from meshq.gossip.wire import Claim, MemberRecord, Signed
+from meshq.gossip.words import Evidence, Member, State
+from meshq.ids import PeerId
+
+
+@dataclass(slots=True)
+class Known:
+    """One registered peer. It is `doubted` when it is dead only because nothing was heard of it yet."""
+
+    peer: PeerId
+    since: float
+    state: State = State.DEAD
+    doubted: bool = True
+    record: MemberRecord | None = None
+    signed: Signed | None = None
+    claim: Claim | None = None  # what is said of its present incarnation, when suspect or dead
+    suspicion: Suspicion | None = None
+    evidence: Evidence | None = None
+    heard: float | None = None
+    via: str = ""
+    linked: bool = False
+    direct: str | None = None  # the address its own datagrams come from
+    direct_at: float = 0.0
+
+    @property
+    def present(self) -> bool:
+        return self.state is State.ALIVE or self.state is State.SUSPECT
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.record.order if self.record is not None else (0, 0)
+
+    def view(self) -> Member:
+        r = self.record
+        return Member(
+            self.peer,
+            self.state,
+            r.name if r else "",
+            tuple(r.addresses) if r else (),
+            r.boot_epoch if r else 0,
+            r.boot_id if r else b"",
+            r.version if r else 0,
+            self.since,
+            self.heard,
+            self.via,
+            self.evidence,
+        )

@@ -1,0 +1,375 @@
+"""Membership simulated: many machines, one heap of events, one random source; the same seed, the same trace.
+
+`python -m tests.gossip.simulation` prints a table of detection times, false deaths and traffic;
+`--help` has its options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import heapq
+import hmac
+import random
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from meshq.gossip import wire
+from meshq.gossip.machine import Membership
+from meshq.gossip.settings import LAN, PROFILES, Settings
+from meshq.gossip.words import (
+    AddressesChanged,
+    AddressSuggested,
+    DatagramReceived,
+    Effect,
+    Event,
+    LinkBroken,
+    MemberDead,
+    MemberSuspect,
+    ProbeLink,
+    Registered,
+    SendDatagram,
+    State,
+    Tick,
+)
+from meshq.ids import PeerId
+
+UDP_BYTES = 28 + wire.SEAL_BYTES  # IPv4, UDP and the seal
+QUEUE_MAX = 2_000  # datagrams a stopped process's socket keeps
+_EVENT = struct.Struct(">dBHHI")
+_TICK, _DATAGRAM, _CALL = 0, 1, 2
+
+
+def peer_id(n: int) -> PeerId:
+    return PeerId(n.to_bytes(16, "big"))
+
+
+def number(peer: bytes) -> int:
+    return int.from_bytes(peer, "big")
+
+
+def address_of(n: int, host: int = 0) -> str:
+    return f"10.{host}.{n // 250}.{n % 250}:7700"
+
+
+def sign_as(peer: PeerId) -> Callable[[bytes], bytes]:
+    """Stands in for Ed25519: a MAC under a key that only tests know."""
+    return lambda data: hmac.digest(peer, data, "sha512")
+
+
+def verify(peer: PeerId, data: bytes, signature: bytes) -> bool:
+    return hmac.compare_digest(sign_as(peer)(data), signature)
+
+
+def member(
+    n: int,
+    *,
+    boot: int = 1,
+    now: float = 0.0,
+    registered: Iterable[int] = (),
+    addresses: list[str] | None = None,
+    settings: Settings = LAN,
+    seed: int = 0,
+) -> Membership:
+    m = Membership(
+        peer_id(n),
+        name=f"peer{n}",
+        addresses=[address_of(n)] if addresses is None else addresses,
+        boot_epoch=boot,
+        boot_id=n.to_bytes(8, "big") + boot.to_bytes(8, "big"),
+        sign=sign_as(peer_id(n)),
+        verify=verify,
+        rng=random.Random(f"{seed} {n} {boot}"),
+        now=now,
+        settings=settings,
+    )
+    m.handle(Registered([peer_id(x) for x in registered]), now=now)
+    return m
+
+
+@dataclass
+class World:
+    """`size` machines, numbered from 1. `warm`: they know each other; else all know the first's address."""
+
+    size: int
+    seed: int = 1
+    loss: float = 0.0
+    duplicates: float = 0.0
+    delay_s: float = 0.001
+    settings: Settings = LAN
+    warm: bool = True
+    now: float = 0.0
+    peers: dict[int, Membership] = field(default_factory=dict)
+    boots: dict[int, int] = field(default_factory=dict)
+    down: set[int] = field(default_factory=set)
+    paused: dict[int, list[tuple[bytes, int]]] = field(default_factory=dict)
+    cut: Callable[[int, int], bool] = lambda a, b: False
+    log: list[tuple[float, int, Effect]] = field(default_factory=list)
+    datagrams: int = 0
+    bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self._heap: list[tuple[float, int, int, int, int, object]] = []
+        self._serial = 0
+        self._wakes: dict[int, float] = {}
+        self._trace = hashlib.blake2b(digest_size=16)
+        self.sources = {n: address_of(n) for n in range(1, self.size + 1)}
+        self.numbers = {a: n for n, a in self.sources.items()}
+        for n in range(1, self.size + 1):
+            self.start(n, tell=not self.warm)
+        if self.warm:
+            self._introduce()
+
+    # ------------------------------------------------------------------------------------------------ faults
+    def start(self, n: int, *, tell: bool = True) -> None:
+        """A start, or a restart with nothing remembered but where the first one (or the second) is."""
+        self.down.discard(n)
+        self.paused.pop(n, None)
+        self.boots[n] = self.boots.get(n, 0) + 1
+        everybody = range(1, self.size + 1)
+        self.peers[n] = member(
+            n,
+            boot=self.boots[n],
+            now=self.now,
+            registered=everybody,
+            settings=self.settings,
+            seed=self.seed,
+        )
+        self._push(self.now + self.rng.random() * self.settings.probe_s, _TICK, n)
+        if tell:
+            for seed in (1, 2):
+                if seed != n and seed <= self.size:
+                    self.tell(n, AddressSuggested(address_of(seed), keep=True))
+
+    def kill(self, n: int, *, linked: bool = False) -> None:
+        """`linked`: the others' connections to it break, as those of a process that died do."""
+        self.down.add(n)
+        if linked:
+            for other in self.up():
+                self.call(self.rng.random() * 0.01, lambda o=other: self.tell(o, LinkBroken(peer_id(n))))
+
+    def pause(self, n: int, seconds: float) -> None:
+        if n not in self.paused and n not in self.down:
+            self.paused[n] = []
+            self.call(seconds, lambda: self._resume(n))
+
+    def _resume(self, n: int) -> None:
+        for payload, source in self.paused.pop(n, []):
+            self.tell(n, DatagramReceived(payload, peer_id(source), self.sources[source]))
+        self.tell(n, Tick())
+
+    def move(self, n: int, address: str) -> None:
+        """Its old address is nobody's."""
+        self.numbers = {a: x for a, x in self.numbers.items() if x != n} | {address: n}
+        self.sources[n] = address
+        self.tell(n, AddressesChanged((address,)))
+
+    def call(self, seconds: float, what: Callable[[], object]) -> None:
+        self._push(self.now + seconds, _CALL, 0, 0, what)
+
+    # ------------------------------------------------------------------------------------------------ running
+    def tell(self, n: int, event: Event) -> list[Effect]:
+        if n in self.down or n in self.paused:
+            return []
+        effects = self.peers[n].handle(event, now=self.now)
+        for effect in effects:
+            if isinstance(effect, SendDatagram):
+                self._send(n, effect)
+            elif not isinstance(effect, ProbeLink):
+                self.log.append((self.now, n, effect))
+        due = self.peers[n].deadline()
+        if due < self._wakes.get(n, float("inf")):
+            self._push(due, _TICK, n)
+        return effects
+
+    def run(self, seconds: float, until: Callable[[], bool] = lambda: False, look_s: float = 0.05) -> float:
+        """Let time pass, at most so much; returns how much it was until the condition held."""
+        begin, end = self.now, self.now + seconds
+        look = begin
+        while True:
+            if self.now >= look:
+                if until():
+                    return self.now - begin
+                look = self.now + look_s
+            if not self._heap or self._heap[0][0] >= end:
+                self.now = end
+                return seconds
+            at, _, kind, a, b, what = heapq.heappop(self._heap)
+            self.now = max(self.now, at)
+            self._trace.update(_EVENT.pack(at, kind, a, b, len(what) if isinstance(what, bytes) else 0))
+            if kind == _TICK:
+                self._on_tick(a, at)
+            elif kind == _CALL:
+                what()  # type: ignore[operator]
+            elif b in self.paused:
+                if len(self.paused[b]) < QUEUE_MAX:
+                    self.paused[b].append((what, a))  # type: ignore[arg-type]
+            elif a not in self.down:
+                self.tell(b, DatagramReceived(what, peer_id(a), self.sources[a]))  # type: ignore[arg-type]
+
+    def _on_tick(self, n: int, at: float) -> None:
+        if at <= self._wakes.get(n, float("inf")):
+            self._wakes[n] = float("inf")
+        if n not in self.down and n not in self.paused and self.peers[n].deadline() <= self.now:
+            self.tell(n, Tick())
+        elif n not in self.down and n not in self.paused and self._wakes[n] == float("inf"):
+            self._push(self.peers[n].deadline(), _TICK, n)
+
+    def _push(self, at: float, kind: int, a: int, b: int = 0, what: object = None) -> None:
+        self._serial += 1
+        heapq.heappush(self._heap, (at, self._serial, kind, a, b, what))
+        if kind == _TICK:
+            self._wakes[a] = min(at, self._wakes.get(a, float("inf")))
+
+    def _send(self, source: int, effect: SendDatagram) -> None:
+        target = self.numbers.get(effect.address)
+        self.datagrams += 1
+        self.bytes += len(effect.payload) + UDP_BYTES
+        assert len(effect.payload) <= wire.PAYLOAD_BYTES_MAX
+        if target is None or self.cut(source, target):
+            return
+        for _ in range(1 + (self.rng.random() < self.duplicates)):
+            if self.rng.random() >= self.loss:
+                delay_s = self.rng.uniform(0.1, 1.9) * self.delay_s
+                self._push(self.now + delay_s, _DATAGRAM, source, target, effect.payload)
+
+    def _introduce(self) -> None:
+        signed = {n: m._own.signed for n, m in self.peers.items()}
+        for n, m in self.peers.items():
+            for other, known in ((number(p), k) for p, k in m._table.known.items()):
+                known.record, known.signed = self.peers[other].own, signed[other]
+                known.state, known.doubted = State.ALIVE, False
+            assert len(m._table.known) == self.size - 1, n
+
+    # ------------------------------------------------------------------------------------------------ looking
+    @property
+    def trace(self) -> str:
+        return self._trace.hexdigest()
+
+    def up(self) -> list[int]:
+        return [n for n in self.peers if n not in self.down]
+
+    def state(self, observer: int, n: int) -> State:
+        return self.peers[observer]._table.known[peer_id(n)].state
+
+    def sees(self, n: int) -> dict[int, State]:
+        return {number(m.peer): m.state for m in self.peers[n].members()}
+
+    def all_see(self, state: State, n: int) -> bool:
+        return all(self.state(o, n) is state for o in self.up() if o != n)
+
+    def met(self) -> bool:
+        """All that are up are alive to all, or suspect for the moment."""
+        present = (State.ALIVE, State.SUSPECT)
+        return all(self.state(o, n) in present for o in self.up() for n in self.up() if o != n)
+
+    def converged(self) -> bool:
+        return all(
+            self.all_see(State.DEAD if n in self.down else State.ALIVE, n) for n in range(1, self.size + 1)
+        )
+
+    def first(self, kind: type[Effect], n: int, since: float) -> float | None:
+        """When the first one said so of n."""
+        times = [
+            t
+            for t, _, e in self.log
+            if t >= since and isinstance(e, kind) and number(e.member.peer) == n  # type: ignore[union-attr]
+        ]
+        return min(times, default=None)
+
+    def deaths(self) -> list[tuple[float, int, int]]:
+        """(when, who said so, of whom)"""
+        return [(t, o, number(e.member.peer)) for t, o, e in self.log if isinstance(e, MemberDead)]
+
+
+@dataclass(frozen=True)
+class Found:
+    suspected: list[float]  # until the first suspicion, of each trial
+    dead: list[float]  # until everyone knows
+
+
+def detection(world: World, trials: int, *, linked: bool = False) -> Found:
+    """Kill one after another, each back before the next goes."""
+    found = Found([], [])
+    world.run(2)
+    for trial in range(trials):
+        n = 3 + trial % (world.size - 2) if world.size > 3 else 3
+        world.run(world.rng.random())
+        world.log.clear()
+        began = world.now
+        world.kill(n, linked=linked)
+        world.run(60, lambda n=n: world.all_see(State.DEAD, n), look_s=0.02)
+        suspected = world.first(MemberSuspect, n, began)
+        last = max((t for t, _, x in world.deaths() if x == n), default=float("inf"))
+        found.suspected.append((suspected if suspected is not None else float("inf")) - began)
+        found.dead.append(last - began)
+        world.start(n)
+        world.run(30, lambda n=n: world.all_see(State.ALIVE, n))
+    return found
+
+
+def quiet(world: World, seconds: float, *, slow: bool = False) -> tuple[int, float, float]:
+    """(false deaths of members that were not paused, datagrams and bytes a second and member)"""
+    world.run(2)
+    world.log.clear()
+    world.datagrams = world.bytes = 0
+    slow_ones = set(range(1, world.size + 1, 3)) if slow else set()
+
+    def stumble(n: int) -> None:
+        world.pause(n, 2.0)
+        world.call(2.0 + world.rng.expovariate(1 / 8), lambda: stumble(n))
+
+    for n in slow_ones:
+        world.call(world.rng.expovariate(1 / 8), lambda n=n: stumble(n))
+    world.run(seconds)
+    false = [x for x in world.deaths() if x[2] not in slow_ones]
+    per = seconds * world.size
+    return len({(n, round(t)) for t, _, n in false}), world.datagrams / per, world.bytes / per
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[3, 10, 50])
+    parser.add_argument("--loss", type=float, nargs="+", default=[0.0, 0.05, 0.2, 0.3])
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--quiet-s", type=float, default=60.0)
+    parser.add_argument("--slow", action="store_true", help="also a third of them pausing 2 s at random")
+    parser.add_argument("--profile", choices=sorted(PROFILES), default="lan")
+    parser.add_argument("--seed", type=int, default=1)
+    a = parser.parse_args()
+    s = PROFILES[a.profile]
+    print("| members | loss | how | suspected p50 | p99 | max | dead everywhere p50 | p99 | max |"
+          "\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for size in a.sizes:
+        for loss in a.loss:
+            for linked in (False, True):
+                found = detection(World(size, seed=a.seed, loss=loss, settings=s), a.trials, linked=linked)
+                cells = [
+                    f"{percentile(v, q):.2f}" for v in (found.suspected, found.dead) for q in (0.5, 0.99, 1)
+                ]
+                print(f"| {size} | {loss:.0%} | {'killed' if linked else 'cut off'} | {' | '.join(cells)} |",
+                      flush=True)  # fmt: skip
+    print("\n| members | loss | slow members | false deaths an hour | datagrams/s | bytes/s |"
+          "\n|---|---|---|---|---|---|")  # fmt: skip
+    for size in a.sizes:
+        rows = [(loss, "none", s) for loss in a.loss]
+        if a.slow:
+            rows += [(0.0, "a third", s), (0.0, "a third, Lifeguard off", replace(
+                s, awareness_max=0, confirmations=0, suspect_factor=1.0))]  # fmt: skip
+        for loss, slow, used in rows:
+            world = World(size, seed=a.seed, loss=loss, settings=used)
+            false, datagrams, volume = quiet(world, a.quiet_s, slow=slow != "none")
+            hourly = false * 3600 / a.quiet_s
+            print(f"| {size} | {loss:.0%} | {slow} | {hourly:g} | {datagrams:.1f} | {volume:.0f} |",
+                  flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

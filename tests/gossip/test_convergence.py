@@ -1,0 +1,272 @@
+"""Many machines on a bad network: what SWIM and Lifeguard claim, seen in the simulator."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshq.gossip.settings import LAN
+from meshq.gossip.words import (
+    AddressesChanged,
+    LeaveRequested,
+    MemberAlive,
+    MemberChanged,
+    MemberDead,
+    MemberLeft,
+    MemberSuspect,
+    State,
+    VerdictsDiscarded,
+)
+from tests.gossip.simulation import World, address_of, detection, number, peer_id, percentile, quiet
+
+
+def test_the_same_seed_gives_the_same_trace() -> None:
+    traces = []
+    for seed in (7, 7, 8):
+        world = World(10, seed=seed, loss=0.2)
+        world.kill(4)
+        world.run(5)
+        traces.append(world.trace)
+    assert traces[0] == traces[1] != traces[2]
+
+
+@pytest.mark.parametrize("size", [3, 10, 50])
+def test_with_loss_all_find_each_other_from_one_seed(size: int) -> None:
+    world = World(size, loss=0.2, warm=False)
+    assert world.run(20, world.met) < 10
+
+
+# ------------------------------------------------------------------------------------------------ detection
+@pytest.mark.parametrize("size", [3, 10, 50])
+def test_a_killed_process_is_suspected_in_half_a_second_and_dead_in_two(size: int) -> None:
+    found = detection(World(size, loss=0.05), 6, linked=True)
+    assert max(found.suspected) <= 0.5
+    assert max(found.dead) <= 2.0
+
+
+@pytest.mark.parametrize(("size", "trials"), [(3, 30), (10, 20), (50, 5)])
+def test_a_host_cut_off_is_suspected_within_a_second_and_dead_within_three(size: int, trials: int) -> None:
+    """SWIM, section 3.2: the expected time to first detection does not depend on the size."""
+    found = detection(World(size, loss=0.05), trials)
+    assert percentile(found.suspected, 0.99) <= 1.0
+    assert max(found.dead) <= 3.0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("size", "known_s"), [(50, 3.0), (200, 3.0), (1_000, 6.0)])
+def test_detection_in_large_meshes(size: int, known_s: float) -> None:
+    found = detection(World(size), 100 if size == 50 else 20 if size == 200 else 3)
+    assert percentile(found.suspected, 0.99) <= 1.0
+    assert percentile(found.dead, 0.99) <= known_s
+
+
+def test_a_member_costs_the_same_in_a_larger_mesh() -> None:
+    """SWIM, section 3.2: the load of a member is constant."""
+    small, large = (quiet(World(size), 3) for size in (50, 150))
+    assert large[1] == pytest.approx(small[1], rel=0.2)
+    assert large[2] == pytest.approx(small[2], rel=0.2)
+
+
+def test_every_member_is_asked_within_two_rounds() -> None:
+    """SWIM, section 4.3: time-bounded completeness."""
+    size = 10
+    world = World(size)
+    world.run(2 * (size - 1) * LAN.probe_s + 0.5)
+    for m in world.peers.values():
+        assert all(x.heard is not None and x.via == "direct" for x in m.members())
+
+
+# -------------------------------------------------------------------------------------------------- accuracy
+@pytest.mark.parametrize("loss", [0.05, 0.2])
+def test_loss_kills_nobody(loss: float) -> None:
+    """SWIM, section 4.2: suspicion before death."""
+    for size, seconds in ((3, 60), (10, 30)):
+        assert quiet(World(size, loss=loss), seconds)[0] == 0
+
+
+@pytest.mark.long
+def test_five_percent_loss_kills_nobody_in_ten_hours_of_fifty() -> None:
+    for hour in range(10):
+        assert quiet(World(50, seed=hour, loss=0.05), 3_600)[0] == 0
+
+
+def test_members_that_pause_kill_nobody_who_does_not() -> None:
+    """Lifeguard, section V: a third pauses two seconds at random; whom of the others do they kill?"""
+    assert sum(quiet(World(12, seed=s), 60, slow=True)[0] for s in range(2)) == 0
+
+
+def test_a_link_cut_between_two_does_not_kill_while_others_can_ask() -> None:
+    """SWIM, section 3.1: the indirect probe."""
+    world = World(5)
+    world.cut = lambda a, b: {a, b} == {2, 3}
+    world.run(30)
+    assert not any(isinstance(x, MemberSuspect | MemberDead) for _, _, x in world.log)
+    three = world.peers[2].member(peer_id(3))
+    assert three is not None
+    assert three.via == "indirect"
+
+
+def test_a_one_way_cut_kills_nobody_either() -> None:
+    world = World(5)
+    world.cut = lambda a, b: (a, b) == (2, 3)
+    world.run(30)
+    assert world.deaths() == []
+
+
+def test_a_process_that_stood_still_is_back_within_two_seconds_of_waking_and_accuses_nobody() -> None:
+    world = World(5)
+    world.run(1)
+    world.pause(3, 3.0)
+    world.run(2.99)
+    assert world.all_see(State.DEAD, 3)
+    assert world.run(10, world.converged) < 2
+    assert [x for x in world.log if x[1] == 3 and isinstance(x[2], MemberSuspect | MemberDead)] == []
+    assert any(isinstance(x, VerdictsDiscarded) for _, n, x in world.log if n == 3)
+
+
+# --------------------------------------------------------------------------------------- splits and restarts
+def test_the_halves_of_a_split_call_each_other_dead_and_find_each_other_after_it() -> None:
+    world = World(10, loss=0.1)
+    world.cut = lambda a, b: (a <= 5) != (b <= 5)
+    world.run(10)
+    assert world.sees(1) == {n: State.ALIVE if n <= 5 else State.DEAD for n in range(2, 11)}
+    assert world.sees(10) == {n: State.DEAD if n <= 5 else State.ALIVE for n in range(1, 10)}
+    world.cut = lambda a, b: False
+    assert world.run(30, world.converged) < 5
+    healed = world.now
+    world.run(10)
+    assert not [x for x in world.deaths() if x[0] > healed]
+
+
+def test_one_host_cut_off_from_two_is_back_soon_after_the_heal() -> None:
+    world = World(3)
+    world.cut = lambda a, b: 1 in (a, b)
+    world.run(60)
+    assert world.sees(1) == {2: State.DEAD, 3: State.DEAD}
+    world.cut = lambda a, b: False
+    assert world.run(30, world.converged) < 3
+
+
+def test_a_restart_within_the_suspicion_is_seen_as_one_by_all() -> None:
+    world = World(5)
+    world.run(2)
+    world.kill(3, linked=True)
+    world.run(0.5)
+    assert world.state(1, 3) is State.SUSPECT
+    world.start(3)
+    world.run(10, world.converged)
+    news = {(n, type(x)) for _, n, x in world.log if n != 3}
+    assert news == {(n, kind) for n in (1, 2, 4, 5) for kind in (MemberSuspect, MemberChanged, MemberAlive)}
+    assert all(world.peers[n].member(peer_id(3)).boot_epoch == 2 for n in (1, 2, 4, 5))  # type: ignore[union-attr]
+
+
+def test_a_whole_mesh_that_restarts_finds_itself() -> None:
+    world = World(10, loss=0.1)
+    world.run(2)
+    for n in range(1, 11):
+        world.start(n)
+    assert world.run(30, world.met) < 10
+
+
+def test_new_addresses_reach_everybody() -> None:
+    world = World(5)
+    moved = address_of(4, host=9)
+    world.run(1)
+    world.move(4, moved)
+    world.run(20, lambda: all(moved in world.peers[n].member(peer_id(4)).addresses for n in (1, 2, 3, 5)))  # type: ignore[union-attr]
+    world.run(5)
+    assert world.converged()
+    assert world.deaths() == []
+
+
+def test_one_that_leaves_has_left_everywhere_at_once_and_is_not_called_dead() -> None:
+    world = World(10, loss=0.2)
+    world.run(2)
+    world.log.clear()
+    world.tell(7, LeaveRequested())
+    world.run(0.05)
+    world.kill(7)
+    assert world.run(20, lambda: world.all_see(State.LEFT, 7)) < 2
+    world.run(10)
+    about = {(n, type(x)) for _, n, x in world.log if number(x.member.peer) == 7}  # type: ignore[union-attr]
+    assert (1, MemberLeft) in about
+    assert not any(kind is MemberDead for _, kind in about)
+    world.start(7)
+    assert world.run(20, world.met) < 6
+
+
+def test_one_that_starts_late_learns_who_left_and_who_is_dead() -> None:
+    world = World(5)
+    world.tell(4, LeaveRequested())
+    world.run(1)
+    world.down |= {4, 5}
+    world.run(10)
+    world.log.clear()
+    world.start(2)
+    world.run(10)
+    assert world.sees(2) == {1: State.ALIVE, 3: State.ALIVE, 4: State.LEFT, 5: State.DEAD}
+    assert not any(number(x.member.peer) == 5 for _, _, x in world.log if isinstance(x, MemberAlive))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.integers(2, 6),
+    loss=st.floats(0, 0.6),
+    duplicates=st.floats(0, 1),
+    delay_s=st.floats(0, 1.0),
+    faults=st.lists(
+        st.tuples(
+            st.sampled_from(["down", "restart", "split", "one way", "pause", "move"]), st.integers(1, 6)
+        ),
+        max_size=5,
+    ),
+    stays_down=st.integers(2, 6),
+)
+def test_once_faults_stop_all_lists_are_the_same(
+    seed: int,
+    size: int,
+    loss: float,
+    duplicates: float,
+    delay_s: float,
+    faults: list[tuple[str, int]],
+    stays_down: int,
+) -> None:
+    world = World(size, seed=seed, loss=loss, duplicates=duplicates, delay_s=delay_s, warm=seed % 2 == 0)
+    for what, which in faults:
+        n = (which - 1) % size + 1
+        match what:
+            case "down":
+                world.down.add(n)
+            case "restart":
+                world.start(n)
+            case "split":
+                world.cut = lambda a, b, n=n: (a <= n) != (b <= n)
+            case "one way":
+                world.cut = lambda a, b, n=n: a == n
+            case "pause":
+                world.pause(n, 2.0)
+            case "move" if n not in world.down:
+                world.tell(n, AddressesChanged((address_of(n, host=len(world.log) % 200 + 1), address_of(n))))
+        before = {p: m.own.order for p, m in world.peers.items()}
+        world.run(world.rng.uniform(0, 4))
+        _check_incarnations(world, before)
+    world.loss, world.duplicates, world.delay_s = 0.0, 0.0, 0.001
+    world.cut = lambda a, b: False
+    for n in sorted(world.down - {stays_down}):
+        world.start(n)
+    world.run(120, world.converged)
+    assert world.converged()
+    world.run(10)
+    assert world.converged()
+    _check_incarnations(world, {})
+
+
+def _check_incarnations(world: World, before: dict[int, tuple[int, int]]) -> None:
+    """It never goes back, and nobody holds a higher one of somebody than that one has signed."""
+    for n, order in before.items():
+        assert world.peers[n].own.order >= order
+    for m in world.peers.values():
+        for x in m.members():
+            assert (x.boot_epoch, x.version) <= world.peers[number(x.peer)].own.order
