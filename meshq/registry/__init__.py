@@ -1,0 +1,1 @@
+"""The registry: what the system slot's log means."""

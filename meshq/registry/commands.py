@@ -1,0 +1,79 @@
+"""Registry commands: the bodies of the system slot's entries.
+
+Each is applied the same way on every peer, in log order, and either changes the registry or is refused (a
+topic of that name exists, an ownership has moved on); the refusal is part of applying, so every peer refuses
+the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from meshq.errors import RemoteProtocolError
+from meshq.limits import PARTITIONS_MAX, RECORD_BYTES_CEILING
+
+Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Name = Annotated[str, Meta(min_length=1, max_length=255)]
+Partitions = Annotated[int, Meta(ge=1, le=PARTITIONS_MAX)]
+RecordBytes = Annotated[int, Meta(ge=1, le=RECORD_BYTES_CEILING)]
+Blob = Annotated[bytes, Meta(max_length=64 * 1024)]  # a signed certificate
+
+
+class Command(Struct, frozen=True, array_like=True):
+    pass
+
+
+class RegisterPeer(Command, frozen=True, tag=1):
+    """A signed certificate, as exact bytes; it replaces an earlier one of the same key."""
+
+    certificate: Blob
+
+
+class RegisterClient(Command, frozen=True, tag=2):
+    certificate: Blob
+
+
+class CreateTopic(Command, frozen=True, tag=3):
+    name: Name
+    topic_id: Id16
+    partitions: Partitions
+    record_bytes_max: RecordBytes
+
+
+class SetTopic(Command, frozen=True, tag=4):
+    """New settings of a topic; partitions can only grow. None leaves a setting as it is."""
+
+    topic_id: Id16
+    partitions: Partitions | None = None
+    record_bytes_max: RecordBytes | None = None
+
+
+class DeleteTopic(Command, frozen=True, tag=5):
+    topic_id: Id16
+
+
+class AssignSlots(Command, frozen=True, tag=6):
+    """(slot, epoch of the ownership that ends, new owner); a slot whose epoch has moved on is left alone."""
+
+    moves: Annotated[list[tuple[int, int, Id16]], Meta(max_length=1 << 16)]
+
+
+AnyCommand = RegisterPeer | RegisterClient | CreateTopic | SetTopic | DeleteTopic | AssignSlots
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
+
+
+def encode(command: AnyCommand) -> bytes:
+    return _encoder.encode(command)
+
+
+def decode(data: bytes) -> AnyCommand:
+    """Raises: RemoteProtocolError."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as e:
+        raise RemoteProtocolError(f"a registry command that cannot be read: {e}") from None

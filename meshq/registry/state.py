@@ -1,0 +1,278 @@
+"""The registry's state: peers, clients, topics and owners of slots, computed from genesis and the system
+slot's log.
+
+Every peer holds a copy; `version` is the index of the last entry applied, and a copy only ever moves forward.
+Certificates are checked here once more against the authority's key, so that a peer that holds the registry
+cannot slip in one the authority never signed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+
+from meshq.errors import MeshqError, Overloaded, Refused, SecurityError, TopicExists, TopicGone, UsageError
+from meshq.ids import MeshId, PeerId, Slot, TopicId, peer_id_of
+from meshq.limits import CLIENTS_MAX, PEERS_MAX, TOPICS_MAX
+from meshq.messages import TopicInfo
+from meshq.registry.commands import (
+    AnyCommand,
+    AssignSlots,
+    CreateTopic,
+    DeleteTopic,
+    RegisterClient,
+    RegisterPeer,
+    SetTopic,
+)
+from meshq.ring import Ownership, RingPeer, owners
+from meshq.topics import check_topic
+
+
+class CertificateFacts(Protocol):
+    """What the registry reads in a certificate (security.certificates.Certificate fits)."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def signing_key(self) -> bytes: ...
+    @property
+    def curve_key(self) -> bytes: ...
+    @property
+    def capabilities(self) -> Sequence[tuple[str, str]]: ...
+    @property
+    def not_after_s(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def zone(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A peer or client with a certificate; `version`: when it was registered."""
+
+    facts: CertificateFacts
+    certificate: bytes
+    version: int
+
+
+# What a command changed, for whoever acts on it.
+@dataclass(frozen=True, slots=True)
+class PeersChanged:
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class ClientsChanged:
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TopicChanged:
+    info: TopicInfo
+
+
+@dataclass(frozen=True, slots=True)
+class TopicRemoved:
+    info: TopicInfo
+
+
+@dataclass(frozen=True, slots=True)
+class OwnersChanged:
+    slots: tuple[Slot, ...]
+
+
+Change = PeersChanged | ClientsChanged | TopicChanged | TopicRemoved | OwnersChanged
+
+
+class Registry:
+    """Applied state. `verify` turns signed certificate bytes into their facts or raises SecurityError."""
+
+    def __init__(
+        self,
+        mesh: MeshId,
+        *,
+        slots: int,
+        replicas: int,
+        founders: Sequence[bytes],
+        verify: Callable[[bytes], CertificateFacts],
+    ) -> None:
+        self.mesh = mesh
+        self.slots = slots
+        self.replicas = replicas
+        self.version = 0
+        self.peers: dict[PeerId, Registered] = {}
+        self.peer_of_key: dict[bytes, PeerId] = {}
+        self.clients: dict[bytes, Registered] = {}
+        self._client_names: set[str] = set()
+        self.topics: dict[TopicId, TopicInfo] = {}
+        self._by_name: dict[str, TopicInfo] = {}
+        self._names: list[str] = []  # sorted, for listing in pages
+        self._verify = verify
+        for certificate in founders:
+            self._register_peer(RegisterPeer(certificate), 0)
+        first = owners(self.ring_peers(), slots=slots, replicas=replicas)
+        self.owners = [Ownership(o[0], 0) for o in first]
+
+    def ring_peers(self) -> list[RingPeer]:
+        return [RingPeer(peer, r.facts.weight, r.facts.zone) for peer, r in sorted(self.peers.items())]
+
+    def topic(self, name: str) -> TopicInfo | None:
+        return self._by_name.get(name)
+
+    def names(self, after: str = "", *, from_name: str = "") -> Iterator[str]:
+        """Topic names in order: behind `after`, or beginning with what `from_name` begins with."""
+        start = bisect_left(self._names, after or from_name.rstrip("."))
+        if after and start < len(self._names) and self._names[start] == after:
+            start += 1
+        for i in range(start, len(self._names)):
+            yield self._names[i]
+
+    def apply(self, index: int, command: AnyCommand) -> list[Change] | MeshqError:
+        """The next committed command: what changed, or why it was refused."""
+        self.version = index
+        try:
+            match command:
+                case RegisterPeer():
+                    return self._register_peer(command, index)
+                case RegisterClient():
+                    return self._register_client(command, index)
+                case CreateTopic():
+                    return self._create_topic(command, index)
+                case SetTopic():
+                    return self._set_topic(command, index)
+                case DeleteTopic():
+                    return self._delete_topic(command)
+                case AssignSlots():
+                    return self._assign(command, index)
+                case _:
+                    assert_never(command)
+        except MeshqError as refusal:
+            return refusal
+
+    def refusal(self, command: AnyCommand) -> MeshqError | None:
+        """Whether it would be refused as things stand, so that what is refused anyway costs no entry of a log
+        that is kept for ever. Applying decides again.
+        """
+        try:
+            match command:
+                case RegisterPeer():
+                    self._check_peer(command)
+                case RegisterClient():
+                    self._check_client(command)
+                case CreateTopic():
+                    self._check_create(command)
+                case SetTopic():
+                    self._check_set(command)
+                case DeleteTopic():
+                    self._existing(command.topic_id)
+                case AssignSlots():
+                    pass
+                case _:
+                    assert_never(command)
+        except MeshqError as refusal:
+            return refusal
+        return None
+
+    def _check_peer(self, command: RegisterPeer) -> CertificateFacts:
+        facts = self._verify(command.certificate)
+        if facts.kind != "peer":
+            raise SecurityError(f"the certificate of {facts.name!r} is a {facts.kind}'s, not a peer's")
+        peer = peer_id_of(facts.signing_key)
+        if any(r.facts.name == facts.name for p, r in self.peers.items() if p != peer):
+            raise Refused(f"a peer named {facts.name!r} is registered already: choose another with --name")
+        # A key decides whose a connection is: nobody registers the one that somebody else connects with.
+        if self.peer_of_key.get(facts.curve_key, peer) != peer or facts.curve_key in self.clients:
+            raise Refused(f"the CURVE key of {facts.name!r} is somebody else's: make new keys")
+        if peer not in self.peers and len(self.peers) >= PEERS_MAX:
+            raise Overloaded(f"the mesh has {PEERS_MAX} peers, which is its limit")
+        return facts
+
+    def _register_peer(self, command: RegisterPeer, index: int) -> list[Change]:
+        facts = self._check_peer(command)
+        peer = peer_id_of(facts.signing_key)
+        if peer in self.peers:
+            self.peer_of_key.pop(self.peers[peer].facts.curve_key, None)
+        self.peers[peer] = Registered(facts, command.certificate, index)
+        self.peer_of_key[facts.curve_key] = peer
+        return [PeersChanged(peer)]
+
+    def _check_client(self, command: RegisterClient) -> CertificateFacts:
+        facts = self._verify(command.certificate)
+        if facts.kind != "client":
+            raise SecurityError(f"the certificate of {facts.name!r} is a {facts.kind}'s, not a client's")
+        if facts.curve_key in self.peer_of_key:
+            raise Refused("that key is a peer's")
+        old = self.clients.get(facts.curve_key)
+        if old is None and len(self.clients) >= CLIENTS_MAX:
+            raise Overloaded(f"the mesh has {CLIENTS_MAX} clients, which is its limit")
+        if facts.name in self._client_names and (old is None or old.facts.name != facts.name):
+            raise Refused(f"a client named {facts.name!r} is registered already: choose another name")
+        return facts
+
+    def _register_client(self, command: RegisterClient, index: int) -> list[Change]:
+        facts = self._check_client(command)
+        old = self.clients.get(facts.curve_key)
+        if old is not None:
+            self._client_names.discard(old.facts.name)
+        self.clients[facts.curve_key] = Registered(facts, command.certificate, index)
+        self._client_names.add(facts.name)
+        return [ClientsChanged(facts.curve_key)]
+
+    def _check_create(self, command: CreateTopic) -> None:
+        check_topic(command.name)
+        if command.name in self._by_name:
+            raise TopicExists(f"topic {command.name!r} exists already")
+        if len(self.topics) >= TOPICS_MAX:
+            raise Overloaded(f"the mesh has {TOPICS_MAX} topics, which is its limit")
+        if TopicId(command.topic_id) in self.topics:
+            raise UsageError("that topic id is in use")
+
+    def _create_topic(self, command: CreateTopic, index: int) -> list[Change]:
+        self._check_create(command)
+        topic_id = TopicId(command.topic_id)
+        info = TopicInfo(command.name, topic_id, command.partitions, index, command.record_bytes_max)
+        insort(self._names, command.name)
+        return [self._keep(info)]
+
+    def _check_set(self, command: SetTopic) -> TopicInfo:
+        old = self._existing(command.topic_id)
+        if command.partitions is not None and command.partitions < old.partitions:
+            raise UsageError(f"topic {old.name!r} has {old.partitions} partitions; they can only grow")
+        return old
+
+    def _set_topic(self, command: SetTopic, index: int) -> list[Change]:
+        old = self._check_set(command)
+        partitions = command.partitions or old.partitions
+        size = command.record_bytes_max or old.record_bytes_max
+        return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size))]
+
+    def _delete_topic(self, command: DeleteTopic) -> list[Change]:
+        info = self._existing(command.topic_id)
+        del self.topics[TopicId(info.topic_id)]
+        del self._by_name[info.name]
+        del self._names[bisect_left(self._names, info.name)]
+        return [TopicRemoved(info)]
+
+    def _assign(self, command: AssignSlots, index: int) -> list[Change]:
+        changed: list[Slot] = []
+        for slot, epoch, peer in command.moves:
+            if 0 <= slot < self.slots and self.owners[slot].epoch == epoch and PeerId(peer) in self.peers:
+                self.owners[slot] = Ownership(PeerId(peer), index)
+                changed.append(Slot(slot))
+        return [OwnersChanged(tuple(changed))] if changed else []
+
+    def _existing(self, topic_id: bytes) -> TopicInfo:
+        info = self.topics.get(TopicId(topic_id))
+        if info is None:
+            raise TopicGone("that topic does not exist (any more)")
+        return info
+
+    def _keep(self, info: TopicInfo) -> TopicChanged:
+        self.topics[TopicId(info.topic_id)] = info
+        self._by_name[info.name] = info
+        return TopicChanged(info)

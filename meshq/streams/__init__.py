@@ -1,0 +1,1 @@
+"""What a slot's log means: partitions, offsets, producers' sequences, and who reads them."""

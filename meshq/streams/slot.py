@@ -1,0 +1,325 @@
+"""The stream machine of one slot: turns log entries into partitions, offsets and producers' receipts.
+
+Two views of the same state: *applied* is what the committed log says; *proposed* runs ahead by the entries
+that are on their way to disk, because the next batch needs its offset and its sequence check now. The
+proposed view is only ever applied state plus `advance` over the waiting entries; each part of it goes when
+the last entry that made it is applied, and all of it when the disk refuses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from meshq.batch import NO_PRODUCER, BatchHeader, Buffer
+from meshq.entries import Entry, EntryKind
+from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt
+from meshq.ids import PartitionKey, Ref, Slot, TopicId
+from meshq.streams.producers import (
+    BatchReceipt,
+    ProducerKey,
+    ProducerState,
+    ProducerTable,
+    advance,
+    is_expired,
+    judge,
+)
+
+REFS_MAX = 64  # repeats of one batch that wait for its receipt; more: `Overloaded`
+
+
+class PublishBody(msgspec.Struct, frozen=True, array_like=True):
+    """A PUBLISH entry's body: all that state needs, so that it can be rebuilt without the payload."""
+
+    topic_id: bytes
+    partition: int
+    base_offset: int
+    count: int
+    client_key: bytes
+    producer_id: bytes
+    producer_epoch: int
+    first_sequence: int
+    payload_crc: int
+    payload_bytes: int
+
+
+class PartitionState(msgspec.Struct, frozen=True, array_like=True):
+    """Offsets in [low, end) are committed and readable."""
+
+    low: int = 0
+    end: int = 0
+    bytes: int = 0  # payload bytes stored
+    timestamp_ms: int = 0  # of the newest batch
+
+
+EMPTY = PartitionState()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A batch is committed: `refs` wait for its receipt, readers may have it."""
+
+    partition: PartitionKey
+    base_offset: int
+    count: int
+    timestamp_ms: int
+    index: int
+    refs: tuple[Ref, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The slot's partitions of a deleted topic are gone; their payloads can be deleted."""
+
+    partitions: tuple[PartitionKey, ...]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    body: PublishBody
+    refs: list[Ref]
+
+
+class SlotStream:
+    """Applied state of one slot, and what waits to be applied."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.applied_index = 0
+        self.partitions: dict[PartitionKey, PartitionState] = {}
+        self.dropping: set[PartitionKey] = set()  # deleted, payloads not all gone yet
+        self._dirty: dict[bytes, None] = {}
+        self.producers = ProducerTable(lambda key: self._mark(_producer_row(key)))
+        self._ahead_end: dict[PartitionKey, int] = {}
+        self._ahead_producers: dict[ProducerKey, ProducerState] = {}
+        self._waiting: dict[int, _Waiting] = {}
+
+    # ------------------------------------------------------------------------------------ proposing
+    def judge(
+        self, partition: PartitionKey, header: BatchHeader, client_key: bytes, ref: Ref, *, timestamp_ms: int
+    ) -> BatchReceipt | MeshqError | PublishBody | None:
+        """What becomes of a batch: a body to append, the receipt of the same batch earlier, or an error.
+
+        None: it repeats a batch that is still on its way to disk; `ref` gets that one's receipt.
+        """
+        end = self._ahead_end.get(partition)
+        if end is None:
+            end = self.partitions.get(partition, EMPTY).end
+        if header.producer_id != NO_PRODUCER:
+            key = ProducerKey(client_key, header.producer_id, *partition)
+            state = self._proposed(key, timestamp_ms)
+            if state is None and not self.producers.has_room(
+                self._ahead_producers, timestamp_ms=timestamp_ms
+            ):
+                return Overloaded("this slot remembers as many producers as it may", retry_after_ms=5_000)
+            verdict = judge(
+                state,
+                epoch=header.producer_epoch,
+                first_sequence=header.first_sequence,
+                count=header.count,
+                crc=header.body_crc,
+            )
+            if isinstance(verdict, BatchReceipt) and verdict.index in self._waiting:
+                return self._wait_too(verdict.index, ref)
+            if verdict is not None:
+                return verdict
+        return PublishBody(
+            partition.topic_id, partition.partition, end, header.count, client_key, header.producer_id,
+            header.producer_epoch, header.first_sequence, header.body_crc, 0,
+        )  # fmt: skip
+
+    def _proposed(self, key: ProducerKey, timestamp_ms: int) -> ProducerState | None:
+        """What will be remembered of a producer once everything that waits is applied."""
+        state = self._ahead_producers.get(key)
+        if state is None:
+            return self.producers.get(key, timestamp_ms=timestamp_ms)
+        return None if is_expired(state, timestamp_ms) else state
+
+    def _wait_too(self, index: int, ref: Ref) -> Overloaded | None:
+        refs = self._waiting[index].refs
+        if ref not in refs:
+            if len(refs) >= REFS_MAX:
+                return Overloaded(
+                    "that batch is on its way to disk and was repeated too often", retry_after_ms=50
+                )
+            refs.append(ref)
+        return None
+
+    def on_proposed(self, entry: Entry, body: PublishBody, ref: Ref) -> None:
+        """The batch has its place in the log: later ones build on it."""
+        partition = PartitionKey(TopicId(body.topic_id), body.partition)
+        self._waiting[entry.index] = _Waiting(body, [ref])
+        self._ahead_end[partition] = body.base_offset + body.count
+        if body.producer_id != NO_PRODUCER:
+            key = _producer_key(body)
+            self._ahead_producers[key] = _advanced(self._proposed(key, entry.timestamp_ms), entry, body)
+
+    def on_append_failed(self) -> list[Ref]:
+        """None of what waited was stored: forget it, and return who waited."""
+        refs = [ref for w in self._waiting.values() for ref in w.refs]
+        self._waiting.clear()
+        self._ahead_end.clear()
+        self._ahead_producers.clear()
+        return refs
+
+    # ------------------------------------------------------------------------------------- applying
+    def apply(self, entry: Entry) -> Stored | Dropped:
+        """The next committed entry. Same entries, same state, on every replica."""
+        if entry.index != self.applied_index + 1:
+            raise InternalError(f"slot {self.slot}: entry {entry.index} after {self.applied_index}")
+        self.applied_index = entry.index
+        match entry.kind:
+            case EntryKind.PUBLISH:
+                return self._apply_publish(entry)
+            case EntryKind.DROP_TOPIC:
+                return self._apply_drop(TopicId(entry.body))
+            case EntryKind.REGISTRY:
+                raise InternalError(f"slot {self.slot} holds an entry of the registry")
+
+    def _apply_publish(self, entry: Entry) -> Stored:
+        body = _publish_decoder.decode(entry.body)
+        partition = PartitionKey(TopicId(body.topic_id), body.partition)
+        old = self.partitions.get(partition, EMPTY)
+        if body.base_offset != old.end:
+            raise InternalError(
+                f"slot {self.slot}: offset {body.base_offset} after {old.end}: offsets are dense"
+            )
+        self.partitions[partition] = PartitionState(
+            old.low, old.end + body.count, old.bytes + body.payload_bytes, entry.timestamp_ms
+        )
+        self._mark(_partition_row(partition))
+        self.producers.expire(entry.timestamp_ms)
+        if body.producer_id != NO_PRODUCER:
+            key = _producer_key(body)
+            state = self.producers.get(key, timestamp_ms=entry.timestamp_ms)
+            self.producers.put(key, _advanced(state, entry, body))
+            self._catch_up_producer(key, entry.index)
+        waiting = self._waiting.pop(entry.index, None)
+        if self._ahead_end.get(partition) == body.base_offset + body.count:
+            del self._ahead_end[partition]
+        refs = tuple(waiting.refs) if waiting else ()
+        return Stored(partition, body.base_offset, body.count, entry.timestamp_ms, entry.index, refs)
+
+    def _catch_up_producer(self, key: ProducerKey, index: int) -> None:
+        ahead = self._ahead_producers.get(key)
+        if ahead is not None and ahead.receipts[-1].index == index:
+            del self._ahead_producers[key]
+
+    def _apply_drop(self, topic_id: TopicId) -> Dropped:
+        gone = tuple(p for p in self.partitions if p.topic_id == topic_id)
+        for partition in gone:
+            del self.partitions[partition]
+            self.dropping.add(partition)
+            self._mark(_partition_row(partition))
+            self._mark(_dropping_row(partition))
+        self.producers.drop_topic(topic_id)
+        return Dropped(gone)
+
+    def on_payloads_deleted(self, partition: PartitionKey) -> None:
+        self.dropping.discard(partition)
+        self._mark(_dropping_row(partition))
+
+    # -------------------------------------------------------------------------------------- on disk
+    @property
+    def is_dirty(self) -> bool:
+        return bool(self._dirty)
+
+    def take_rows(self) -> tuple[tuple[bytes, bytes | None], ...]:
+        """State that changed since the last call, with the applied index it belongs to, for one
+        transaction.
+        """
+        rows: list[tuple[bytes, bytes | None]] = [(_APPLIED, _encoder.encode(self.applied_index))]
+        rows += [(key, self._encoded(key)) for key in self._dirty]
+        self._dirty.clear()
+        return tuple(rows)
+
+    def mark_again(self, keys: Iterable[bytes]) -> None:
+        """These rows did not reach the disk."""
+        for key in keys:
+            if key != _APPLIED:
+                self._mark(key)
+
+    def restore(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """State as an earlier run saved it; entries after `applied_index` are to be applied again."""
+        producers: dict[ProducerKey, ProducerState] = {}
+        try:
+            for key, value in rows:
+                match key[:1]:
+                    case b"A":
+                        self.applied_index = msgspec.msgpack.decode(value, type=int)
+                    case b"P":
+                        self.partitions[_partition_of(key)] = msgspec.msgpack.decode(
+                            value, type=PartitionState
+                        )
+                    case b"Q":
+                        producers[_producer_of(key)] = msgspec.msgpack.decode(value, type=ProducerState)
+                    case b"D":
+                        self.dropping.add(_partition_of(key))
+                    case _:
+                        pass  # rows of other machines of this slot (the fence)
+        except msgspec.MsgspecError as e:
+            raise StoreCorrupt(f"slot {self.slot}: a state row cannot be read: {e}") from None
+        self.producers.restore(producers)
+
+    def _mark(self, row: bytes) -> None:
+        self._dirty[row] = None
+
+    def _encoded(self, row: bytes) -> bytes | None:
+        value: PartitionState | ProducerState | bool | None
+        match row[:1]:
+            case b"P":
+                value = self.partitions.get(_partition_of(row))
+            case b"Q":
+                value = self.producers.row(_producer_of(row))
+            case _:
+                value = _partition_of(row) in self.dropping or None
+        return None if value is None else _encoder.encode(value)
+
+    def holds(self, topic_id: TopicId) -> bool:
+        """Whether anything of this topic is here or on its way to disk."""
+        return any(p.topic_id == topic_id for p in (*self._ahead_end, *self.partitions))
+
+
+_encoder = msgspec.msgpack.Encoder()
+_publish_decoder = msgspec.msgpack.Decoder(PublishBody)
+_APPLIED = b"A"
+
+
+def applied_index(rows: Mapping[bytes, bytes]) -> int:
+    """How far a slot's rows go: entries behind this index are to be applied again."""
+    return msgspec.msgpack.decode(rows[_APPLIED], type=int) if _APPLIED in rows else 0
+
+
+def encode_publish(body: PublishBody, payload: Buffer) -> bytes:
+    return _encoder.encode(msgspec.structs.replace(body, payload_bytes=len(payload)))
+
+
+def _advanced(state: ProducerState | None, entry: Entry, body: PublishBody) -> ProducerState:
+    receipt = BatchReceipt(body.first_sequence, body.count, body.payload_crc, body.base_offset, entry.index)
+    return advance(state, epoch=body.producer_epoch, receipt=receipt, timestamp_ms=entry.timestamp_ms)
+
+
+def _producer_key(body: PublishBody) -> ProducerKey:
+    return ProducerKey(body.client_key, body.producer_id, TopicId(body.topic_id), body.partition)
+
+
+def _partition_row(p: PartitionKey) -> bytes:
+    return b"P" + p.topic_id + p.partition.to_bytes(4, "big")
+
+
+def _dropping_row(p: PartitionKey) -> bytes:
+    return b"D" + p.topic_id + p.partition.to_bytes(4, "big")
+
+
+def _producer_row(k: ProducerKey) -> bytes:
+    return b"Q" + k.client_key + k.producer_id + k.topic_id + k.partition.to_bytes(4, "big")
+
+
+def _partition_of(row: bytes) -> PartitionKey:
+    return PartitionKey(TopicId(row[1:17]), int.from_bytes(row[17:21], "big"))
+
+
+def _producer_of(row: bytes) -> ProducerKey:
+    return ProducerKey(row[1:33], row[33:49], TopicId(row[49:65]), int.from_bytes(row[65:69], "big"))
