@@ -1,0 +1,108 @@
+"""What an application passes is checked at the door, so that what is wrong is told where it was done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from meshq.batch import CODECS, HEADER_BYTES, Buffer
+from meshq.client.facts import Start
+from meshq.errors import TooLarge, UsageError
+from meshq.limits import BATCH_BYTES_MAX, HEADERS_MAX, PRODUCER_RECEIPTS_KEPT
+from meshq.messages import EARLIEST, LATEST, OFFSET, TIMESTAMP
+
+RECORD_OVERHEAD_BYTES: Final = 25  # most that msgpack adds to a record without headers
+_HEADER_OVERHEAD_BYTES: Final = 10
+BATCH_ROOM_BYTES: Final = BATCH_BYTES_MAX - HEADER_BYTES - 16
+
+Headers = Mapping[str, bytes]
+
+
+def check_value(value: Buffer) -> bytes:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    raise UsageError(
+        f"a record's value must be bytes, not {type(value).__name__}: encode it first, as in text.encode()"
+    )
+
+
+def check_key(key: bytes | None) -> bytes | None:
+    if key is None or isinstance(key, bytes):
+        return key
+    raise UsageError(
+        f"a record's key must be bytes or None, not {type(key).__name__}: "
+        "encode it first, as in text.encode()"
+    )
+
+
+def check_headers(headers: Headers | None) -> dict[str, bytes] | None:
+    if not headers:
+        return None
+    if not isinstance(headers, Mapping):
+        raise UsageError(f"headers must be a dict of str to bytes, not {type(headers).__name__}")
+    if len(headers) > HEADERS_MAX:
+        raise TooLarge(
+            f"a record has {len(headers)} headers; the limit is {HEADERS_MAX}: put them in the value"
+        )
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, bytes):
+            raise UsageError(
+                f"header {name!r} is {type(name).__name__} to {type(value).__name__}: names must be str and "
+                "values bytes, so encode the value first, as in text.encode()"
+            )
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"header name {name!r} is not text that UTF-8 can hold") from None
+    return dict(headers)
+
+
+def record_bytes(value: bytes, key: bytes | None, headers: dict[str, bytes] | None) -> tuple[int, int]:
+    """What counts against `record_bytes_max`, and the most it takes in a batch."""
+    size = len(value) + len(key or b"")
+    encoded = size + RECORD_OVERHEAD_BYTES
+    if headers:
+        for name, header in headers.items():
+            size += len(name) + len(header)
+            encoded += len(name.encode()) + len(header) + _HEADER_OVERHEAD_BYTES
+    return size, encoded
+
+
+def too_large(size: int, limit: int, topic: str) -> TooLarge:
+    return TooLarge(
+        f"a record of {size} bytes is over the limit of {limit} of topic {topic}: "
+        "make it smaller, or raise the topic's record_bytes_max"
+    )
+
+
+def check_producer(compression: str, in_flight: int, batch_bytes: int, buffer_bytes: int) -> None:
+    if compression not in CODECS:
+        raise UsageError(f"unknown compression {compression!r}: one of {', '.join(CODECS)}")
+    if not 1 <= in_flight <= PRODUCER_RECEIPTS_KEPT:
+        raise UsageError(f"in_flight must be 1 to {PRODUCER_RECEIPTS_KEPT}, not {in_flight}")
+    if not 0 < batch_bytes <= BATCH_ROOM_BYTES:
+        raise UsageError(f"batch_bytes must be 1 to {BATCH_ROOM_BYTES}, not {batch_bytes}")
+    if buffer_bytes <= 0:
+        raise UsageError(f"buffer_bytes must be more than 0, not {buffer_bytes}")
+
+
+def check_seconds(value: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+        raise UsageError(f"{name} must be a number of seconds above 0, not {value!r}")
+    return float(value)
+
+
+def check_start(start: Any) -> Start:
+    """Where a subscription begins, from "latest", "earliest", an offset or a datetime."""
+    match start:
+        case "latest":
+            return Start(LATEST)
+        case "earliest":
+            return Start(EARLIEST)
+        case datetime():
+            return Start(TIMESTAMP, max(0, int(start.timestamp() * 1000)))
+        case int() if not isinstance(start, bool) and 0 <= start < 1 << 63:
+            return Start(OFFSET, start)
+        case _:
+            raise UsageError(f'start must be "latest", "earliest", an offset or a datetime, not {start!r}')

@@ -1,0 +1,195 @@
+"""The client's machine: what happened goes in, what to do comes out. No socket, no clock, no chance of its
+own.
+
+    routing      links, home, whose slot is whose
+    asking       topics resolved and listed, administrative requests
+    producing    batches to the owners of their slots (pipeline: one partition's order and repeats)
+    reading      subscriptions, positions, credit
+
+Every shell drives this same machine: applications over TCP, a peer's own clients in its process, and the
+plain ZeroMQ endpoints. They differ only in who opens a link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, assert_never
+
+from meshq.client.asking import Asking
+from meshq.client.common import Common
+from meshq.client.facts import (
+    AskRequested,
+    BatchSealed,
+    Closed,
+    Consumed,
+    Effect,
+    Event,
+    Garbled,
+    HomeWanted,
+    LinkDown,
+    LinkUp,
+    Received,
+    Seed,
+    SubscribeRequested,
+    Ticked,
+    TopicsWanted,
+    TopicWanted,
+    Unsubscribed,
+)
+from meshq.client.producing import Producing
+from meshq.client.reading import Reading
+from meshq.client.routing import Routing
+from meshq.errors import RemoteProtocolError
+from meshq.messages import (
+    Answer,
+    Deliver,
+    Failure,
+    Pong,
+    Produced,
+    ReadEnded,
+    ReadStarted,
+    RegistryEntries,
+    RegistryMoved,
+    Resolved,
+    Routes,
+    SlotsReleased,
+    TopicsChanged,
+    Welcome,
+    error_of,
+)
+
+if TYPE_CHECKING:
+    import random
+
+
+class ClientCore:
+    """`mesh_id` empty: whichever mesh answers. `rng` gives producer ids and the spread of back-offs."""
+
+    def __init__(self, seeds: Sequence[Seed], *, mesh_id: bytes, name: str, rng: random.Random) -> None:
+        self._common = Common(rng)
+        self._routing = Routing(
+            self._common, tuple(seeds), mesh_id=mesh_id, name=name, needed=self._is_needed
+        )
+        self._asking = Asking(self._common, self._routing)
+        self._producing = Producing(self._common, self._routing, self._asking.on_topic_gone)
+        self._reading = Reading(self._common, self._routing)
+        self._started = False
+        self._closed = False
+
+    def handle(self, event: Event, *, now: float) -> list[Effect]:
+        if not self._closed:
+            if not self._started:
+                self._started = True
+                self._routing.start(now)
+            self._on_event(event, now)
+            self._on_changes(now)
+            self._asking.pump(now)
+            self._producing.pump(now)
+            self._reading.pump(now)
+        effects, self._common.effects = self._common.effects, []
+        return effects
+
+    def deadline(self) -> float | None:
+        """When it next wants a Ticked; None: never."""
+        at = min(x.deadline() for x in (self._routing, self._asking, self._producing, self._reading))
+        return None if self._closed or at == float("inf") else at
+
+    def _on_event(self, event: Event, now: float) -> None:
+        match event:
+            case Received():
+                self._on_received(event, now)
+            case BatchSealed():
+                self._producing.on_sealed(event, now)
+            case Consumed():
+                self._reading.on_consumed(event)
+            case Ticked():
+                self._routing.on_tick(now)
+                self._on_changes(now)
+                self._asking.on_tick(now)
+                self._producing.on_tick(now)
+                self._reading.on_tick(now)
+            case LinkUp():
+                self._routing.on_link_up(event.server_key, now)
+            case LinkDown():
+                self._routing.on_link_down(event.server_key, event.reason, now)
+            case Garbled():
+                self._routing.drop(event.server_key, f"it sent what cannot be read: {event.reason}", now)
+            case HomeWanted() | TopicWanted() | TopicsWanted() | AskRequested():
+                self._asking.on_wanted(event)
+            case SubscribeRequested():
+                self._reading.on_subscribe(event)
+            case Unsubscribed():
+                self._reading.on_unsubscribed(event.sub)
+            case Closed():
+                self._close()
+            case _:
+                assert_never(event)
+
+    def _on_received(self, event: Received, now: float) -> None:
+        key, message = event.server_key, event.message
+        if not self._routing.on_heard(key, now):
+            return  # of a link that was closed
+        match message:
+            case Produced():
+                self._producing.on_produced(message, now)
+            case Deliver():
+                try:
+                    self._reading.on_deliver(key, message, event.payloads, now)
+                except RemoteProtocolError as e:
+                    self._routing.drop(key, f"it pushed what cannot be read: {e}", now)
+            case Failure():
+                self._on_failure(key, message, now)
+            case Welcome():
+                self._routing.on_welcome(key, message, now)
+            case Routes():
+                self._routing.on_routes(message, now)
+            case Resolved():
+                self._asking.on_resolved(message)
+            case TopicsChanged():
+                if not self._reading.on_topics(message):
+                    self._asking.on_topics(message)
+            case ReadStarted():
+                self._reading.on_started(key, message)
+            case ReadEnded():
+                self._reading.on_ended(key, message, now)
+            case Answer():
+                self._asking.on_answer(message)
+            case Pong() | RegistryEntries() | RegistryMoved() | SlotsReleased():
+                pass  # being heard is all a Pong is for; the others are between peers
+            case _:
+                assert_never(message)
+
+    def _on_failure(self, key: bytes, message: Failure, now: float) -> None:
+        error = error_of(message)
+        if message.request == 0:
+            self._routing.on_refused(key, error, now)
+        else:
+            for machine in (self._producing, self._asking, self._reading):
+                if machine.on_failure(message.request, error, now):
+                    break
+
+    def _on_changes(self, now: float) -> None:
+        """Tell the others what became of links and routes; losses first, for a link may be back already."""
+        if not self._routing.has_changes():
+            return
+        changes = self._routing.take_changes()
+        for key in changes.lost:
+            self._producing.on_lost(key, now)
+            self._reading.on_lost(key, now)
+            self._asking.on_lost(key)
+        if changes.home:
+            self._asking.on_home()
+            self._reading.on_home(now)
+        if changes.gained or changes.routes:
+            self._producing.on_way_open(now)
+            self._reading.on_way_open(now)
+
+    def _is_needed(self, server_key: bytes) -> bool:
+        return self._producing.needs(server_key) or self._reading.needs(server_key)
+
+    def _close(self) -> None:
+        self._asking.close()
+        self._producing.close()
+        self._reading.close()
+        self._routing.close()
+        self._closed = True

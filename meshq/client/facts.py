@@ -1,0 +1,238 @@
+"""What the client's machine is told and what it orders: events are past-tense facts, effects are commands.
+
+A *ticket* is a number the shell draws for something it waits for; every ticket ends in exactly one Settle or
+Fail. A batch may get one Doubt before: its caller is told `OutcomeUnknown` now, and the end comes later. A
+link is named by the server's CURVE key: there is at most one to each peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meshq.batch import Body, Buffer
+from meshq.errors import MeshqError
+from meshq.messages import Message, ServerMessage, TopicInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """A peer known before anything was heard: its CURVE key and endpoints (`tcp://HOST:PORT`)."""
+
+    server_key: bytes
+    endpoints: tuple[str, ...]
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a subscription begins: one of messages.EARLIEST, LATEST, OFFSET, TIMESTAMP and its value."""
+
+    kind: int
+    value: int = 0
+
+
+# ------------------------------------------------------------------------------------------- events
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """The machine's deadline passed (or might have)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    server_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    server_key: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    server_key: bytes
+    message: ServerMessage
+    payloads: Sequence[Buffer] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Garbled:
+    """Something came over this link that cannot be read."""
+
+    server_key: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HomeWanted:
+    """Settles with None as soon as a peer has welcomed us."""
+
+    ticket: int
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class TopicWanted:
+    """Settles with the TopicInfo; the topic is made when it may be."""
+
+    ticket: int
+    topic: str
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class TopicsWanted:
+    """Settles with a list of the TopicInfo that match."""
+
+    ticket: int
+    pattern: str
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class AskRequested:
+    """Settles with the answer's value."""
+
+    ticket: int
+    what: str
+    args: Mapping[str, Any]
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSealed:
+    """Settles with messages.Accepted. Batches of one `lane` and partition keep their order.
+
+    `in_flight`: how many batches of the lane and partition may be on their way at once.
+    """
+
+    ticket: int
+    lane: int
+    info: TopicInfo
+    partition: int
+    body: Body
+    deadline: float
+    in_flight: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SubscribeRequested:
+    """`ticket` settles with None once every partition there is has started; it fails when the mesh
+    refuses.
+    """
+
+    sub: int
+    pattern: str
+    start: Start
+    credit_bytes: int
+    credit_records: int
+    ticket: int
+    prefixes: tuple[str, ...] = ()  # instead of the pattern: topics that begin with one of these (peers only)
+
+
+@dataclass(frozen=True, slots=True)
+class Consumed:
+    """The application took what was handed to it from `source` (as Hand named it)."""
+
+    sub: int
+    source: bytes
+    bytes: int
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribed:
+    sub: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The application is done: every ticket ends now."""
+
+
+Event = (
+    Ticked | LinkUp | LinkDown | Received | Garbled | HomeWanted | TopicWanted | TopicsWanted | AskRequested
+    | BatchSealed | SubscribeRequested | Consumed | Unsubscribed | Closed
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ effects
+@dataclass(frozen=True, slots=True)
+class OpenLink:
+    server_key: bytes
+    endpoints: tuple[str, ...]  # in the order to try them
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLink:
+    """Nothing more of this link is to be reported."""
+
+    server_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    server_key: bytes
+    message: Message
+    payloads: tuple[Buffer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    ticket: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    ticket: int
+    error: MeshqError
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Tell the caller `OutcomeUnknown`; the batch is still being sent, and Settle or Fail follows."""
+
+    ticket: int
+    error: MeshqError
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """This partition's next record will be the one at `offset`."""
+
+    sub: int
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """A batch for the subscription; its records below `first` were handed out before.
+
+    Once they are taken, Consumed reports the payload's size and `records` (what the batch cost in credit).
+    """
+
+    sub: int
+    source: bytes
+    topic: str
+    partition: int
+    base_offset: int
+    timestamp_ms: int
+    first: int
+    records: int
+    payload: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class EndSubscription:
+    """The mesh refuses it."""
+
+    sub: int
+    error: MeshqError
+
+
+Effect = OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | EndSubscription

@@ -1,0 +1,184 @@
+"""The mesh as an application sees it: publish, produce, subscribe, ask.
+
+A single `publish` goes through a producer shared by all of its topic, which seals at the end of the loop's
+turn: ten thousand publishes at once travel in a few batches, and one alone does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Final, Literal
+
+from meshq.batch import Buffer
+from meshq.client.checking import Headers, check_seconds, check_start
+from meshq.client.driver import ClientDriver
+from meshq.client.facts import AskRequested, HomeWanted, TopicsWanted
+from meshq.client.producer import Producer
+from meshq.client.records import Receipt
+from meshq.client.subscription import CREDIT_BYTES, CREDIT_RECORDS, Subscription
+from meshq.errors import MeshqError, TopicGone, UsageError
+from meshq.limits import KIB, PRODUCER_BUFFER_BYTES
+from meshq.messages import TopicInfo
+from meshq.topics import check_pattern
+
+PUBLISHERS_MAX: Final = 1_024  # topics whose shared producer is kept; an idle one makes room
+
+
+class Mesh:
+    """Made by `connect`, or by an embedded peer over its own driver. To be used on the loop's thread."""
+
+    def __init__(self, driver: ClientDriver) -> None:
+        self._driver = driver
+        self._publishers: dict[str, Producer] = {}
+        self._producers: list[Producer] = []  # as the application makes and keeps them
+
+    async def publish(
+        self,
+        topic: str,
+        value: Buffer,
+        *,
+        key: bytes | None = None,
+        headers: Headers | None = None,
+        timeout: float = 30.0,
+    ) -> Receipt:
+        """Store one record; its receipt says where.
+
+        Raises: OutcomeUnknown when it was sent and not answered in `timeout` seconds. Any other error means
+        that it was certainly not stored: Unavailable (try again), Forbidden, TooLarge, UsageError.
+        """
+        check_seconds(timeout, "timeout")
+        try:
+            return await self._publish(topic, value, key, headers, timeout)
+        except TopicGone:
+            # Deleted since it was last used from here: the name may be another topic's by now.
+            self._publishers.pop(topic, None)
+            return await self._publish(topic, value, key, headers, timeout)
+
+    async def _publish(
+        self, topic: str, value: Buffer, key: bytes | None, headers: Headers | None, timeout: float
+    ) -> Receipt:
+        producer = self._publisher(topic)
+        within = timeout
+        if producer.is_full():
+            deadline = self._driver.clock() + timeout
+            while producer.is_full():
+                await producer.ready(max(deadline - self._driver.clock(), 0.001))
+            # In half seconds, for records of different deadlines don't share a batch.
+            within = math.ceil(max(deadline - self._driver.clock(), 0.5) * 2) / 2
+        return await producer.send_within(within, value, key=key, headers=headers)
+
+    def producer(
+        self,
+        topic: str,
+        *,
+        linger_ms: float = 5,
+        batch_bytes: int = 256 * KIB,
+        compression: Literal["none", "lz4", "zstd"] = "none",
+        in_flight: int = 16,
+        buffer_bytes: int = PRODUCER_BUFFER_BYTES,
+        timeout: float = 30.0,
+    ) -> Producer:
+        """A producer for many records. `async with` it, so that all is sent and failures are raised in the
+        end.
+        """
+        producer = Producer(
+            self._driver,
+            topic,
+            linger_ms=linger_ms,
+            batch_bytes=batch_bytes,
+            compression=compression,
+            in_flight=in_flight,
+            buffer_bytes=buffer_bytes,
+            timeout=check_seconds(timeout, "timeout"),
+        )
+        self._producers = [p for p in self._producers if not (p.is_closed and p.is_idle)]
+        self._producers.append(producer)
+        return producer
+
+    def subscribe(
+        self,
+        pattern: str,
+        *,
+        start: Literal["latest", "earliest"] | int | datetime = "latest",
+        credit_bytes: int = CREDIT_BYTES,
+        credit_records: int = CREDIT_RECORDS,
+    ) -> Subscription:
+        """All records of all topics that match, now and later. In order within a partition.
+
+        start: where in each partition; `latest` means the moment of subscribing, also for partitions that
+        come later credit_bytes, credit_records: how much may wait here untaken
+        """
+        for name, value in (("credit_bytes", credit_bytes), ("credit_records", credit_records)):
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+                raise UsageError(f"{name} must be a whole number above 0, not {value!r}")
+        return Subscription(
+            self._driver, check_pattern(pattern), check_start(start), credit_bytes, credit_records
+        )
+
+    def subscribe_prefix(self, prefix: str, *, credit_bytes: int = CREDIT_BYTES) -> Subscription:
+        """All records from now on of every topic whose name begins with these characters. For a peer's own
+        use (its plain feed): peers refuse it to clients."""
+        start = check_start("latest")
+        return Subscription(self._driver, "", start, credit_bytes, CREDIT_RECORDS, (prefix,))
+
+    async def ask(self, what: str, args: dict[str, Any] | None = None, *, timeout: float = 30.0) -> Any:
+        """An administrative request (docs/protocol.md lists them). Raises: what the peer answers, Unavailable
+        when it was not sent, OutcomeUnknown when it was and no answer came."""
+        check_seconds(timeout, "timeout")
+        return await self._driver.ask(lambda t, d: AskRequested(t, what, args or {}, d), timeout=timeout)
+
+    async def topics(self, pattern: str = "#", *, timeout: float = 30.0) -> list[TopicInfo]:
+        """The topics that match, by name."""
+        check_pattern(pattern)
+        check_seconds(timeout, "timeout")
+        found = await self._driver.ask(lambda t, d: TopicsWanted(t, pattern, d), timeout=timeout)
+        return sorted(found, key=lambda info: info.name)
+
+    async def connected(self, timeout: float = 10.0) -> None:
+        """Wait for the first peer's welcome. Raises: Unavailable naming each peer tried and why not."""
+        check_seconds(timeout, "timeout")
+        await self._driver.ask(HomeWanted, timeout=timeout)
+
+    async def close(self, timeout: float = 10.0) -> None:
+        """Send what is waiting, at most for `timeout` seconds, then let go of everything. Idempotent.
+
+        Raises: what a producer's `flush` would, for records whose receipts nobody awaited.
+        """
+        if self._driver.closed:
+            return
+        producers = [*self._publishers.values(), *self._producers]
+        flushing = [asyncio.ensure_future(p.flush()) for p in producers if not p.is_idle]
+        try:
+            if flushing:
+                await asyncio.wait(flushing, timeout=timeout)
+        finally:
+            self._driver.close()  # whatever is unanswered ends now, and so does each flush
+        flushed = await asyncio.gather(*flushing, return_exceptions=True)
+        errors = [e for e in flushed if isinstance(e, MeshqError)]
+        if errors:
+            raise errors[0]
+
+    async def __aenter__(self) -> Mesh:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.close()
+        except MeshqError as e:
+            if error is None:
+                raise
+            error.add_note(f"closing failed too: {e}")
+
+    def _publisher(self, topic: str) -> Producer:
+        producer = self._publishers.get(topic)
+        if producer is None:
+            if len(self._publishers) >= PUBLISHERS_MAX:
+                for idle in [t for t, p in self._publishers.items() if p.is_idle][: PUBLISHERS_MAX // 4]:
+                    del self._publishers[idle]
+            producer = self._publishers[topic] = Producer(self._driver, topic, linger_ms=0)
+        return producer

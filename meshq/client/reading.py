@@ -1,0 +1,396 @@
+"""Subscriptions: which topics match, where each of their partitions is read, and from which record on.
+
+The home peer tells which topics match and tells of every change. Each partition is read at the owner of its
+slot. Where it starts is what the subscriber said until the owner named an offset; from then on the position
+is known here, moves on with every batch, and is what any later Read asks for, so no record is skipped and
+none is handed out twice, whichever peer it comes from. A batch that would leave a gap is not taken: the
+partition is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from meshq.batch import Buffer, read_header
+from meshq.client.backoff import delay_s
+from meshq.client.common import Alarm, Common
+from meshq.client.credit import SHARE_BYTES_MIN, SHARE_RECORDS_MIN, Flow, share
+from meshq.client.facts import (
+    Consumed,
+    EndSubscription,
+    Fail,
+    Hand,
+    Place,
+    Send,
+    Settle,
+    Start,
+    SubscribeRequested,
+)
+from meshq.client.routing import Routing
+from meshq.client.subscribed import Part, Subscribed
+from meshq.errors import (
+    Forbidden,
+    MeshqError,
+    RemoteProtocolError,
+    SecurityError,
+    StoreCorrupt,
+    TopicGone,
+    Unavailable,
+    UsageError,
+)
+from meshq.messages import (
+    LATEST,
+    TIMESTAMP,
+    Credit,
+    Deliver,
+    DeliverItem,
+    Items,
+    Message,
+    Read,
+    ReadEnded,
+    ReadStarted,
+    TopicInfo,
+    TopicsChanged,
+    Unread,
+    Unwatch,
+    Watch,
+    error_of,
+)
+
+_FOR_GOOD: Final = (Forbidden, SecurityError, UsageError, RemoteProtocolError)  # end a subscription
+
+
+class Reading:
+    def __init__(self, common: Common, routing: Routing) -> None:
+        self._common = common
+        self._routing = routing
+        self._subs: dict[int, Subscribed] = {}
+        self._watches: dict[int, Subscribed] = {}
+        self._stirred: dict[Subscribed, None] = {}
+        self._alarm = Alarm()
+
+    def deadline(self) -> float:
+        return self._alarm.at
+
+    def needs(self, server_key: bytes) -> bool:
+        owner = self._routing.owner_of
+        return any(
+            part.server == server_key or (part.server is None and owner(*part.key) == server_key)
+            for s in self._subs.values()
+            for part in s.parts.values()
+        )
+
+    # -------------------------------------------------------------------- what the application does
+    def on_subscribe(self, event: SubscribeRequested) -> None:
+        s = self._subs[event.sub] = Subscribed(
+            event.sub,
+            event.pattern,
+            event.start,
+            event.credit_bytes,
+            event.credit_records,
+            event.ticket,
+            later=event.start,
+            prefixes=event.prefixes,
+        )
+        self._stirred[s] = None
+
+    def on_consumed(self, event: Consumed) -> None:
+        s = self._subs.get(event.sub)
+        flow = s.flows.get(event.source) if s else None
+        if s is None or flow is None:
+            return
+        flow.on_taken(event.bytes, event.records)
+        if flow.readers:
+            self._grant(s, event.source, flow)
+
+    def on_unsubscribed(self, sub: int) -> None:
+        s = self._subs.get(sub)
+        if s is not None:
+            self._forget(s, Unavailable("the subscription was closed"))
+
+    def close(self) -> None:
+        for s in list(self._subs.values()):
+            self._forget(s, Unavailable("the client was closed"))
+
+    # ------------------------------------------------------------------------ what happens to links
+    def on_home(self, now: float) -> None:
+        """Another home, or the same one anew: it has to be asked for the topics again."""
+        self._watches.clear()
+        for s in self._subs.values():
+            s.watch = 0
+            s.arriving = None
+            s.watch_retry_at = now
+            self._stirred[s] = None
+
+    def on_lost(self, server_key: bytes, now: float) -> None:
+        for s in self._subs.values():
+            for part in s.parts.values():
+                if part.server == server_key:
+                    self._wait(s, part, now)
+            flow = s.flows.get(server_key)
+            if flow is not None:
+                flow.on_lost()
+                if not flow.held_bytes:
+                    del s.flows[server_key]
+
+    def on_way_open(self, now: float) -> None:
+        """A link came up or routes changed: read at once what waits, and move what is read at a former
+        owner.
+        """
+        for s in self._subs.values():
+            for part in s.parts.values():
+                owner = self._routing.owner_of(*part.key)
+                if part.server is not None and owner is not None and owner != part.server:
+                    self._leave(s, part)
+                    self._wait(s, part, now)
+            for part in s.waiting.values():
+                part.retry_at = min(part.retry_at, now)
+            self._stirred[s] = None
+
+    def on_tick(self, now: float) -> None:
+        if self._alarm.rings(now):
+            self._stirred.update(dict.fromkeys(self._subs.values()))
+
+    # --------------------------------------------------------------------------- what the mesh says
+    def on_topics(self, message: TopicsChanged) -> bool:
+        """Whether it was an answer to one of our watches."""
+        s = self._watches.get(message.request)
+        if s is None:
+            return False
+        self._stirred[s] = None
+        if s.arriving is None:
+            for topic_id in message.gone:
+                self._drop_topic(s, topic_id)
+            for info in message.topics:
+                self._add(s, info, s.later)
+            return True
+        for topic_id in message.gone:
+            s.arriving.pop(topic_id, None)
+        s.arriving.update((info.topic_id, info) for info in message.topics)
+        if message.complete:
+            self._on_complete(s, message.now_ms)
+        return True
+
+    def _on_complete(self, s: Subscribed, now_ms: int) -> None:
+        topics, s.arriving = s.arriving or {}, None
+        s.watch_attempt = 0
+        for topic_id in [t for t in s.topics if t not in topics]:
+            self._drop_topic(s, topic_id)
+        for info in topics.values():
+            self._add(s, info, s.later)
+        if not s.complete:
+            s.complete = True
+            s.not_started = set(s.parts)
+            if s.start.kind == LATEST:
+                s.later = Start(TIMESTAMP, now_ms)
+            self._check_ready(s)
+
+    def on_failure(self, request: int, error: MeshqError, now: float) -> bool:
+        """Whether it was one of our watches."""
+        s = self._watches.pop(request, None)
+        if s is None:
+            return False
+        if not isinstance(error, Unavailable):
+            self._refuse(s, error)
+            return True
+        s.watch = 0
+        s.watch_retry_at = now + max(delay_s(s.watch_attempt, self._common.rng), error.retry_after_ms / 1000)
+        s.watch_attempt += 1
+        self._alarm.by(s.watch_retry_at)
+        return True
+
+    def on_started(self, server_key: bytes, message: ReadStarted) -> None:
+        s = self._subs.get(message.sub)
+        if s is None:
+            return
+        for item in message.items:
+            part = s.parts.get((item.topic_id, item.partition))
+            if part is None or part.server != server_key:
+                continue
+            if part.position is not None and item.offset < part.position:
+                self._refuse(s, _records_lost(part, item.offset))
+                return
+            part.started = True
+            part.attempt = 0
+            # Further on than asked for: the records in between are not there any more, and the owner says so.
+            part.position = item.offset if part.position is None else max(part.position, item.offset)
+            self._common.effects.append(Place(s.sub, part.topic, part.number, part.position))
+            s.not_started.discard(part.key)
+        self._check_ready(s)
+
+    def on_ended(self, server_key: bytes, message: ReadEnded, now: float) -> None:
+        s = self._subs.get(message.sub)
+        part = s.parts.get((message.topic_id, message.partition)) if s else None
+        if s is None or part is None or part.server != server_key:
+            return
+        error = error_of(message)
+        if isinstance(error, TopicGone):
+            self._drop_part(s, part)
+            self._check_ready(s)
+        elif isinstance(error, _FOR_GOOD):
+            self._refuse(s, error)
+        else:
+            self._wait(s, part, now + delay_s(part.attempt, self._common.rng))
+            part.attempt += 1
+
+    def on_deliver(self, server_key: bytes, message: Deliver, payloads: Sequence[Buffer], now: float) -> None:
+        """Raises: RemoteProtocolError when it is not what a peer may push."""
+        if len(payloads) != len(message.items):
+            raise RemoteProtocolError(f"{len(message.items)} batches announced, {len(payloads)} delivered")
+        s = self._subs.get(message.sub)
+        if s is None:
+            return  # of a subscription that was closed
+        flow = s.flows.get(server_key)
+        if flow is None:
+            return
+        for item, payload in zip(message.items, payloads, strict=True):
+            self._on_batch(s, server_key, flow, item, payload, now)
+        if flow.readers:
+            self._grant(s, server_key, flow)
+
+    def _on_batch(
+        self, s: Subscribed, server_key: bytes, flow: Flow, item: DeliverItem, payload: Buffer, now: float
+    ) -> None:
+        count = read_header(payload).count
+        size, end = len(payload), item.base_offset + count
+        records = max(end - item.first, 0)
+        part = s.parts.get((item.topic_id, item.partition))
+        position = part.position if part and part.started and part.server == server_key else None
+        if part is None or position is None or end <= position:
+            flow.on_pushed(size, records, keep=False)
+            return
+        if max(item.base_offset, item.first) > position:
+            flow.on_pushed(size, records, keep=False)
+            self._leave(s, part)
+            self._wait(s, part, now + delay_s(part.attempt, self._common.rng))
+            part.attempt += 1
+            return
+        if s.start.kind == TIMESTAMP and item.timestamp_ms < s.start.value:
+            # The time asked for had not come when the reading began: what was appended since is too early.
+            flow.on_pushed(size, records, keep=False)
+            part.position = end
+            return
+        flow.on_pushed(size, records, keep=True)
+        part.position = end
+        self._common.effects.append(
+            Hand(
+                s.sub, server_key, part.topic, part.number, item.base_offset, item.timestamp_ms, position,
+                records, payload,
+            )
+        )  # fmt: skip
+
+    # --------------------------------------------------------------------------------------- asking
+    def pump(self, now: float) -> None:
+        for s in self._stirred:
+            if s.sub in self._subs:
+                self._watch(s, now)
+                self._read(s, now)
+        self._stirred.clear()
+
+    def _watch(self, s: Subscribed, now: float) -> None:
+        home = self._routing.home
+        if s.watch or home is None:
+            return
+        if now < s.watch_retry_at:
+            self._alarm.by(s.watch_retry_at)
+            return
+        s.watch = self._common.next_request()
+        s.arriving = {}
+        self._watches[s.watch] = s
+        self._send(home, Watch(s.watch, s.pattern, list(s.prefixes)))
+
+    def _read(self, s: Subscribed, now: float) -> None:
+        by_server: dict[bytes, list[Part]] = {}
+        for part in s.waiting.values():
+            server = self._routing.owner_of(*part.key)
+            if now < part.retry_at:
+                self._alarm.by(part.retry_at)
+            elif server is not None and self._routing.use(server, now):
+                by_server.setdefault(server, []).append(part)
+        for server, parts in by_server.items():
+            for i in range(0, len(parts), Items):
+                self._send(server, Read(s.sub, [p.item() for p in parts[i : i + Items]]))
+            flow = s.flows.setdefault(server, Flow())
+            for part in parts:
+                part.server, part.started = server, False
+                del s.waiting[part.key]
+            flow.readers += len(parts)
+        for server in by_server:
+            self._grant(s, server, s.flows[server])
+
+    def _grant(self, s: Subscribed, server_key: bytes, flow: Flow) -> None:
+        peers = sum(1 for f in s.flows.values() if f.readers)
+        granted = flow.grant(
+            share(s.credit_bytes, peers, SHARE_BYTES_MIN), share(s.credit_records, peers, SHARE_RECORDS_MIN)
+        )
+        if granted is not None:
+            self._send(server_key, Credit(s.sub, *granted))
+
+    # ------------------------------------------------------------------------------- how it is done
+    def _add(self, s: Subscribed, info: TopicInfo, start: Start) -> None:
+        s.topics[info.topic_id] = max(info.partitions, s.topics.get(info.topic_id, 0))
+        for number in range(info.partitions):
+            part = s.parts.get((info.topic_id, number))
+            if part is None:
+                part = Part(info.name, info.topic_id, number, info.version, start)
+                s.parts[part.key] = s.waiting[part.key] = part
+            part.version = max(part.version, info.version)
+
+    def _wait(self, s: Subscribed, part: Part, retry_at: float) -> None:
+        """Not read anywhere just now; to be read at its owner from then on."""
+        flow = s.flows.get(part.server) if part.server else None
+        if flow is not None:
+            flow.readers -= 1
+        part.server, part.started, part.retry_at = None, False, retry_at
+        s.waiting[part.key] = part
+        self._stirred[s] = None
+
+    def _leave(self, s: Subscribed, part: Part) -> None:
+        if part.server is not None and self._routing.is_ready(part.server):
+            self._send(part.server, Unread(s.sub, [part.key]))
+
+    def _drop_topic(self, s: Subscribed, topic_id: bytes) -> None:
+        for number in range(s.topics.pop(topic_id, 0)):
+            part = s.parts.get((topic_id, number))
+            if part is not None:
+                self._leave(s, part)
+                self._drop_part(s, part)
+        self._check_ready(s)
+
+    def _drop_part(self, s: Subscribed, part: Part) -> None:
+        self._wait(s, part, 0.0)
+        del s.waiting[part.key]
+        del s.parts[part.key]
+        s.not_started.discard(part.key)
+
+    def _check_ready(self, s: Subscribed) -> None:
+        if s.complete and not s.not_started and s.ticket is not None:
+            self._common.effects.append(Settle(s.ticket, None))
+            s.ticket = None
+
+    def _refuse(self, s: Subscribed, error: MeshqError) -> None:
+        self._common.effects.append(EndSubscription(s.sub, error))
+        self._forget(s, error)
+
+    def _forget(self, s: Subscribed, error: MeshqError) -> None:
+        if s.ticket is not None:
+            self._common.effects.append(Fail(s.ticket, error))
+        home = self._routing.home
+        if s.watch in self._watches and home is not None:
+            del self._watches[s.watch]
+            self._send(home, Unwatch(s.watch))
+        for server in s.flows:
+            if self._routing.is_ready(server):
+                self._send(server, Unread(s.sub))
+        self._subs.pop(s.sub, None)
+
+    def _send(self, server_key: bytes, message: Message) -> None:
+        self._common.effects.append(Send(server_key, message))
+
+
+def _records_lost(part: Part, end: int) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"{part.topic}/{part.number} ends at offset {end}, but more was read ({part.position}): "
+        "its owner has lost records (its disk was replaced, or put back from an old copy). Subscribe again"
+    )

@@ -1,0 +1,34 @@
+"""What the client hands out: records and receipts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+
+class Record(msgspec.Struct, gc=False):
+    """One record of a subscription.
+
+    timestamp: when the slot's leader appended it, in ms since 1970; the same for all records of a batch
+    headers: empty when it has none
+    attempts: how often it was handed out, this time included
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes
+    headers: dict[str, bytes]
+    attempts: int = 1
+
+
+class Receipt(NamedTuple):
+    """The record is stored at this place; `copies` peers had it on disk when this was sent."""
+
+    topic: str
+    partition: int
+    offset: int
+    copies: int

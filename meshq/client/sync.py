@@ -1,0 +1,377 @@
+"""The client without `async`: the same names, for programs that have no event loop.
+
+The loop runs on a daemon thread of its own; calls hand their work over and wait. Records of a producer are
+handed over many at a time, one wake-up for all that wait, and a subscription fetches whole batches, so that
+per record no thread is woken. Every wait has a deadline, and Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from meshq.batch import Buffer
+from meshq.client import connect as asynchronous
+from meshq.client.checking import Headers, check_headers, check_key, check_seconds, check_value
+from meshq.client.mesh import Mesh as AsyncMesh
+from meshq.client.outgoing import PendingReceipt
+from meshq.client.producer import Producer as AsyncProducer
+from meshq.client.records import Receipt, Record
+from meshq.client.subscription import Subscription as AsyncSubscription
+from meshq.errors import MeshqError, OutcomeUnknown, Overloaded, Unavailable, UsageError
+from meshq.limits import PRODUCER_BUFFER_BYTES
+from meshq.messages import TopicInfo
+
+T = TypeVar("T")
+GRACE_S: Final = 5.0  # beyond a call's own deadline, should the loop be late
+
+
+def connect(
+    credentials: asynchronous.CredentialsSource | None = None,
+    *,
+    data: str | Path | None = None,
+    name: str = "",
+    timeout: float = 10.0,
+) -> Mesh:
+    """A connected Mesh; use it with `with`, or `close()` it. Raises: as the asynchronous `connect`."""
+    connecting = asynchronous.connect(credentials, data=data, name=name, timeout=timeout)
+
+    async def make() -> AsyncMesh:
+        return await connecting
+
+    return _start(make, timeout)
+
+
+def _start(make: Callable[[], Coroutine[Any, Any, AsyncMesh]], timeout: float) -> Mesh:
+    thread = _LoopThread()
+    try:
+        return Mesh(thread, thread.call(make(), timeout))
+    except BaseException:
+        thread.stop()
+        raise
+
+
+class Mesh:
+    """As the asynchronous one. Its calls may come from any thread but the loop's own."""
+
+    def __init__(self, thread: _LoopThread, mesh: AsyncMesh) -> None:
+        self._thread = thread
+        self._mesh = mesh
+
+    def publish(
+        self,
+        topic: str,
+        value: Buffer,
+        *,
+        key: bytes | None = None,
+        headers: Headers | None = None,
+        timeout: float = 30.0,
+    ) -> Receipt:
+        check_seconds(timeout, "timeout")
+        call = self._mesh.publish(topic, value, key=key, headers=headers, timeout=timeout)
+        return self._thread.call(call, timeout, unknown=True)
+
+    def producer(self, topic: str, **options: Any) -> Producer:
+        """Options as the asynchronous one's."""
+        timeout = options.get("timeout", 30.0)
+        buffer_bytes = options.get("buffer_bytes", PRODUCER_BUFFER_BYTES)
+        made = self._thread.run(lambda: self._mesh.producer(topic, **options), GRACE_S)
+        return Producer(self._thread, made, timeout, buffer_bytes)
+
+    def subscribe(self, pattern: str, **options: Any) -> Subscription:
+        """Options as the asynchronous one's."""
+        made = self._thread.run(lambda: self._mesh.subscribe(pattern, **options), GRACE_S)
+        return Subscription(self._thread, made)
+
+    def ask(self, what: str, args: dict[str, Any] | None = None, *, timeout: float = 30.0) -> Any:
+        check_seconds(timeout, "timeout")
+        return self._thread.call(self._mesh.ask(what, args, timeout=timeout), timeout, unknown=True)
+
+    def topics(self, pattern: str = "#", *, timeout: float = 30.0) -> list[TopicInfo]:
+        check_seconds(timeout, "timeout")
+        return self._thread.call(self._mesh.topics(pattern, timeout=timeout), timeout)
+
+    def close(self, timeout: float = 10.0) -> None:
+        if self._thread.is_running:
+            try:
+                self._thread.call(self._mesh.close(timeout), timeout)
+            finally:
+                self._thread.stop()
+
+    def __enter__(self) -> Mesh:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            # Somebody who pressed Ctrl-C does not want to wait for what can't be sent.
+            self.close(1.0 if isinstance(error, KeyboardInterrupt) else 10.0)
+        except MeshqError as e:
+            if error is None:
+                raise
+            error.add_note(f"closing failed too: {e}")
+
+
+class PendingResult:
+    """What `Producer.send` returns: `result(timeout)` waits for the receipt."""
+
+    __slots__ = ("_error", "_pending", "_producer")
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+        self._pending: PendingReceipt | None = None
+        self._error: MeshqError | None = None
+
+    def taken(self, pending: PendingReceipt) -> None:
+        self._pending = pending
+
+    def refused(self, error: MeshqError) -> None:
+        self._error = error
+
+    def result(self, timeout: float | None = None) -> Receipt:
+        """Raises: as the awaited PendingReceipt; OutcomeUnknown when `timeout` seconds pass before that."""
+        return self._producer.result_of(self, timeout)
+
+    async def wait(self) -> Receipt:
+        """On the loop's thread, once the producer's hand-over ran."""
+        if self._error is not None:
+            raise self._error
+        assert self._pending is not None
+        return await self._pending
+
+
+class Producer:
+    """As the asynchronous one; `send` may be called from any thread."""
+
+    def __init__(
+        self, thread: _LoopThread, producer: AsyncProducer, timeout: float, buffer_bytes: int
+    ) -> None:
+        self._thread = thread
+        self._producer = producer
+        self._timeout = timeout
+        self._buffer_bytes = buffer_bytes
+        self._lock = threading.Lock()
+        self._handing_over: deque[tuple[PendingResult, bytes, bytes | None, dict[str, bytes] | None]] = (
+            deque()
+        )
+        self._bytes = 0  # in it; bounded by buffer_bytes
+        self._woken = False
+        self._closed = False
+        self._refused_count = 0  # over the topic's limit of a record, since the last flush
+        self._refusal: MeshqError | None = None  # the first of them
+
+    def send(
+        self, value: Buffer, *, key: bytes | None = None, headers: Headers | None = None
+    ) -> PendingResult:
+        """Raises: Overloaded when `buffer_bytes` are waiting (`ready()` first), UsageError."""
+        if self._closed:
+            raise UsageError(f"the producer for {self._producer.topic} was closed: make another one")
+        value, key, fields = check_value(value), check_key(key), check_headers(headers)
+        result = PendingResult(self)
+        with self._lock:
+            if self._bytes + self._producer.buffered_bytes >= self._buffer_bytes:
+                raise Overloaded(
+                    f"{self._buffer_bytes} bytes for {self._producer.topic} are waiting to be stored: "
+                    "`ready()` before the next send, or raise buffer_bytes",
+                    retry_after_ms=50,
+                )
+            self._handing_over.append((result, value, key, fields))
+            self._bytes += len(value)
+            wake, self._woken = not self._woken, True
+        if wake:
+            self._thread.post(self._hand_over)
+        return result
+
+    def ready(self, timeout: float | None = None) -> None:
+        """Wait until `send` takes records again. Raises: Overloaded."""
+        within = self._timeout if timeout is None else timeout
+
+        async def wait() -> None:
+            self._hand_over()
+            await self._producer.ready(within)
+
+        self._thread.call(wait(), within)
+
+    def flush(self) -> None:
+        """Raises: as the asynchronous one."""
+        self._thread.call(self._flush(close=False), self._timeout)
+
+    def close(self) -> None:
+        """Flush, and take no more."""
+        self._closed = True
+        self._thread.call(self._flush(close=True), self._timeout)
+
+    def result_of(self, result: PendingResult, timeout: float | None) -> Receipt:
+        async def wait() -> Receipt:
+            self._hand_over()
+            return await asyncio.wait_for(result.wait(), timeout)
+
+        try:
+            return self._thread.call(wait(), timeout or self._timeout, unknown=True)
+        except TimeoutError:
+            raise OutcomeUnknown(f"no receipt within {timeout} s; it may still come: ask again") from None
+
+    def __enter__(self) -> Producer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif isinstance(error, Exception):
+            try:
+                self.close()
+            except MeshqError as e:
+                error.add_note(f"closing the producer for {self._producer.topic} failed too: {e}")
+
+    def _hand_over(self) -> None:
+        """On the loop's thread: everything that waits goes to the asynchronous producer, in order."""
+        with self._lock:
+            batch, self._handing_over = self._handing_over, deque()
+            size, self._woken = self._bytes, False
+        for result, value, key, headers in batch:
+            try:
+                result.taken(self._producer.take(self._timeout, value, key, headers))
+            except MeshqError as e:
+                result.refused(e)
+                self._refused_count += 1
+                self._refusal = self._refusal or e
+        with self._lock:
+            self._bytes -= size
+
+    async def _flush(self, *, close: bool) -> None:
+        self._hand_over()
+        await (self._producer.close() if close else self._producer.flush())
+        count, first = self._refused_count, self._refusal
+        self._refused_count, self._refusal = 0, None
+        if first is not None:
+            raise type(first)(f"{count} records were refused; the first error: {first}")
+
+
+class Subscription:
+    """As the asynchronous one: iterate it."""
+
+    def __init__(self, thread: _LoopThread, subscription: AsyncSubscription) -> None:
+        self._thread = thread
+        self._subscription = subscription
+        self._records: list[Record] = []  # of the last batch fetched, the next one last
+        self._fetched: deque[list[Record]] = deque()  # where Ctrl-C during a fetch can't lose them
+        self.pattern = subscription.pattern
+
+    def __iter__(self) -> Iterator[Record]:
+        return self
+
+    def __next__(self) -> Record:
+        """Waits as long as it takes; Ctrl-C interrupts it."""
+        while not self._records:
+            self._fetch(None)
+        return self._records.pop()
+
+    def next(self, timeout: float) -> Record | None:
+        """The next record, or None when there is none within `timeout` seconds. Raises: StopIteration when
+        closed.
+        """
+        if not self._records:
+            self._fetch(timeout)
+        return self._records.pop() if self._records else None
+
+    def ready(self, timeout: float = 30.0) -> None:
+        self._thread.call(self._subscription.ready(timeout), timeout)
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        positions = self._thread.run(self._subscription.positions, GRACE_S)
+        if self._records:
+            first = self._records[-1]
+            positions[first.topic, first.partition] = first.offset
+        return positions
+
+    def close(self) -> None:
+        self._records.clear()
+        if self._thread.is_running:
+            self._thread.call(self._subscription.close(), GRACE_S)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fetch(self, timeout: float | None) -> None:
+        async def take() -> bool:
+            try:
+                async with asyncio.timeout(timeout):
+                    self._fetched.append(await self._subscription.take())
+            except TimeoutError:
+                pass
+            except StopAsyncIteration:
+                return False
+            return True
+
+        if not self._fetched and not self._thread.call(take(), timeout):
+            raise StopIteration
+        if self._fetched:
+            self._records = self._fetched.popleft()[::-1]
+
+
+class _LoopThread:
+    """An event loop on a daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="meshq", daemon=True)
+        self.is_running = True
+        self._thread.start()
+
+    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None, *, unknown: bool = False) -> T:
+        """The coroutine's result. It keeps its own deadline; should it not, this raises soon after."""
+        if not self.is_running:
+            coroutine.close()
+            raise Unavailable("this client was closed: connect again")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(None if timeout is None else timeout + GRACE_S)
+        except concurrent.futures.TimeoutError:
+            if future.done():
+                raise  # its own, not this wait's
+            future.cancel()
+            raise (OutcomeUnknown if unknown else Unavailable)(f"no answer within {timeout} s") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def run(self, function: Callable[[], T], timeout: float) -> T:
+        async def run() -> T:
+            return function()
+
+        return self.call(run(), timeout)
+
+    def post(self, function: Callable[[], None]) -> None:
+        if self.is_running:
+            self._loop.call_soon_threadsafe(function)
+
+    def stop(self) -> None:
+        if self.is_running:
+            self.is_running = False
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(GRACE_S)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+            tasks = asyncio.all_tasks(self._loop)
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        finally:
+            self._loop.close()
