@@ -1,0 +1,282 @@
+"""Ask: administrative requests by name, and the facts that other peers add to an answer.
+
+Whoever holds the `admin` capability may change things; listing topics is open to every client, for the topics
+it may read or publish to. A fact that could not be had in time is null, never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from meshq import limits
+from meshq.errors import Forbidden, MeshqError, Overloaded, UnknownTopic, UsageError
+from meshq.ids import PartitionKey, PeerId, Session, TopicId, show_id
+from meshq.messages import Answer, Ask, Failure, TopicInfo
+from meshq.peer.core.context import Context
+from meshq.peer.core.links import LinkFacts, Links
+from meshq.peer.core.registrar import Registrar
+from meshq.peer.core.slots import Slots
+from meshq.registry.commands import AnyCommand, CreateTopic, DeleteTopic, RegisterClient, SetTopic
+from meshq.ring import slot_of
+from meshq.security.authorization import Principal
+from meshq.security.text import show_key
+from meshq.topics import check_pattern, check_topic, matches
+
+FAN_OUT_S = 2.0
+FAN_OUTS_MAX = 1_024  # requests to other peers that wait for their answers
+PAGE = 1_000
+
+
+@dataclass(slots=True)
+class _FanOut:
+    """Answers of other peers still awaited; `done` gets what came."""
+
+    waiting: set[int]
+    answers: list[dict[str, Any]]
+    deadline: float
+    done: Callable[[list[dict[str, Any]]], None]
+
+
+@dataclass
+class Admin:
+    ctx: Context
+    links: Links
+    registrar: Registrar
+    slots: Slots
+    _fan_outs: dict[int, _FanOut] = field(default_factory=dict)  # by request sent; bounded
+
+    def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
+        """Raises: Forbidden, UsageError and what the request itself raises."""
+        name = message.what
+        handler = _HANDLERS.get(name)
+        if handler is None:
+            raise UsageError(f"no request is called {name!r}: one of {', '.join(sorted(_HANDLERS))}")
+        if not principal.admin and name not in _OPEN_TO_ALL:
+            raise Forbidden(f"{principal.name!r} may not ask for {name!r}: it needs the capability `admin`")
+        handler(self, session, principal, message)
+
+    # -------------------------------------------------------------------------------------- listing
+    def _status(self, session: Session, _: Principal, message: Ask) -> None:
+        registry, me = self.ctx.registry, self.ctx.me
+        owned = sum(o.peer == me.peer for o in registry.owners)
+        value = {
+            "mesh": show_id(registry.mesh),
+            "peer": show_id(me.peer),
+            "name": me.name,
+            "registry": {
+                "holder": registry.peers[me.registry_peer].facts.name,
+                "version": registry.version,
+                "reachable": me.registry_peer in self.links.reachable(),
+            },
+            "peers": len(registry.peers),
+            "peers_reachable": len(self.links.reachable()),
+            "topics": len(registry.topics),
+            "slots": {"total": registry.slots, "owned": owned, "written": self.slots.written()},
+            "disk": {"room_bytes": self.ctx.disk.room_bytes, "pending_bytes": self.ctx.disk.pending_bytes},
+            "sessions": len(self.ctx.sessions.states),
+            "readers": self.ctx.deliveries.count(),
+            "counters": dict(sorted((self.ctx.counters | self.ctx.outside).items())),
+        }
+        self.ctx.send(session, Answer(message.request, value))
+
+    def _peers(self, session: Session, _: Principal, message: Ask) -> None:
+        rows = []
+        for peer, registered in sorted(self.ctx.registry.peers.items(), key=lambda x: x[1].facts.name):
+            here = peer == self.ctx.me.peer
+            link = self.links.states.get(peer)
+            seen = link.seen if link else None
+            addresses = self.ctx.my_addresses if here else (link.addresses if link else ())
+            rows.append(
+                {
+                    "name": registered.facts.name,
+                    "id": show_id(peer),
+                    "state": _state(here, link),
+                    "since_ms": seen.since_ms if seen and seen.since_ms else None,
+                    "incarnation": ".".join(map(str, seen.incarnation)) if seen else None,
+                    "evidence": seen.evidence or None if seen else None,
+                    "address": addresses[0] if addresses else None,
+                    "addresses": list(addresses),
+                    "link": "self" if here else (link.state.value if link else "down"),
+                    "rtt_ms": link.rtt_ms if link else None,
+                    "reason": link.reason if link and link.state.value == "down" else None,
+                    "slots": sum(o.peer == peer for o in self.ctx.registry.owners),
+                    "holds_registry": peer == self.ctx.me.registry_peer,
+                    "certificate_until_s": registered.facts.not_after_s,
+                    "server_key": show_key(registered.facts.curve_key),
+                }
+            )
+        self.ctx.send(session, Answer(message.request, rows))
+
+    def _topics(self, session: Session, principal: Principal, message: Ask) -> None:
+        pattern = check_pattern(_text(message, "pattern", "#"))
+        after = _text(message, "after", "")
+        rows: list[dict[str, Any]] = []
+        for name in self.ctx.registry.names(after):
+            info = self.ctx.registry.topic(name)
+            if info is None or not matches(pattern, name):
+                continue
+            if principal.may_read(name) or principal.may_publish(name):
+                rows.append(_describe(info))
+                if len(rows) == PAGE:
+                    break
+        self.ctx.send(session, Answer(message.request, rows))
+
+    def _topic_show(self, session: Session, principal: Principal, message: Ask) -> None:
+        info = self._topic(message)
+        if not (principal.may_read(info.name) or principal.may_publish(info.name)):
+            raise Forbidden(f"{principal.name!r} may not see {info.name!r}")
+        mine = self._offsets_of(info)
+
+        def done(answers: list[dict[str, Any]]) -> None:
+            for answer in answers:
+                mine.update({int(p): x for p, x in answer.items() if p.isdecimal() and isinstance(x, dict)})
+            registry = self.ctx.registry
+            rows = []
+            for p in range(info.partitions):
+                slot = slot_of(TopicId(info.topic_id), p, registry.slots)
+                owner = registry.peers[registry.owners[slot].peer].facts.name
+                known = mine.get(p, {"earliest": None, "end": None, "bytes": None})
+                rows.append({"partition": p, "slot": slot, "owner": owner, **known})
+            self.ctx.send(session, Answer(message.request, {**_describe(info), "partition": rows}))
+
+        self._fan_out("offsets", {"topic": info.name}, done)
+
+    def _offsets(self, session: Session, _: Principal, message: Ask) -> None:
+        offsets = {str(p): x for p, x in self._offsets_of(self._topic(message)).items()}
+        self.ctx.send(session, Answer(message.request, offsets))
+
+    def _offsets_of(self, info: TopicInfo) -> dict[int, dict[str, int]]:
+        """Partitions of this topic that this peer owns."""
+        result = {}
+        for p in range(info.partitions):
+            partition = PartitionKey(TopicId(info.topic_id), p)
+            slot = self.ctx.slot_of(partition)
+            if self.ctx.registry.owners[slot].peer == self.ctx.me.peer:
+                state = self.slots.partition(slot, partition)
+                result[p] = {"earliest": state.low, "end": state.end, "bytes": state.bytes}
+        return result
+
+    # ------------------------------------------------------------------------------------- changing
+    def _topic_create(self, session: Session, _: Principal, message: Ask) -> None:
+        name = check_topic(_text(message, "topic"))
+        partitions = _number(message, "partitions", self.ctx.settings.partitions, limits.PARTITIONS_MAX)
+        size = _record_bytes(message, self.ctx.settings.record_bytes_max)
+        self._commit(session, message, CreateTopic(name, self.ctx.random_id(), partitions, size), name)
+
+    def _topic_set(self, session: Session, _: Principal, message: Ask) -> None:
+        info = self._topic(message)
+        args = message.args
+        partitions = (
+            _number(message, "partitions", 1, limits.PARTITIONS_MAX) if "partitions" in args else None
+        )
+        size = _record_bytes(message, 1) if "record_bytes_max" in args else None
+        if partitions is None and size is None:
+            raise UsageError("nothing to set: give `partitions` or `record_bytes_max`")
+        self._commit(session, message, SetTopic(info.topic_id, partitions, size), info.name)
+
+    def _topic_delete(self, session: Session, _: Principal, message: Ask) -> None:
+        info = self._topic(message)
+        self._commit(session, message, DeleteTopic(info.topic_id), info.name)
+
+    def _client_register(self, session: Session, _: Principal, message: Ask) -> None:
+        certificate = message.args.get("certificate")
+        if not isinstance(certificate, bytes):
+            raise UsageError("`certificate` must be bytes")
+        self._commit(session, message, RegisterClient(certificate), None)
+
+    def _commit(self, session: Session, message: Ask, command: AnyCommand, topic: str | None) -> None:
+        def done(result: int | MeshqError) -> None:
+            if isinstance(result, MeshqError):
+                self.ctx.fail(session, message.request, result)
+                return
+            info = self.ctx.registry.topic(topic) if topic else None
+            self.ctx.send(session, Answer(message.request, _describe(info) if info else {"version": result}))
+
+        self.registrar.propose(command, done)
+
+    # --------------------------------------------------------------------------- other peers' facts
+    def _fan_out(self, what: str, args: dict[str, Any], done: Callable[[list[dict[str, Any]]], None]) -> None:
+        if len(self._fan_outs) >= FAN_OUTS_MAX:
+            raise Overloaded("this peer asks others as much as it may", retry_after_ms=200)
+        fan_out = _FanOut(set(), [], self.ctx.now + FAN_OUT_S, done)
+        for peer in self.links.reachable() - {self.ctx.me.peer}:
+            request = self.ctx.next_request()
+            if self.links.send(peer, Ask(request, what, args)):
+                fan_out.waiting.add(request)
+                self._fan_outs[request] = fan_out
+        if not fan_out.waiting:
+            done([])
+
+    def on_answer(self, _: PeerId, answer: Answer | Failure) -> None:
+        fan_out = self._fan_outs.pop(answer.request, None)
+        if fan_out is None:
+            return
+        fan_out.waiting.discard(answer.request)
+        if isinstance(answer, Answer) and isinstance(answer.value, dict):
+            fan_out.answers.append({k: v for k, v in answer.value.items() if isinstance(k, str)})
+        if not fan_out.waiting:
+            fan_out.done(fan_out.answers)
+
+    def tick(self) -> None:
+        for request, fan_out in list(self._fan_outs.items()):
+            if fan_out.deadline <= self.ctx.now and request in self._fan_outs:
+                for other in fan_out.waiting:
+                    self._fan_outs.pop(other, None)
+                fan_out.done(fan_out.answers)
+
+    def _topic(self, message: Ask) -> TopicInfo:
+        name = check_topic(_text(message, "topic"))
+        info = self.ctx.registry.topic(name)
+        if info is None:
+            raise UnknownTopic(f"there is no topic {name!r}: `meshq topics` lists those there are")
+        return info
+
+
+_Handler = Callable[[Admin, Session, Principal, Ask], None]
+_HANDLERS: dict[str, _Handler] = {
+    "status": Admin._status,
+    "peers": Admin._peers,
+    "topics": Admin._topics,
+    "topic.show": Admin._topic_show,
+    "topic.create": Admin._topic_create,
+    "topic.set": Admin._topic_set,
+    "topic.delete": Admin._topic_delete,
+    "client.register": Admin._client_register,
+    "offsets": Admin._offsets,
+}
+_OPEN_TO_ALL = {"topics", "topic.show"}
+
+
+def _state(here: bool, link: LinkFacts | None) -> str:
+    if link is not None and link.seen is not None and link.seen.state:
+        return link.seen.state
+    return "alive" if here or (link is not None and link.alive) else "dead"
+
+
+def _describe(info: TopicInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "id": info.topic_id.hex(),
+        "partitions": info.partitions,
+        "record_bytes_max": info.record_bytes_max,
+    }
+
+
+def _text(message: Ask, name: str, default: str | None = None) -> str:
+    value = message.args.get(name, default)
+    if not isinstance(value, str):
+        raise UsageError(f"`{message.what}` needs `{name}`, a text")
+    return value
+
+
+def _number(message: Ask, name: str, default: int, most: int) -> int:
+    value = message.args.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise UsageError(f"`{name}` must be a number from 1 to {most}")
+    return value
+
+
+def _record_bytes(message: Ask, default: int) -> int:
+    return _number(message, "record_bytes_max", default, limits.RECORD_BYTES_CEILING)

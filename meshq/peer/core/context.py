@@ -1,0 +1,141 @@
+"""What the parts of a peer's core share: who we are, the registry, the slots, the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+from meshq.batch import Buffer
+from meshq.errors import Forbidden, MeshqError
+from meshq.ids import PartitionKey, PeerId, Session, Slot, TopicId
+from meshq.limits import RECORD_BYTES_MAX
+from meshq.messages import ReadEnded, ServerMessage, TopicInfo, failure
+from meshq.peer.core.disk import Disk
+from meshq.peer.core.events import Effect, SendSession
+from meshq.peer.core.sessions import Sessions
+from meshq.registry.state import Registry
+from meshq.ring import slot_of
+from meshq.security.authorization import Principal
+from meshq.security.certificates import Certificate
+from meshq.streams.delivery import Deliveries
+
+
+@dataclass(frozen=True, slots=True)
+class Me:
+    """This peer: its id and name, its CURVE key, this run's boot id, the mesh's registry holder."""
+
+    peer: PeerId
+    name: str
+    curve_key: bytes
+    boot: bytes
+    registry_peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """`auto_create`: whether publishing to a topic that does not exist makes it (with one partition)."""
+
+    auto_create: bool = True
+    record_bytes_max: int = RECORD_BYTES_MAX
+    partitions: int = 8  # of topics made by `topic create`
+
+
+@dataclass
+class Context:
+    me: Me
+    settings: CoreSettings
+    registry: Registry
+    random_id: Callable[[], bytes]
+    out: list[Effect] = field(default_factory=list)
+    now: float = 0.0
+    wall_ms: int = 0
+    principals: dict[bytes, tuple[Principal, int]] = field(default_factory=dict)  # until the registry changes
+    my_addresses: tuple[str, ...] = ()
+    presented: dict[bytes, Certificate] = field(
+        default_factory=dict
+    )  # shown at the door, not registered here
+    counters: dict[str, int] = field(default_factory=dict)
+    outside: dict[str, int] = field(default_factory=dict)  # what the shell counts, for `status`
+    _request: int = 0
+    disk: Disk = field(init=False)
+    sessions: Sessions = field(init=False)
+    deliveries: Deliveries = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.disk = Disk(self.out)
+        self.deliveries = Deliveries()
+        self.sessions = Sessions(self.deliveries.on_session_gone)
+
+    def next_request(self) -> int:
+        """A number for a request of ours to another peer."""
+        self._request += 1
+        return self._request
+
+    def send(self, session: Session, message: ServerMessage, payloads: tuple[Buffer, ...] = ()) -> None:
+        self.out.append(SendSession(session, message, payloads))
+
+    def fail(self, session: Session, request: int, error: MeshqError) -> None:
+        self.count(f"refused_{type(error).__name__}")
+        self.send(session, failure(request, error))
+
+    def end_read(self, session: Session, sub: int, partition: PartitionKey, error: MeshqError) -> None:
+        self.deliveries.on_unread((session, sub), [partition])
+        state = self.sessions.states.get(session)
+        if state is not None:
+            state.drop_reader(sub, partition)
+        name = type(error).__name__
+        self.send(
+            session,
+            ReadEnded(sub, partition.topic_id, partition.partition, error.status, name, str(error)[:2_000]),
+        )
+
+    def count(self, name: str, by: int = 1) -> None:
+        self.counters[name] = self.counters.get(name, 0) + by
+
+    def slot_of(self, partition: PartitionKey) -> Slot:
+        return slot_of(partition.topic_id, partition.partition, self.registry.slots)
+
+    def topic(self, topic_id: bytes) -> TopicInfo | None:
+        return self.registry.topics.get(TopicId(topic_id))
+
+    def principal(self, key: bytes) -> Principal:
+        """Whose key this is and what it may. Raises: Forbidden for a key nobody registered, or an expired
+        one.
+        """
+        principal, not_after_s = self.principals.get(key) or self._registered(key)
+        if self.wall_ms >= not_after_s * 1000:
+            raise Forbidden(f"the certificate of {principal.name!r} has expired: make a new one")
+        return principal
+
+    def recheck_sessions(self) -> None:
+        """End the sessions whose key has expired or has other rights now: they begin again with what
+        holds.
+        """
+        for session, state in list(self.sessions.states.items()):
+            try:
+                same = self.principal(state.principal.key) == state.principal
+                error = Forbidden("the rights of this key have changed: say Hello again")
+            except Forbidden as e:
+                same, error = False, e
+            if not same:
+                self.sessions.close(session)
+                self.fail(session, 0, error)
+
+    def forget_principals(self) -> None:
+        self.principals.clear()
+
+    def _registered(self, key: bytes) -> tuple[Principal, int]:
+        peer = self.registry.peer_of_key.get(key)
+        registered = self.registry.peers[peer] if peer is not None else self.registry.clients.get(key)
+        shown = self.presented.get(key)
+        if registered is None and shown is not None:
+            return Principal.of(shown), shown.not_after_s
+        if registered is None:
+            raise Forbidden("this key is not registered with the mesh: make one with `meshq client add NAME`")
+        certificate = cast(Certificate, registered.facts)  # what the registry's `verify` returned
+        self.principals[key] = (
+            Principal.of(certificate),
+            certificate.not_after_s,
+        )  # no more than are registered
+        return self.principals[key]

@@ -1,0 +1,396 @@
+"""The peer's core: takes each event to the part that decides, and collects what is to be done.
+
+    MessageArrived ──> principal (by key) ──> Hello/Ping        sessions
+                                              Resolve/Watch     naming     ──> registrar ──> registry
+                                              Produce           publishing ──> slots ──> disk ──> receipts
+                                              Read/Credit       reading    <── deliveries <─┘
+                                              Ask               admin
+    LinkMessage    ──> registrar (its copy of the registry), placing, admin
+    Ticked         ──> links, registrar, placing, slots (checkpoints), sessions
+
+Nothing here does I/O, reads a clock or draws a random number: the shell and the simulator drive the same
+object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import assert_never
+
+from meshq.batch import Buffer
+from meshq.entries import Entry
+from meshq.errors import Forbidden, MeshqError, RemoteProtocolError, TopicGone, UsageError
+from meshq.ids import PeerId, Session, Slot, TopicId
+from meshq.messages import (
+    VERSION_MAX,
+    VERSION_MIN,
+    Answer,
+    AnyMessage,
+    Ask,
+    Credit,
+    Failure,
+    Hello,
+    Ping,
+    Pong,
+    Produce,
+    ProposeRegistry,
+    PullRegistry,
+    Read,
+    RegistryEntries,
+    RegistryMoved,
+    ReleaseSlots,
+    Resolve,
+    Routes,
+    ServerMessage,
+    SlotsReleased,
+    Unread,
+    Unwatch,
+    Watch,
+    Welcome,
+)
+from meshq.peer.core.admin import Admin
+from meshq.peer.core.context import Context, CoreSettings, Me
+from meshq.peer.core.events import (
+    PEERS,
+    BatchesFetched,
+    Effect,
+    EntriesRead,
+    Event,
+    LinkDown,
+    LinkMessage,
+    LinkProbeWanted,
+    LinkUp,
+    MalformedArrived,
+    MemberSeen,
+    MessageArrived,
+    PayloadsDeleted,
+    PeersRegistered,
+    ProposalMade,
+    RoomMeasured,
+    SessionClosed,
+    Settle,
+    Ticked,
+    TimeSought,
+    WritesDone,
+    WritesFailed,
+)
+from meshq.peer.core.links import Links
+from meshq.peer.core.naming import Naming
+from meshq.peer.core.placing import Placing
+from meshq.peer.core.publishing import Publishing, owned_slot
+from meshq.peer.core.reading import Reading
+from meshq.peer.core.registrar import Registrar
+from meshq.peer.core.whereabouts import routes_of
+from meshq.registry import commands
+from meshq.registry.state import (
+    Change,
+    ClientsChanged,
+    OwnersChanged,
+    PeersChanged,
+    Registry,
+    TopicChanged,
+    TopicRemoved,
+)
+from meshq.security.authorization import Principal
+from meshq.security.certificates import Certificate
+
+TICK_S = 0.1
+RECHECK_S = 1.0  # how long an expired certificate may go on reading
+PRESENTED_MAX = 64
+
+
+class PeerCore:
+    """One peer. `restore_*`, then `start`, then `handle` for everything that happens."""
+
+    def __init__(
+        self, me: Me, registry: Registry, *, settings: CoreSettings, random_id: Callable[[], bytes]
+    ) -> None:
+        self.ctx = ctx = Context(me, settings, registry, random_id)
+        self.links = Links(ctx, self._on_peer_up, self._on_peer_down, self._on_peer_message)
+        self.registrar = Registrar(ctx, self.links, self._on_changes)
+        self.publishing = Publishing(ctx)
+        self.slots = self.publishing.slots
+        self.reading = Reading(ctx, self.slots)
+        self.naming = Naming(ctx, self.registrar)
+        self.placing = Placing(ctx, self.links, self.registrar, self.slots)
+        self.admin = Admin(ctx, self.links, self.registrar, self.slots)
+        self._routes_dirty = False
+        self._deletions_known = False
+        self._next_tick = 0.0
+        self._recheck_at = 0.0
+
+    # ------------------------------------------------------------------------------------ beginning
+    def restore_registry(self, entries: Iterable[Entry]) -> None:
+        self.registrar.restore(entries)
+        self.placing.on_peers_changed()
+
+    def restore_slot(
+        self,
+        slot: Slot,
+        rows: Mapping[bytes, bytes],
+        *,
+        last: Entry | None,
+        first_index: int,
+        tail: Iterable[Entry],
+    ) -> None:
+        self.slots.restore(slot, rows, last=last, first_index=first_index, tail=tail)
+
+    def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
+        """After restoring: what was left undone is taken up again."""
+        self.ctx.now, self.ctx.wall_ms = now, wall_ms
+        self.ctx.disk.room_bytes = room_bytes
+        self.ctx.out.append(PeersRegistered(tuple(self.ctx.registry.peers)))
+        if self.registrar.is_holder:
+            self._drop_deleted()
+        return self._take()
+
+    def _drop_deleted(self) -> None:
+        """Drop what was deleted while this peer was away: once, and only with the whole registry at hand. A
+        copy that is behind has not heard of the newest topics and one that was lost knows none: nothing is
+        deleted on its word.
+        """
+        self._deletions_known = True
+        for topic_id in self.slots.topics_held():
+            if self.ctx.registry.version > 0 and self.ctx.topic(topic_id) is None:
+                self.slots.drop_topic(topic_id, wall_ms=self.ctx.wall_ms)
+
+    def on_presented(self, certificate: Certificate) -> None:
+        """A peer this copy of the registry has not heard of showed a valid certificate: let it in
+        meanwhile.
+        """
+        if certificate.curve_key in self.ctx.registry.peer_of_key:
+            return
+        if len(self.ctx.presented) >= PRESENTED_MAX:
+            self.ctx.presented.pop(next(iter(self.ctx.presented)))
+        self.ctx.presented[certificate.curve_key] = certificate
+
+    def on_addresses(self, addresses: tuple[str, ...]) -> None:
+        """Where this peer can be found now."""
+        if addresses != self.ctx.my_addresses:
+            self.ctx.my_addresses = addresses
+            self._routes_dirty = True
+
+    def deadline(self) -> float:
+        return self._next_tick
+
+    # ------------------------------------------------------------------------------------- handling
+    def handle(self, event: Event, *, now: float, wall_ms: int) -> list[Effect]:
+        self.ctx.now, self.ctx.wall_ms = now, wall_ms
+        match event:
+            case MessageArrived():
+                self._on_message(event)
+            case WritesDone():
+                self.ctx.disk.on_done(event.tokens, event.room_bytes)
+            case WritesFailed():
+                self.ctx.disk.on_failed(event.error, event.room_bytes)
+            case BatchesFetched():
+                self.reading.on_fetched(event)
+            case TimeSought():
+                self.reading.on_sought(event)
+            case LinkMessage():
+                self.links.on_link_message(event.peer, event.message)
+            case LinkUp():
+                self.links.on_link_up(event.peer)
+            case LinkDown():
+                self.links.on_link_down(event.peer, event.reason)
+            case MemberSeen():
+                self._routes_dirty |= self.links.on_member(event)
+            case LinkProbeWanted():
+                self.links.probe(event.peer)
+            case EntriesRead():
+                self.registrar.on_entries_read(event.read, event.entries)
+            case PayloadsDeleted():
+                self.slots.on_payloads_deleted(event.slot, event.partition)
+            case SessionClosed():
+                self.ctx.sessions.close(event.session)
+            case MalformedArrived():
+                self.ctx.fail(event.session, 0, event.error)
+            case ProposalMade():
+                self._on_proposal(event)
+            case RoomMeasured():
+                self.ctx.disk.room_bytes = event.room_bytes
+            case Ticked():
+                self._on_tick()
+            case _:
+                assert_never(event)
+        return self._take()
+
+    def _on_tick(self) -> None:
+        self._next_tick = self.ctx.now + TICK_S
+        self.links.tick(self.ctx.registry.peers)
+        self.registrar.tick()
+        if not self._deletions_known and self.registrar.is_level:
+            self._drop_deleted()
+        self.placing.tick()
+        self.admin.tick()
+        self.slots.tick(self.ctx.now, wall_ms=self.ctx.wall_ms)
+        self.ctx.sessions.tick(self.ctx.now)
+        if self.ctx.now >= self._recheck_at:
+            self._recheck_at = self.ctx.now + RECHECK_S
+            self.ctx.recheck_sessions()
+
+    def checkpoint(self, *, now: float, wall_ms: int) -> list[Effect]:
+        """Write all state rows (before a clean stop)."""
+        self.ctx.now, self.ctx.wall_ms = now, wall_ms
+        self.slots.checkpoint_all()
+        return self._take()
+
+    def _take(self) -> list[Effect]:
+        if self._routes_dirty:
+            self._routes_dirty = False
+            routes = self.routes()
+            for session in self.ctx.sessions.states:
+                self.ctx.send(session, routes)
+        self.publishing.flush()
+        self.reading.flush()
+        out = self.ctx.out[:]
+        self.ctx.out.clear()
+        return out
+
+    def _on_proposal(self, event: ProposalMade) -> None:
+        def done(result: int | MeshqError) -> None:
+            self.ctx.out.append(Settle(event.ticket, result))
+
+        try:
+            self.registrar.propose(commands.decode(event.command), done)
+        except MeshqError as e:
+            done(e)
+
+    # ------------------------------------------------------------------------------------- messages
+    def _on_message(self, event: MessageArrived) -> None:
+        session, message = event.session, event.message
+        request = getattr(message, "request", 0)
+        try:
+            principal = self.ctx.principal(event.key)
+            if isinstance(message, Hello):
+                self._on_hello(session, principal, message)
+                return
+            state = self.ctx.sessions.states.get(session)
+            if state is None:
+                raise RemoteProtocolError("say Hello first (this connection has no session here)")
+            state.heard = self.ctx.now
+            self._dispatch(session, principal, message, tuple(event.payloads))
+        except MeshqError as e:
+            self.ctx.fail(session, request, e)
+
+    def _on_hello(self, session: Session, principal: Principal, message: Hello) -> None:
+        if message.version_min > VERSION_MAX or message.version_max < VERSION_MIN:
+            raise UsageError(
+                f"this peer speaks versions {VERSION_MIN} to {VERSION_MAX} of the protocol, the other side "
+                f"{message.version_min} to {message.version_max}: upgrade the older one"
+            )
+        if message.mesh and message.mesh != self.ctx.registry.mesh:
+            raise Forbidden("this peer belongs to another mesh")
+        self.ctx.sessions.open(session, principal, message.name, self.ctx.now)
+        me = self.ctx.me
+        version = min(VERSION_MAX, message.version_max)
+        self.ctx.send(session, Welcome(version, self.ctx.registry.mesh, me.peer, me.boot, self.ctx.wall_ms))
+        self.ctx.send(session, self.routes())
+
+    def _dispatch(
+        self, session: Session, principal: Principal, message: AnyMessage, payloads: tuple[Buffer, ...]
+    ) -> None:
+        match message:
+            case Produce():
+                self.publishing.on_produce(session, principal, message, payloads)
+            case Credit():
+                self.reading.on_credit(session, message)
+            case Ping():
+                self.ctx.send(session, Pong(message.token))
+            case Resolve():
+                self.naming.on_resolve(session, principal, message)
+            case Watch():
+                self.naming.on_watch(session, principal, message)
+            case Unwatch():
+                self.naming.on_unwatch(session, message)
+            case Read():
+                self.reading.on_read(session, principal, message)
+            case Unread():
+                self.reading.on_unread(session, message)
+            case Ask():
+                self.admin.on_ask(session, principal, message)
+            case PullRegistry() | ProposeRegistry() | ReleaseSlots():
+                self._on_peers_request(session, principal, message)
+            case _:
+                raise RemoteProtocolError(f"{type(message).__name__} is not for a peer to receive")
+
+    def _on_peers_request(
+        self, session: Session, principal: Principal, message: PullRegistry | ProposeRegistry | ReleaseSlots
+    ) -> None:
+        if principal.kind != "peer" or session[0] != PEERS:
+            raise Forbidden(f"{type(message).__name__} is between peers only")
+        match message:
+            case PullRegistry():
+                self.registrar.on_pull(session, message)
+            case ProposeRegistry():
+                self.registrar.on_propose(session, message, principal.peer_id)
+            case ReleaseSlots():
+                if principal.key != self.ctx.registry.peers[self.ctx.me.registry_peer].facts.curve_key:
+                    raise Forbidden("only the registry's holder moves slots")
+                self.placing.on_release(session, message)
+
+    # ---------------------------------------------------------------------------------- other peers
+    def _on_peer_up(self, peer: PeerId) -> None:
+        self.placing.placement.on_reachable_changed()
+        if peer == self.ctx.me.registry_peer:
+            self.registrar.pull()
+
+    def _on_peer_down(self, peer: PeerId) -> None:
+        self.registrar.on_link_down(peer)
+        self.placing.on_link_down(peer)
+
+    def _on_peer_message(self, peer: PeerId, message: ServerMessage) -> None:
+        from_holder = peer == self.ctx.me.registry_peer
+        match message:
+            case RegistryMoved() if from_holder:
+                self.registrar.on_moved(message)
+            case RegistryEntries() if from_holder:
+                self.registrar.on_entries(message)
+            case Answer() | Failure():
+                if not self.registrar.on_answer(message):
+                    self.admin.on_answer(peer, message)
+            case SlotsReleased():
+                self.placing.on_released(peer, message)
+            case Pong():
+                self.links.on_pong(peer, message.token)
+            case _:
+                pass  # Routes: every peer computes its own
+
+    # ------------------------------------------------------------------------------------- registry
+    def _on_changes(self, changes: list[Change]) -> None:
+        for change in changes:
+            match change:
+                case PeersChanged():
+                    self.ctx.forget_principals()
+                    self.placing.on_peers_changed()
+                    self.ctx.out.append(PeersRegistered(tuple(self.ctx.registry.peers)))
+                    self._routes_dirty = True
+                case ClientsChanged():
+                    self.ctx.forget_principals()
+                    self.ctx.recheck_sessions()
+                case TopicChanged():
+                    self.naming.on_topic(change.info, gone=False)
+                case TopicRemoved():
+                    self._on_topic_removed(change)
+                case OwnersChanged():
+                    self._routes_dirty = True
+                    self._end_reads_elsewhere()
+                case _:
+                    assert_never(change)
+
+    def _on_topic_removed(self, change: TopicRemoved) -> None:
+        topic_id = TopicId(change.info.topic_id)
+        self.naming.on_topic(change.info, gone=True)
+        self.slots.drop_topic(topic_id, wall_ms=self.ctx.wall_ms)
+        for partition in self.ctx.deliveries.readers_of(topic_id):
+            self.reading.on_partition_gone(partition, TopicGone(f"topic {change.info.name!r} was deleted"))
+
+    def _end_reads_elsewhere(self) -> None:
+        for partition in self.ctx.deliveries.partitions_read():
+            try:
+                owned_slot(self.ctx, self.slots, partition)
+            except MeshqError as e:
+                self.reading.on_partition_gone(partition, e)
+
+    def routes(self) -> Routes:
+        return routes_of(self.ctx, self.links)

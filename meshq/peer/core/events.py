@@ -1,0 +1,241 @@
+"""What a peer's core is told (facts, past tense) and what it asks for (effects, commands)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from meshq.batch import Buffer
+from meshq.entries import Entry, StoredBatch, Write
+from meshq.errors import MeshqError
+from meshq.ids import PartitionKey, PeerId, Session, Slot
+from meshq.messages import AnyMessage, ServerMessage
+from meshq.streams.delivery import Fetch, SubKey
+
+CLIENTS, PEERS, LOCAL = "clients", "peers", "local"  # doors a session comes through
+
+
+# ------------------------------------------------------------------------------------------- events
+@dataclass(frozen=True, slots=True)
+class MessageArrived:
+    """A client's or another peer's message; `key` is the CURVE key its connection proved to hold."""
+
+    session: Session
+    key: bytes
+    message: AnyMessage
+    payloads: Sequence[Buffer] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedArrived:
+    session: Session
+    key: bytes
+    error: MeshqError
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClosed:
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class WritesDone:
+    """On disk, all of them; `room_bytes`: what may still be stored."""
+
+    tokens: Sequence[int]
+    room_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WritesFailed:
+    """The disk refused: neither these nor any other write that was outstanding is on disk."""
+
+    error: MeshqError
+    room_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchesFetched:
+    fetch: Fetch
+    batches: Sequence[StoredBatch] | MeshqError
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSought:
+    """The offset of the first batch at or after the time that was asked for."""
+
+    seek: SeekTime
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesRead:
+    read: ReadEntries
+    entries: Sequence[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadsDeleted:
+    slot: Slot
+    partition: PartitionKey
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMessage:
+    """An answer or push from a peer this one has a link to."""
+
+    peer: PeerId
+    message: ServerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSeen:
+    """What gossip says of a peer: where it is and whether it lives (it does while it is only suspect).
+
+    `since_ms` is wall time; `evidence` says who accuses it, in words, or how it last answered.
+    """
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+    alive: bool
+    state: str = ""
+    since_ms: int = 0
+    incarnation: tuple[int, int] = (0, 0)
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkProbeWanted:
+    """Membership did not hear that peer: does it answer over its link?"""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalMade:
+    """This host's shell (the door) wants a command in the registry; answered by Settle."""
+
+    ticket: int
+    command: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RoomMeasured:
+    room_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    pass
+
+
+Event = (
+    MessageArrived | MalformedArrived | SessionClosed | WritesDone | WritesFailed | BatchesFetched
+    | TimeSought | EntriesRead | PayloadsDeleted | LinkUp | LinkDown | LinkMessage | MemberSeen
+    | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ effects
+@dataclass(frozen=True, slots=True)
+class SendSession:
+    session: Session
+    message: ServerMessage
+    payloads: tuple[Buffer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    write: Write
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeWrites:
+    """What failed has been taken back here: the disk may be tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBatches:
+    fetch: Fetch
+
+
+@dataclass(frozen=True, slots=True)
+class SeekTime:
+    sub: SubKey
+    partition: PartitionKey
+    timestamp_ms: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEntries:
+    """Entries of the system slot in [from_index, end) for a peer that is behind."""
+
+    session: Session
+    from_index: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePayloads:
+    slot: Slot
+    partition: PartitionKey
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLink:
+    peer: PeerId
+    addresses: tuple[str, ...]
+    server_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLink:
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class SendPeer:
+    peer: PeerId
+    message: AnyMessage
+
+
+@dataclass(frozen=True, slots=True)
+class HintMembership:
+    """A link came up (`up`), ended (`broken`), or its peer answered a ping (`answered`)."""
+
+    peer: PeerId
+    what: Literal["up", "broken", "answered"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeersRegistered:
+    """The registered peers changed: gossip may now believe these."""
+
+    peers: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The end of a ProposalMade: the registry index it was committed at, or why not."""
+
+    ticket: int
+    result: int | MeshqError
+
+
+Effect = (
+    SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadEntries | DeletePayloads | OpenLink
+    | CloseLink | SendPeer | HintMembership | PeersRegistered | Settle
+)  # fmt: skip

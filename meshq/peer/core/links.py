@@ -1,0 +1,160 @@
+"""Links: one connection from here to every other registered peer whose address is known.
+
+A link that breaks is tried again with doubling pauses; news of the peer (another address, alive again) cuts a
+pause short. A link counts as up only when the other side's Welcome has shown that it is the peer it should
+be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from enum import Enum
+
+from meshq.errors import RemoteProtocolError, StoreError
+from meshq.ids import PeerId
+from meshq.messages import (
+    VERSION_MAX,
+    VERSION_MIN,
+    AnyMessage,
+    Failure,
+    Hello,
+    Ping,
+    ServerMessage,
+    Welcome,
+)
+from meshq.peer.core.context import Context
+from meshq.peer.core.events import CloseLink, HintMembership, MemberSeen, OpenLink, SendPeer
+
+PAUSE_S_MIN = 0.1
+PAUSE_S_MAX = 3.0
+PING_S = 2.0
+SILENCE_S = 8.0
+
+
+class LinkState(Enum):
+    DOWN = "down"
+    OPENING = "opening"
+    UP = "up"
+
+
+@dataclass(slots=True)
+class LinkFacts:
+    state: LinkState = LinkState.DOWN
+    addresses: tuple[str, ...] = ()
+    alive: bool = True
+    pause_s: float = PAUSE_S_MIN
+    try_at: float = 0.0
+    heard: float = 0.0
+    pinged: float = 0.0
+    reason: str = "not tried yet"
+    rtt_ms: float | None = None
+    boot: bytes = b""
+    seen: MemberSeen | None = None  # what gossip last said of it
+
+
+@dataclass
+class Links:
+    ctx: Context
+    on_up: Callable[[PeerId], None]
+    on_down: Callable[[PeerId], None]
+    on_message: Callable[[PeerId, ServerMessage], None]
+    states: dict[PeerId, LinkFacts] = field(default_factory=dict)  # one a registered peer
+
+    def reachable(self) -> set[PeerId]:
+        return {self.ctx.me.peer} | {p for p, x in self.states.items() if x.state is LinkState.UP}
+
+    def send(self, peer: PeerId, message: AnyMessage) -> bool:
+        """False when there is no link; otherwise it was sent (and may still be lost with the link)."""
+        link = self.states.get(peer)
+        if link is None or link.state is not LinkState.UP:
+            return False
+        self.ctx.out.append(SendPeer(peer, message))
+        return True
+
+    def on_member(self, seen: MemberSeen) -> bool:
+        """Whether that was news to clients."""
+        peer, addresses, alive = seen.peer, seen.addresses, seen.alive
+        if peer == self.ctx.me.peer:
+            return False
+        link = self.states.setdefault(peer, LinkFacts())
+        before = link.addresses, link.alive
+        link.seen = seen
+        if addresses != link.addresses or (alive and not link.alive):
+            link.try_at, link.pause_s = 0.0, PAUSE_S_MIN
+        link.addresses, link.alive = addresses or link.addresses, alive
+        return before != (link.addresses, link.alive)
+
+    def tick(self, registered: Collection[PeerId]) -> None:
+        for peer, link in self.states.items():
+            if peer not in registered:
+                continue
+            if link.state is LinkState.DOWN and link.addresses and self.ctx.now >= link.try_at:
+                link.state, link.heard = LinkState.OPENING, self.ctx.now
+                key = self.ctx.registry.peers[peer].facts.curve_key
+                self.ctx.out.append(OpenLink(peer, link.addresses, key))
+            elif link.state is not LinkState.DOWN:
+                self._keep_alive(peer, link)
+
+    def _keep_alive(self, peer: PeerId, link: LinkFacts) -> None:
+        if self.ctx.now - link.heard > SILENCE_S:
+            self._break(peer, "nothing heard for too long")
+        elif link.state is LinkState.UP and self.ctx.now - link.pinged >= PING_S:
+            link.pinged = self.ctx.now
+            self.ctx.out.append(SendPeer(peer, Ping(int(self.ctx.now * 1e6))))
+
+    def on_link_up(self, peer: PeerId) -> None:
+        """The transport is there: say who we are and wait to be welcomed."""
+        link = self.states.setdefault(peer, LinkFacts())
+        link.state, link.heard = LinkState.OPENING, self.ctx.now
+        me = self.ctx.me
+        self.ctx.out.append(SendPeer(peer, Hello(VERSION_MIN, VERSION_MAX, self.ctx.registry.mesh, me.name)))
+
+    def on_link_down(self, peer: PeerId, reason: str) -> None:
+        link = self.states.setdefault(peer, LinkFacts())
+        was_up = link.state is LinkState.UP
+        link.state, link.reason = LinkState.DOWN, reason
+        link.try_at = self.ctx.now + link.pause_s
+        link.pause_s = min(link.pause_s * 2, PAUSE_S_MAX)
+        if was_up:
+            self.ctx.out.append(HintMembership(peer, "broken"))
+            self.on_down(peer)
+
+    def _break(self, peer: PeerId, reason: str) -> None:
+        self.ctx.out.append(CloseLink(peer))
+        self.on_link_down(peer, reason)
+
+    def on_link_message(self, peer: PeerId, message: ServerMessage) -> None:
+        link = self.states.setdefault(peer, LinkFacts())
+        link.heard = self.ctx.now
+        if isinstance(message, Failure) and message.request == 0:
+            # It refused our Hello, or has forgotten it: a new connection begins with another one.
+            self._break(peer, message.text)
+        elif isinstance(message, Welcome):
+            if link.state is LinkState.DOWN:
+                return  # of a connection that was given up
+            if message.peer != peer or message.mesh != self.ctx.registry.mesh:
+                self._break(peer, "another peer answers at its address")
+                return
+            link.state, link.pause_s, link.boot = LinkState.UP, PAUSE_S_MIN, message.boot
+            link.pinged = self.ctx.now
+            self.ctx.out.append(HintMembership(peer, "up"))
+            self.on_up(peer)
+        elif link.state is LinkState.UP:
+            try:
+                self.on_message(peer, message)
+            except (RemoteProtocolError, StoreError) as e:
+                # What it sent does not fit what is here (a registry put back from an old copy): this link is
+                # given up, the peer serves on, and `meshq peers` shows why.
+                self.ctx.count("links_broken_by_content")
+                self._break(peer, str(e))
+
+    def probe(self, peer: PeerId) -> None:
+        """Ask now whether it is there; `answered` is the hint that it is."""
+        link = self.states.get(peer)
+        if link is not None and link.state is LinkState.UP:
+            self.ctx.out.append(SendPeer(peer, Ping(int(self.ctx.now * 1e6))))
+
+    def on_pong(self, peer: PeerId, token: int) -> None:
+        self.ctx.out.append(HintMembership(peer, "answered"))
+        self.states[peer].rtt_ms = round((self.ctx.now * 1e6 - token) / 1e3, 3)

@@ -1,0 +1,216 @@
+"""The disk side of the shell: load the core from the store, and carry out its reads and writes.
+
+Reads are done in the loop's thread, where each takes microseconds to milliseconds. Clients may ask for
+thousands at once, so they wait in one queue, in the order they came, and the loop gives it a few milliseconds
+a turn. What goes wrong with a read ends that read; whatever else comes out of a callback here stops the peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import lmdb
+
+from meshq.entries import StoredBatch
+from meshq.errors import MeshqError, StoreError
+from meshq.ids import SYSTEM_SLOT, PartitionKey, Slot
+from meshq.peer.core.core import PeerCore
+from meshq.peer.core.events import (
+    BatchesFetched,
+    EntriesRead,
+    Event,
+    FetchBatches,
+    PayloadsDeleted,
+    ReadEntries,
+    SeekTime,
+    TimeSought,
+    WritesDone,
+    WritesFailed,
+)
+from meshq.peer.core.registrar import PULL_BYTES
+from meshq.security.directory import DataDirectory, Loaded
+from meshq.store.store import Store
+from meshq.streams.slot import applied_index
+
+log = logging.getLogger(__name__)
+_PAGE_BYTES = 8 * 1024 * 1024
+_PAGE_COUNT = 4_096
+TURN_S: Final = 0.005  # of reading, before the rest of the loop gets its turn
+
+
+def refuse_lost_store(directory: DataDirectory, papers: Loaded) -> None:
+    """A peer that ran before has a store. Without it the registry would begin a second time, and differ.
+
+    Raises: StoreError.
+    """
+    if not directory.was_started() or (directory.store / "data.mdb").exists():
+        return
+    if papers.holds_registry:
+        raise StoreError(
+            f"{directory.store} is gone, and with it the mesh's registry, which this peer held: "
+            "put back a copy of it. Without one, begin a new mesh (`meshq init` in another directory)"
+        )
+    log.error(
+        "%s is gone: the records this peer had are lost, and its slots begin again empty",
+        directory.store,
+        extra={"event": "StoreLost"},
+    )
+
+
+def restore(core: PeerCore, store: Store) -> None:
+    """Bring the core to where the disk is. Raises: StoreCorrupt."""
+    images = store.load()
+    if SYSTEM_SLOT in images:
+        core.restore_registry(_entries(store, SYSTEM_SLOT, images[SYSTEM_SLOT].first_index))
+    for slot, image in images.items():
+        if slot == SYSTEM_SLOT:
+            continue
+        applied = applied_index(image.rows)
+        last = next(
+            iter(store.read_entries(slot, image.last_index, bytes_max=_PAGE_BYTES, count_max=1)), None
+        )
+        core.restore_slot(
+            slot,
+            image.rows,
+            last=last,
+            first_index=image.first_index,
+            tail=_entries(store, slot, applied + 1),
+        )
+
+
+def _entries(store: Store, slot: Slot, start: int):  # type: ignore[no-untyped-def]
+    while page := store.read_entries(slot, start, bytes_max=_PAGE_BYTES, count_max=_PAGE_COUNT):
+        yield from page
+        start = page[-1].index + 1
+
+
+def is_awaited(core: PeerCore, read: FetchBatches | SeekTime) -> bool:
+    """False when it was unread meanwhile, or read again from elsewhere."""
+    if isinstance(read, FetchBatches):
+        return core.ctx.deliveries.is_awaited(read.fetch)
+    session, sub = read.sub
+    state = core.ctx.sessions.states.get(session)
+    return state is not None and state.seeks.get((sub, read.partition)) == read
+
+
+class DiskShell:
+    """Executes the core's disk effects; what comes of them goes back as events, in the loop's thread.
+
+    `is_awaited`: whether what a read finds is still of use to anybody when its turn comes; if not, nothing is
+    read. None of its callbacks does anything after `close()`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        loop: asyncio.AbstractEventLoop,
+        tell: Callable[[Event], None],
+        on_fatal: Callable[[BaseException], None],
+        is_awaited: Callable[[FetchBatches | SeekTime], bool],
+    ) -> None:
+        self.store = store
+        self._loop = loop
+        self._tell = tell
+        self._on_fatal = on_fatal
+        self._is_awaited = is_awaited
+        self._deleting: dict[PartitionKey, Slot] = {}
+        self._reads: deque[FetchBatches | SeekTime] = deque()
+        self._turn_due = False
+        self._closed = False
+        store.start(
+            on_done=lambda tokens: self._post(self._done, tokens),
+            on_failed=lambda tokens, error: self._post(self._failed, error),
+            on_dropped=lambda partition: self._post(self._dropped, partition),
+            on_fatal=lambda error: self._post(on_fatal, error),
+        )
+
+    def close(self) -> None:
+        """Close the store; what it still reports is not heard any more. Idempotent."""
+        self._closed = True
+        self._reads.clear()
+        self.store.close()
+
+    def _post(self, call: Callable[..., None], *args: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._guarded, call, *args)
+
+    def _guarded(self, call: Callable[..., None], *args: object) -> None:
+        if self._closed:
+            return
+        try:
+            call(*args)
+        except Exception as e:
+            self._on_fatal(e)
+
+    def _done(self, tokens: Sequence[int]) -> None:
+        self._tell(WritesDone(tokens, self.store.room()))
+
+    def _failed(self, error: MeshqError) -> None:
+        self._tell(WritesFailed(error, self.store.room()))
+
+    def _dropped(self, partition: PartitionKey) -> None:
+        slot = self._deleting.pop(partition, None)
+        if slot is not None:
+            self._tell(PayloadsDeleted(slot, partition))
+
+    def delete(self, slot: Slot, partition: PartitionKey) -> None:
+        self._deleting[partition] = slot
+        self.store.drop_payloads(partition, below=None)
+
+    # -------------------------------------------------------------------------------------- reading
+    def read(self, effect: FetchBatches | SeekTime) -> None:
+        """In a later turn, after whatever was asked for before."""
+        self._reads.append(effect)
+        self._turn_soon()
+
+    def _turn_soon(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._guarded, self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        end = self._loop.time() + TURN_S
+        while self._reads:
+            effect = self._reads.popleft()
+            if isinstance(effect, FetchBatches):
+                self._fetch(effect)
+            else:
+                self._seek(effect)
+            if self._reads and self._loop.time() >= end:
+                self._turn_soon()
+                return
+
+    def _fetch(self, effect: FetchBatches) -> None:
+        f = effect.fetch
+        batches: Sequence[StoredBatch] | MeshqError = []
+        try:
+            if self._is_awaited(effect):
+                batches = self.store.read_batches(f.partition, f.offset, end=f.end, bytes_max=f.bytes_max)
+        except StoreError as e:
+            batches = e
+        except lmdb.Error as e:
+            batches = StoreError(f"{self.store.path} cannot be read ({e}): is the disk all right?")
+        self._tell(BatchesFetched(f, batches))
+
+    def _seek(self, seek: SeekTime) -> None:
+        if self._is_awaited(seek):
+            offset = self.store.offset_at(seek.partition, seek.timestamp_ms, end=seek.end)
+            self._tell(TimeSought(seek, offset))
+
+    def read_entries(self, read: ReadEntries) -> None:
+        count = min(read.end - read.from_index, _PAGE_COUNT)
+        try:
+            entries = (
+                self.store.read_entries(SYSTEM_SLOT, read.from_index, bytes_max=PULL_BYTES, count_max=count)
+                if count > 0
+                else []
+            )
+        except StoreError as e:
+            self._on_fatal(e)
+            return
+        self._loop.call_soon(self._tell, EntriesRead(read, entries))

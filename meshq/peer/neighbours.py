@@ -1,0 +1,263 @@
+"""Neighbours: the shell around membership. UDP, mDNS, seeds and remembered addresses in; who is where and
+alive out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from meshq.gossip import remembered
+from meshq.gossip.discovery import Discovery
+from meshq.gossip.machine import Membership
+from meshq.gossip.words import (
+    AddressesChanged,
+    AddressSuggested,
+    DatagramReceived,
+    Effect,
+    Event,
+    LeaveRequested,
+    LinkAnswered,
+    LinkBroken,
+    LinkUp,
+    Member,
+    OwnRecordOutdated,
+    ProbeLink,
+    Registered,
+    SendDatagram,
+    Slept,
+    Tick,
+    VerdictsDiscarded,
+)
+from meshq.ids import PeerId
+from meshq.peer.endpoints import advertised, with_default_port
+from meshq.peer.settings import Settings
+from meshq.security.directory import Loaded
+from meshq.security.signing import is_signed_by
+from meshq.transport.interfaces import host_addresses
+from meshq.transport.sealed import Dropped, Opener, Sealer
+from meshq.transport.udp import Udp
+
+log = logging.getLogger(__name__)
+LOOK_S = 5.0  # how often this host's addresses are looked at
+REMEMBER_S = 30.0
+SLEPT_S = 0.5  # the loop's clock stops while the host is suspended; more than this apart is a suspension
+_RECORD = b"member"
+
+
+class Neighbours:
+    """Runs membership; `on_member` hears every change of a peer's address or state, `probe_link` is asked to
+    ask a peer over its connection.
+    """
+
+    def __init__(
+        self,
+        papers: Loaded,
+        settings: Settings,
+        peers_file: Path,
+        *,
+        boot_epoch: int,
+        boot_id: bytes,
+        signing_key_of: Callable[[PeerId], bytes | None],
+        on_member: Callable[[Member], None],
+        on_fatal: Callable[[BaseException], None],
+        probe_link: Callable[[PeerId], None],
+    ) -> None:
+        self._settings = settings
+        self._file = peers_file
+        self._signing_key_of = signing_key_of
+        self._on_member, self._on_fatal = on_member, on_fatal
+        self._probe_link = probe_link
+        self._loop = asyncio.get_running_loop()
+        self._tasks: list[asyncio.Task[None]] = []
+        identity, ring = papers.identity, papers.keyring
+        self._sealer = Sealer(ring.keys, ring.active, papers.mesh_id, identity.peer_id, boot_epoch)
+        self._opener = Opener(ring.keys, papers.mesh_id, identity.peer_id)
+        self._udp = Udp.open(settings.port, bind=settings.bind, on_datagram=self._on_datagram)
+        self.members = Membership(
+            identity.peer_id,
+            name=identity.name,
+            addresses=advertised(settings),
+            boot_epoch=boot_epoch,
+            boot_id=boot_id,
+            sign=lambda data: identity.sign(_RECORD, data),
+            verify=self._verify,
+            rng=random.Random(os.urandom(16)),
+            now=self._loop.time(),
+        )
+        instance = os.urandom(16)
+        self._discovery = Discovery(
+            instance, settings.port, self._interfaces(), papers.keyring.mdns_tag, self._on_suggested
+        )
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self._slept_s = _suspended_s(self._loop)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(self.members.own.addresses)
+
+    def start(self) -> None:
+        self._tick()
+        for seed in with_default_port(self._settings.seed):
+            self.handle(AddressSuggested(seed, keep=True))
+        for addresses in remembered.load(self._file).values():
+            for address in addresses:
+                self.handle(AddressSuggested(address))
+        if self._settings.mdns:
+            self._tasks.append(self._loop.create_task(self._discovery.start()))
+        self._tasks.append(self._loop.create_task(self._watch_addresses()))
+        self._tasks.append(self._loop.create_task(self._remember()))
+
+    async def stop(self) -> None:
+        try:
+            if not self._stopping:
+                self.handle(LeaveRequested())
+            self._stopping = True
+            if self._timer is not None:
+                self._timer.cancel()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._discovery.stop()
+            self._save()
+        finally:
+            self._stopping = True
+            self._udp.close()
+
+    def on_registered(self, peers: Iterable[PeerId]) -> None:
+        self.handle(Registered(tuple(peers)))
+
+    def on_hint(self, peer: PeerId, what: str) -> None:
+        """What a link to this peer told: it came up, broke, or answered when it was asked."""
+        match what:
+            case "up":
+                self.handle(LinkUp(peer))
+            case "broken":
+                self.handle(LinkBroken(peer))
+            case "answered":
+                self.handle(LinkAnswered(peer))
+
+    def handle(self, event: Event) -> None:
+        if self._stopping:
+            return
+        for effect in self.members.handle(event, now=self._loop.time()):
+            self._execute(effect)
+        self._arm()
+
+    def _arm(self) -> None:
+        """Wake when the machine wants to, which any event may have changed."""
+        due = self.members.deadline()
+        if self._stopping or (self._timer is not None and self._timer.when() == due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._tick)
+
+    def _execute(self, effect: Effect) -> None:
+        match effect:
+            case SendDatagram(address, payload):
+                self._udp.send(self._sealer.seal(payload), address)
+            case ProbeLink(peer):
+                self._probe_link(peer)
+            case VerdictsDiscarded(seconds):
+                log.warning(
+                    "This host stood still for %.2f s: what it alone said against others is taken back",
+                    seconds,
+                    extra={"event": "VerdictsDiscarded"},
+                )
+            case OwnRecordOutdated():
+                log.error(
+                    "Another start of this peer signed records at boot epoch %d: this directory was copied, "
+                    "restored, or runs twice. Others do not listen to this one",
+                    effect.boot_epoch,
+                    extra={"event": "OwnRecordOutdated"},
+                )
+            case _:
+                m = effect.member
+                name = type(effect).__name__
+                level = logging.DEBUG if name == "MemberSuspect" else logging.INFO
+                log.log(level, "%s is %s", m.name or m.peer.hex(), m.state.value, extra={"event": name})
+                self._on_member(m)
+
+    def _on_datagram(self, data: bytes, address: str) -> None:
+        try:
+            opened = self._opener.open(data)
+        except Dropped:
+            return  # counted by reason
+        self.handle(DatagramReceived(opened.payload, opened.sender, address))
+
+    def _on_suggested(self, address: str) -> None:
+        self.handle(AddressSuggested(address))
+
+    def _verify(self, peer: PeerId, data: bytes, signature: bytes) -> bool:
+        key = self._signing_key_of(peer)
+        return key is not None and is_signed_by(key, _RECORD, data, signature)
+
+    def _tick(self) -> None:
+        self._timer = None
+        try:
+            slept_s = _suspended_s(self._loop)
+            if slept_s - self._slept_s > SLEPT_S:
+                self.handle(Slept(slept_s - self._slept_s))
+            self._slept_s = slept_s
+            self.handle(Tick())
+        except Exception as e:
+            self._on_fatal(e)
+
+    def _interfaces(self) -> list[str]:
+        bound = [host for host in self._settings.bind if host not in ("*", "0.0.0.0", "::")]
+        return bound or host_addresses()
+
+    async def _watch_addresses(self) -> None:
+        """Interfaces come and go; what this peer says of itself follows."""
+        before = self._interfaces()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                found = self._interfaces()
+                if found == before:
+                    continue
+                before = found
+                log.info("Addresses are now %s", found, extra={"event": "AddressesChanged"})
+                self.handle(AddressesChanged(advertised(self._settings)))
+                if self._settings.mdns:
+                    await self._discovery.update(found)
+            except Exception:
+                log.exception("This host's addresses could not be told", extra={"event": "AddressesFailed"})
+
+    async def _remember(self) -> None:
+        while True:
+            await asyncio.sleep(REMEMBER_S)
+            self._save()
+
+    def _save(self) -> None:
+        known = {m.peer: m.addresses for m in self.members.members() if m.addresses}
+        if known:
+            with contextlib.suppress(OSError):
+                remembered.save(self._file, {**remembered.load(self._file), **known})
+
+    def counters(self) -> dict[str, int]:
+        found = {f"udp_{k}": v for k, v in self._udp.counts.items()}
+        found |= {f"gossip_{k}": v for k, v in self.members.counts.items()}
+        return found | {f"datagram_{k}": v for k, v in self._opener.dropped.items()}
+
+
+def show_evidence(member: Member, me: PeerId, name_of: Callable[[PeerId], str | None]) -> str:
+    """Why a member is suspected or dead, in words; empty when it is neither."""
+    if member.evidence is None:
+        return ""
+    names = ["this peer" if x == me else name_of(x) for x in member.evidence.accusers]
+    own = "" if member.evidence.direct else ", not by this peer"
+    return f"no answer to {', '.join(n for n in names if n)}{own}"
+
+
+def _suspended_s(loop: asyncio.AbstractEventLoop) -> float:
+    """How far the clock that runs on in suspend is ahead of the loop's; only its changes mean anything."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - loop.time()

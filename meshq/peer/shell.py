@@ -1,0 +1,400 @@
+"""The shell of a running peer: drives the core with sockets, disk, gossip and clock.
+
+It decides nothing. Every event goes through `tell`, one at a time and to its end; what the core orders is
+carried out in order. Anything that goes wrong with the disk's writing, and any unexpected exception, stops
+the peer, loudly and as a whole: one that answers but no longer ticks would be worse than none, since its
+clients stay with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from meshq import messages
+from meshq.batch import Buffer
+from meshq.client.core import ClientCore
+from meshq.client.driver import ClientDriver
+from meshq.client.facts import Seed
+from meshq.client.mesh import Mesh
+from meshq.errors import Unavailable
+from meshq.gossip.words import Member
+from meshq.gossip.words import State as MemberState
+from meshq.ids import PeerId, show_id
+from meshq.peer.core.context import CoreSettings, Me
+from meshq.peer.core.core import PeerCore
+from meshq.peer.core.events import (
+    LOCAL,
+    CloseLink,
+    DeletePayloads,
+    Effect,
+    Event,
+    FetchBatches,
+    HintMembership,
+    LinkProbeWanted,
+    MemberSeen,
+    MessageArrived,
+    OpenLink,
+    PeersRegistered,
+    Persist,
+    ReadEntries,
+    ResumeWrites,
+    RoomMeasured,
+    SeekTime,
+    SendPeer,
+    SendSession,
+    SessionClosed,
+    Settle,
+    Ticked,
+)
+from meshq.peer.disk import DiskShell, is_awaited, refuse_lost_store, restore
+from meshq.peer.doors import Door
+from meshq.peer.endpoints import listen, tcp
+from meshq.peer.feed import Feed
+from meshq.peer.gateway import GatewayLinks
+from meshq.peer.links import PeerLinks
+from meshq.peer.neighbours import Neighbours, show_evidence
+from meshq.peer.papers import found_registry, registry_peer
+from meshq.peer.plain import Plain, peers_rows
+from meshq.peer.presence import Presence
+from meshq.peer.proposals import Proposals
+from meshq.peer.renewal import Renewal
+from meshq.peer.settings import DOOR, PEERS, Settings
+from meshq.peer.sockets import PeerSockets
+from meshq.peer.tally import tally
+from meshq.security.directory import DataDirectory, DirectoryLock, Loaded
+from meshq.store.store import Store
+from meshq.transport.context import make_context
+
+log = logging.getLogger(__name__)
+FLUSH_S = 5.0  # how long a stop waits for the disk
+TALLY_S = 1.0
+
+
+class PeerShell:
+    """One running peer. `start`, then `stop`; `failed` is done when it had to stop by itself, and then it
+    stops as `stop` does.
+    """
+
+    def __init__(self, directory: DataDirectory, settings: Settings) -> None:
+        self.directory, self.settings = directory, settings
+        self._loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[None] = self._loop.create_future()
+        self._events: deque[Event] = deque()
+        self._busy = False
+        self._idle = asyncio.Event()  # nothing is on its way to disk
+        self._proposals = Proposals(self.tell)
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._tally_at = 0.0
+        self._closers: list[Callable[[], Any]] = []  # undone in reverse order
+        self.gateway: Mesh
+
+    # ---------------------------------------------------------------------------------------- start
+    async def start(self) -> None:
+        """Raises: UsageError, SecurityError, StoreError; then nothing stays open."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        papers = self.papers = self.directory.load()
+        papers.certificate.check_time(time.time())
+        lock: DirectoryLock = self.directory.lock()
+        self._closers.append(lock.release)
+        self._open_core(papers)
+        identity = papers.identity
+        context = make_context()
+        self._closers.append(context.term)
+        self._make_gateway(context)
+        self.plain = Plain(self.gateway, self.core.ctx.principal, lambda: peers_rows(self.core), self._exists)
+        self.sockets = PeerSockets(
+            context,
+            papers,
+            self.settings,
+            self.core,
+            tell=self.tell,
+            on_plain=self.plain.on_request,
+            on_ingest=self.plain.on_ingest,
+            on_interest_changed=self._on_interest_changed,
+        )
+        self._closers.append(self.sockets.close)
+        self.feed = Feed(self.sockets.feed, self.gateway)
+        self.links = PeerLinks(context, papers, self.tell)
+        self.door = Door(
+            context,
+            listen(self.settings, DOOR),
+            papers,
+            self.directory,
+            self.core,
+            self.propose,
+            lambda shown: self._guarded(self.core.on_presented, shown),
+        )
+        self.neighbours = Neighbours(
+            papers,
+            self.settings,
+            self.directory.peers,
+            boot_epoch=self.directory.raise_boot_epoch(),
+            boot_id=self.core.ctx.me.boot,
+            signing_key_of=self._signing_key_of,
+            on_member=self._on_member,
+            on_fatal=self._fail,
+            probe_link=lambda peer: self.tell(LinkProbeWanted(peer)),
+        )
+        self._closers += [self.links.close, self.door.close, self.feed.close, self.plain.close]
+        self._closers.append(self._close_gateway)
+        self._closers.append(self.neighbours.stop)
+        self._closers.append(Renewal(self.directory, papers, self.core, self.propose).stop)
+        self.core.on_addresses(self.neighbours.addresses)
+        self._execute(self.core.start(now=self._now(), wall_ms=_wall_ms(), room_bytes=self.store.room()))
+        self.neighbours.start()
+        self._tick()
+        presence = Presence(self.directory, papers, self.settings)
+        presence.announce(self.neighbours.addresses)
+        self._closers.append(presence.withdraw)
+        log.info(
+            "Peer %s of mesh %s is up on %s",
+            identity.name,
+            papers.genesis.mesh_name,
+            ", ".join(self.neighbours.addresses),
+            extra={"event": "PeerUp", "peer": show_id(identity.peer_id), "port": self.settings.port},
+        )
+
+    def _open_core(self, papers: Loaded) -> None:
+        s = self.settings
+        refuse_lost_store(self.directory, papers)
+        self.store = Store.open(
+            self.directory.store,
+            mesh_id=papers.mesh_id,
+            bytes_max=s.store_bytes_max,
+            reserve_bytes=s.disk_reserve_bytes,
+        )
+        self._closers.append(self._close_store)
+        identity = papers.identity
+        me = Me(identity.peer_id, identity.name, identity.curve_public, os.urandom(16), registry_peer(papers))
+        settings = CoreSettings(s.auto_create, s.record_bytes_max)
+        self.core = PeerCore(me, found_registry(papers), settings=settings, random_id=lambda: os.urandom(16))
+        restore(self.core, self.store)
+        self.disk = DiskShell(
+            self.store, self._loop, self.tell, self._fail, lambda read: is_awaited(self.core, read)
+        )
+
+    def _make_gateway(self, context: Any) -> None:
+        identity = self.papers.identity
+        self._local_links = GatewayLinks(
+            context,
+            identity,
+            lambda session, frames: self._guarded(self._on_local, session, frames),
+            lambda session: self.tell(SessionClosed((LOCAL, session))),
+            _peers_port,
+        )
+        seed = Seed(identity.curve_public, (tcp(f"127.0.0.1:{self.settings.port}"),), identity.name)
+        rng = random.Random(os.urandom(16))
+        core = ClientCore([seed], mesh_id=self.papers.mesh_id, name=f"{identity.name} (gateway)", rng=rng)
+        self.gateway = Mesh(ClientDriver(core, self._local_links))
+
+    # ----------------------------------------------------------------------------------------- stop
+    async def stop(self) -> None:
+        """Take nothing new, finish what is on its way to disk, say goodbye. Idempotent."""
+        if self._stopping is None:
+            self._stopping = self._loop.create_task(self._stop())
+        await self._stopping
+
+    async def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.failed.done():
+            self._stop_serving()
+        elif hasattr(self, "disk"):
+            log.info("The peer stops", extra={"event": "PeerStopping"})
+            self._guarded(self._checkpoint)
+            await self._flushed()
+        closers, self._closers = self._closers, []
+        for close in reversed(closers):
+            try:
+                result = close()
+                if asyncio.iscoroutine(result):
+                    await result
+            except Exception:
+                log.exception("While stopping", extra={"event": "StopFailed"})
+        self._proposals.cancel()
+        if not self.failed.done():
+            self.failed.cancel()
+
+    def _stop_serving(self) -> None:
+        """Before anything else, so that clients go elsewhere at once. Closing again later does nothing."""
+        for part in ("sockets", "door"):
+            if hasattr(self, part):
+                getattr(self, part).close()
+
+    def _checkpoint(self) -> None:
+        self._execute(self.core.checkpoint(now=self._now(), wall_ms=_wall_ms()))
+
+    async def _close_gateway(self) -> None:
+        await self.gateway.close(**({"timeout": 0.0} if self.failed.done() else {}))
+
+    def _close_store(self) -> None:
+        (self.disk if hasattr(self, "disk") else self.store).close()
+
+    async def _flushed(self) -> None:
+        """Until nothing is on its way to disk, or the time is up."""
+        self._idle.clear()
+        if self.core.ctx.disk.outstanding:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    await self._idle.wait()
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.failed.done():
+            log.critical("The peer stops: %s", error, exc_info=error, extra={"event": "PeerFailed"})
+            self.failed.set_exception(error)
+            if self._stopping is None:
+                self._stopping = self._loop.create_task(self._stop())
+
+    def _guarded(self, call: Callable[..., object], *args: Any) -> None:
+        """Whatever the loop calls that is not an event: what it raises stops the peer."""
+        if self.failed.done():
+            return
+        try:
+            call(*args)
+        except Exception as e:
+            self._fail(e)
+
+    # --------------------------------------------------------------------------------------- events
+    def tell(self, event: Event) -> None:
+        """An event for the core; what happens while one is handled waits its turn. After a failure:
+        nothing.
+        """
+        if self.failed.done():
+            return
+        self._events.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._events:
+                effects = self.core.handle(self._events.popleft(), now=self._now(), wall_ms=_wall_ms())
+                self._execute(effects)
+            if not self.core.ctx.disk.outstanding:
+                self._idle.set()
+        except Exception as e:
+            self._fail(e)
+        finally:
+            self._busy = False
+
+    def _execute(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case SendSession():
+                    self._send(effect)
+                case Persist():
+                    self.store.write(effect.write)
+                case FetchBatches() | SeekTime():
+                    self.disk.read(effect)
+                case SendPeer():
+                    self.links.send(effect.peer, effect.message)
+                case ReadEntries():
+                    self.disk.read_entries(effect)
+                case DeletePayloads():
+                    self.disk.delete(effect.slot, effect.partition)
+                case OpenLink():
+                    self.links.open(effect)
+                case CloseLink():
+                    self.links.close_link(effect.peer)
+                case PeersRegistered():
+                    self.neighbours.on_registered(effect.peers)
+                case HintMembership():
+                    self.neighbours.on_hint(effect.peer, effect.what)
+                case ResumeWrites():
+                    self.store.resume()
+                case Settle():
+                    self._proposals.settle(effect)
+
+    def _send(self, effect: SendSession) -> None:
+        if effect.session[0] == LOCAL:
+            frames: list[Buffer] = [messages.VERB, messages.encode(effect.message), *effect.payloads]
+            self._local_links.deliver(effect.session[1], frames)
+        else:
+            self.sockets.send(effect)
+
+    def _tick(self) -> None:
+        self._guarded(self._on_tick)
+        if not self.failed.done() and self._stopping is None:
+            self._timer = self._loop.call_at(self.core.deadline(), self._tick)
+
+    def _on_tick(self) -> None:
+        self.tell(RoomMeasured(self.store.room()))
+        self.core.on_addresses(self.neighbours.addresses)
+        self.tell(Ticked())
+        if self._now() >= self._tally_at:
+            self._tally_at = self._now() + TALLY_S
+            self._count()
+
+    def _count(self) -> None:
+        parts = {
+            "plain": self.plain.counters,
+            "door": self.door.counters,
+            "neighbours": self.neighbours.counters(),
+            "feed": {"records": self.feed.records},
+        }
+        self.core.ctx.outside = tally(self.sockets, self.store, parts)
+
+    def _now(self) -> float:
+        return self._loop.time()
+
+    # -------------------------------------------------------------------------------------- callers
+    async def propose(self, command: bytes) -> int:
+        """Commit a registry command; its index. Raises what it was refused with."""
+        if self.failed.done():
+            raise Unavailable("this peer is stopping")
+        return await self._proposals.propose(command)
+
+    def _on_local(self, session: bytes, frames: list[Buffer]) -> None:
+        key = self.papers.identity.curve_public
+        self.tell(MessageArrived((LOCAL, session), key, messages.decode_request(frames[1]), frames[2:]))
+
+    def _exists(self, topic: str) -> bool:
+        return self.core.ctx.registry.topic(topic) is not None
+
+    def _on_interest_changed(self) -> None:
+        self.feed.on_interest_changed()
+
+    def _on_member(self, member: Member) -> None:
+        alive = member.state in (MemberState.ALIVE, MemberState.SUSPECT)
+        self.tell(
+            MemberSeen(
+                member.peer,
+                member.addresses,
+                alive,
+                member.state.value,
+                _wall_ms() - int((self._now() - member.since) * 1000),
+                (member.boot_epoch, member.version),
+                show_evidence(member, self.core.ctx.me.peer, self._name_of),
+            )
+        )
+
+    def _name_of(self, peer: PeerId) -> str | None:
+        registered = self.core.ctx.registry.peers.get(peer)
+        return registered.facts.name if registered else None
+
+    def _signing_key_of(self, peer: PeerId) -> bytes | None:
+        registered = self.core.ctx.registry.peers.get(peer)
+        return registered.facts.signing_key if registered else None
+
+
+def _peers_port(endpoint: str) -> str:
+    """The peers' listener that belongs to a `requests` endpoint."""
+    return tcp(endpoint.removeprefix("tcp://"), PEERS)
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

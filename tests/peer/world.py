@@ -1,0 +1,433 @@
+"""A small deterministic world: real peer cores and client cores over a seeded network, disk and clock.
+
+One heap of events, one random source; the same seed gives the same run. A link delivers in order with random
+delays and can break at any moment, losing what is on its way. A disk syncs after a random delay; a crash
+loses what was not synced, and the peer comes back from what was.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from meshq import messages
+from meshq.batch import read_header, read_records
+from meshq.client import facts
+from meshq.client.core import ClientCore
+from meshq.entries import Entry, Payload, StoredBatch, Write
+from meshq.errors import DiskFull
+from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Slot
+from meshq.peer.core import events as e
+from meshq.peer.core.context import CoreSettings, Me
+from meshq.peer.core.core import PeerCore
+from meshq.peer.papers import verifier
+from meshq.registry import commands
+from meshq.registry.state import Registry
+from meshq.security.authority import Authority
+from meshq.security.certificates import issue
+from meshq.security.identity import Identity
+from meshq.streams.slot import applied_index
+
+WALL_MS = 1_700_000_000_000
+ROOM = 1 << 40
+
+
+@dataclass
+class Disk:
+    """What is synced, and the writes on their way."""
+
+    log: dict[Slot, dict[int, Entry]] = field(default_factory=lambda: defaultdict(dict))
+    rows: dict[Slot, dict[bytes, bytes]] = field(default_factory=lambda: defaultdict(dict))
+    payloads: dict[PartitionKey, list[Payload]] = field(default_factory=lambda: defaultdict(list))
+    waiting: list[Write] = field(default_factory=list)
+    full: bool = False
+
+    def sync(self) -> list[int]:
+        for write in self.waiting:
+            for entry in write.entries:
+                self.log[write.slot][entry.index] = entry
+            for payload in write.payloads:
+                self.payloads[payload.partition].append(payload)
+            for key, value in write.rows:
+                if value is None:
+                    self.rows[write.slot].pop(key, None)
+                else:
+                    self.rows[write.slot][key] = value
+            if write.trim_below is not None:
+                self.log[write.slot] = {
+                    i: x for i, x in self.log[write.slot].items() if i >= write.trim_below
+                }
+        tokens = [write.token for write in self.waiting]
+        self.waiting.clear()
+        return tokens
+
+
+class World:
+    def __init__(self, seed: int, *, peers: int = 1, slots: int = 8) -> None:
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.clients: list[Client] = []
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self.authority = Authority(self.rng.randbytes(32))
+        self.identities = [
+            Identity(f"p{i}", self.rng.randbytes(32), self.rng.randbytes(32)) for i in range(peers)
+        ]
+        self.founders = [self.certify(i) for i in self.identities]
+        self.slots = slots
+        self.hosts = [Host(self, identity) for identity in self.identities]
+        for host in self.hosts:
+            host.start()
+
+    def certify(self, identity: Identity) -> bytes:
+        return issue(
+            self.authority, kind="peer", name=identity.name, signing_key=identity.signing_key,
+            curve_key=identity.curve_public, serial=bytes(16), now=WALL_MS / 1000,
+        ).encode()  # fmt: skip
+
+    def join(self, name: str) -> Host:
+        """Another peer, with a certificate of the authority, registered at the registry's holder."""
+        identity = Identity(name, self.rng.randbytes(32), self.rng.randbytes(32))
+        self.identities.append(identity)
+        self.hosts.append(host := Host(self, identity))
+        self.hosts[0].tell(e.ProposalMade(0, commands.encode(commands.RegisterPeer(self.certify(identity)))))
+        host.start()
+        for other in self.hosts[:-1]:
+            other.tell(e.MemberSeen(identity.peer_id, (f"{name}:7700",), True))
+        return host
+
+    def at(self, delay: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._heap, (self.now + delay, next(self._order), call))
+
+    def run(self, until: Callable[[], bool], *, most_s: float = 300.0) -> None:
+        """Until the condition holds; fails when it does not within this much simulated time."""
+        end = self.now + most_s
+        while not until():
+            assert self._heap and self._heap[0][0] <= end, f"it did not happen in {most_s} simulated seconds"
+            self.now, _, call = heapq.heappop(self._heap)
+            call()
+
+    def run_for(self, seconds: float) -> None:
+        end = self.now + seconds
+        self.at(seconds, lambda: None)
+        self.run(lambda: self.now >= end)
+
+    def wall_ms(self) -> int:
+        return WALL_MS + int(self.now * 1000)
+
+    def host_of(self, key: bytes) -> Host:
+        return next(h for h in self.hosts if h.identity.curve_public == key)
+
+
+class Pipe:
+    """One direction of a connection: in order, each with its own delay, nothing after `broken`."""
+
+    def __init__(self, world: World, deliver: Callable[..., None]) -> None:
+        self.world, self.deliver = world, deliver
+        self.broken = False
+        self._last = 0.0
+
+    def send(self, *args: Any) -> None:
+        at = max(self._last, self.world.now + self.world.rng.uniform(0.0001, 0.01))
+        self._last = at
+        self.world.at(at - self.world.now, lambda: None if self.broken else self.deliver(*args))
+
+
+class Host:
+    """A peer: its core, its disk, its links to other peers, and the sessions it serves."""
+
+    def __init__(self, world: World, identity: Identity) -> None:
+        self.world, self.identity = world, identity
+        self.disk = Disk()
+        self.up = False
+        self.run = 0
+        self.core: PeerCore
+        self.pipes: dict[tuple[str, bytes], Pipe] = {}  # to the holders of our sessions
+        self.links: dict[PeerId, tuple[Pipe, Pipe, tuple[str, bytes]]] = {}
+
+    # ------------------------------------------------------------------------------- life and death
+    def start(self) -> None:
+        self.up, self.run = True, self.run + 1
+        self.pipes.clear()
+        self.links.clear()
+        w = self.world
+        me = Me(
+            self.identity.peer_id, self.identity.name, self.identity.curve_public, w.rng.randbytes(16),
+            w.identities[0].peer_id,
+        )  # fmt: skip
+        registry = Registry(
+            w.authority.mesh_id,
+            slots=w.slots,
+            replicas=3,
+            founders=w.founders,
+            verify=verifier(w.authority.key),
+        )
+        self.core = PeerCore(me, registry, settings=CoreSettings(), random_id=lambda: w.rng.randbytes(16))
+        self._restore()
+        self._do(self.core.start(now=w.now, wall_ms=w.wall_ms(), room_bytes=ROOM))
+        run = self.run
+        w.at(0, lambda: self._tick(run))
+        for other in w.identities:
+            if other is not self.identity:
+                self.tell(e.MemberSeen(other.peer_id, (f"{other.name}:7700",), True))
+
+    def _restore(self) -> None:
+        if SYSTEM_SLOT in self.disk.log:
+            self.core.restore_registry(x for _, x in sorted(self.disk.log[SYSTEM_SLOT].items()))
+        for slot in sorted(set(self.disk.rows) | set(self.disk.log) - {SYSTEM_SLOT}):
+            entries = [x for _, x in sorted(self.disk.log[slot].items())]
+            rows = self.disk.rows[slot]
+            tail = [x for x in entries if x.index > applied_index(rows)]
+            first = entries[0].index if entries else 1
+            self.core.restore_slot(
+                slot, rows, last=entries[-1] if entries else None, first_index=first, tail=tail
+            )
+
+    def crash(self) -> None:
+        self.up = False
+        self.disk.waiting.clear()
+        for pipe in self.pipes.values():
+            pipe.broken = True
+        for session in list(self.pipes):
+            self.drop_session(session)
+        for peer in list(self.links):
+            self.cut(peer)
+        for other in self.world.hosts:
+            if self.identity.peer_id in other.links:
+                other.cut(self.identity.peer_id)
+        for client in self.world.clients:
+            client.on_host_gone(self)
+
+    def _tick(self, run: int) -> None:
+        if self.up and run == self.run:
+            self.tell(e.RoomMeasured(0 if self.disk.full else ROOM))
+            self.tell(e.Ticked())
+            self.world.at(0.1, lambda: self._tick(run))
+
+    def tell(self, event: e.Event) -> None:
+        if self.up:
+            self._do(self.core.handle(event, now=self.world.now, wall_ms=self.world.wall_ms()))
+
+    # -------------------------------------------------------------------------------------- effects
+    def _do(self, effects: list[e.Effect]) -> None:
+        run = self.run
+        for effect in effects:
+            match effect:
+                case e.SendSession():
+                    pipe = self.pipes.get(effect.session)
+                    if pipe is None:
+                        self.world.at(0, lambda s=effect.session: self.tell(e.SessionClosed(s)))
+                    else:
+                        data = messages.encode(effect.message)
+                        pipe.send(messages.decode_answer(data), tuple(bytes(p) for p in effect.payloads))
+                case e.Persist():
+                    self.disk.waiting.append(effect.write)
+                    if len(self.disk.waiting) == 1:
+                        self.world.at(self.world.rng.uniform(0.001, 0.03), lambda: self._sync(run))
+                case e.FetchBatches():
+                    self.world.at(0.0005, lambda f=effect.fetch: self._fetch(f, run))
+                case e.SeekTime():
+                    self.world.at(0, lambda s=effect: self._seek(s, run))
+                case e.ReadEntries():
+                    log = self.disk.log[SYSTEM_SLOT]
+                    found = [log[i] for i in range(effect.from_index, min(effect.end, effect.from_index + 5))]
+                    self.world.at(0, lambda r=effect, x=found: self.tell(e.EntriesRead(r, x)))
+                case e.OpenLink():
+                    self.world.at(0.001, lambda p=effect.peer: self._link(p, run))
+                case e.CloseLink():
+                    self._let_go(effect.peer)
+                case e.DeletePayloads():
+                    self.world.at(self.world.rng.uniform(0.001, 0.1), lambda x=effect: self._delete(x, run))
+                case e.SendPeer():
+                    if effect.peer in self.links:
+                        self.links[effect.peer][0].send(
+                            messages.decode_request(messages.encode(effect.message))
+                        )
+                case _:
+                    pass
+
+    def _sync(self, run: int) -> None:
+        if not self.up or run != self.run or not self.disk.waiting:
+            return
+        if self.disk.full:
+            self.disk.waiting.clear()
+            self.tell(e.WritesFailed(DiskFull("the disk is full"), 0))
+        else:
+            self.tell(e.WritesDone(self.disk.sync(), ROOM))
+
+    def _fetch(self, fetch: Any, run: int) -> None:
+        if run != self.run:
+            return
+        found, size = [], 0
+        for p in sorted(self.disk.payloads[fetch.partition], key=lambda p: p.base_offset):
+            if (
+                p.base_offset + p.count > fetch.offset
+                and p.base_offset < fetch.end
+                and size < fetch.bytes_max
+            ):
+                found.append(StoredBatch(p.partition, p.base_offset, p.count, p.timestamp_ms, bytes(p.data)))
+                size += len(p.data)
+        self.tell(e.BatchesFetched(fetch, found))
+
+    def _seek(self, seek: e.SeekTime, run: int) -> None:
+        stored = sorted(self.disk.payloads[seek.partition], key=lambda p: p.base_offset)
+        found = [
+            p.base_offset for p in stored if p.timestamp_ms >= seek.timestamp_ms and p.base_offset < seek.end
+        ]
+        if run == self.run:
+            self.tell(e.TimeSought(seek, found[0] if found else seek.end))
+
+    # ---------------------------------------------------------------------------------------- links
+    def _link(self, peer: PeerId, run: int) -> None:
+        other = next(h for h in self.world.hosts if h.identity.peer_id == peer)
+        if not self.up or run != self.run:
+            return
+        if not other.up:
+            self.tell(e.LinkDown(peer, "refused"))
+            return
+        session = (e.PEERS, self.world.rng.randbytes(5))
+        key = self.identity.curve_public
+        there = Pipe(self.world, lambda m: other.tell(e.MessageArrived(session, key, m)))
+        back = Pipe(self.world, lambda m, _: self.tell(e.LinkMessage(peer, m)))
+        other.pipes[session] = back
+        self.links[peer] = (there, back, session)
+        self.tell(e.LinkUp(peer))
+
+    def cut(self, peer: PeerId) -> None:
+        self._let_go(peer)
+        self.tell(e.LinkDown(peer, "cut"))
+
+    def _let_go(self, peer: PeerId) -> None:
+        if peer in self.links:
+            there, back, session = self.links.pop(peer)
+            there.broken = back.broken = True
+            next(h for h in self.world.hosts if h.identity.peer_id == peer).pipes.pop(session, None)
+
+    def _delete(self, effect: e.DeletePayloads, run: int) -> None:
+        if self.up and run == self.run:
+            self.disk.payloads.pop(effect.partition, None)
+            self.tell(e.PayloadsDeleted(effect.slot, effect.partition))
+
+    def drop_session(self, session: tuple[str, bytes]) -> None:
+        self.pipes.pop(session, None)
+
+    def records(self, partition: PartitionKey) -> list[tuple[int, int]]:
+        """(base offset, count) of every batch on disk, in order."""
+        stored = sorted(self.disk.payloads[partition], key=lambda p: p.base_offset)
+        return [(p.base_offset, read_header(p.data).count) for p in stored]
+
+
+class Client:
+    """A client core and what became of its tickets."""
+
+    def __init__(self, world: World, *, seed_peer: int = 0) -> None:
+        self.world = world
+        self.key = world.identities[seed_peer].curve_public  # as a program on that peer's host
+        home = world.identities[seed_peer]
+        seed = facts.Seed(home.curve_public, (f"tcp://{home.name}:7700",), home.name)
+        self.core = ClientCore([seed], mesh_id=world.authority.mesh_id, name="c", rng=world.rng)
+        self.results: dict[int, Any] = {}
+        self.doubts: dict[int, Any] = {}
+        self.read: dict[tuple[str, int], list[tuple[int, bytes]]] = defaultdict(list)  # offset and value
+        self.ended: list[Any] = []
+        self._links: dict[bytes, tuple[Pipe, Pipe, Host, tuple[str, bytes]]] = {}
+        self._tickets = itertools.count(1)
+        self._timer = 0.0
+        world.clients.append(self)
+        self.tell(facts.Ticked())
+
+    def tell(self, event: Any) -> None:
+        for effect in self.core.handle(event, now=self.world.now):
+            self._do(effect)
+        self._arm()
+
+    def _arm(self) -> None:
+        deadline = self.core.deadline()
+        if deadline is not None and not (self.world.now < self._timer <= deadline):
+            self._timer = max(deadline, self.world.now + 1e-6)
+            self.world.at(self._timer - self.world.now, lambda: self.tell(facts.Ticked()))
+
+    def ask(self, make: Callable[[int, float], Any], timeout: float = 30.0) -> int:
+        ticket = next(self._tickets)
+        self.tell(make(ticket, self.world.now + timeout))
+        return ticket
+
+    def wait(self, ticket: int) -> Any:
+        self.world.run(lambda: ticket in self.results)
+        return self.results[ticket]
+
+    def _do(self, effect: Any) -> None:
+        match effect:
+            case facts.OpenLink():
+                self.world.at(0.001, lambda: self._open(effect.server_key))
+            case facts.CloseLink():
+                self._close(effect.server_key)
+            case facts.Send():
+                if effect.server_key in self._links:
+                    message = messages.decode_request(messages.encode(effect.message))
+                    self._links[effect.server_key][0].send(message, tuple(effect.payloads))
+            case facts.Settle():
+                self.results[effect.ticket] = effect.value
+            case facts.Fail():
+                self.results[effect.ticket] = effect.error
+            case facts.Doubt():
+                self.doubts[effect.ticket] = effect.error
+            case facts.Hand():
+                self.on_hand(effect)
+            case facts.EndSubscription():
+                self.ended.append(effect.error)
+            case _:
+                pass
+
+    def on_hand(self, hand: facts.Hand) -> None:
+        """The application reads the new records of a batch, and is through with them a little later."""
+        records = enumerate(read_records(hand.payload), hand.base_offset)
+        new = [(offset, r.value) for offset, r in records if offset >= hand.first]
+        self.read[(hand.topic, hand.partition)] += new
+        done = facts.Consumed(hand.sub, hand.source, len(hand.payload), hand.records)
+        self.world.at(self.world.rng.uniform(0, 0.02), lambda: self.tell(done))
+
+    def _open(self, key: bytes) -> None:
+        host = self.world.host_of(key)
+        if not host.up:
+            self.tell(facts.LinkDown(key, "refused"))
+            return
+        session = (e.CLIENTS, self.world.rng.randbytes(5))
+        there = Pipe(self.world, lambda m, p: host.tell(e.MessageArrived(session, self.key, m, p)))
+        back = Pipe(self.world, lambda m, p: self.tell(facts.Received(key, m, p)))
+        host.pipes[session] = back
+        self._links[key] = (there, back, host, session)
+        self.tell(facts.LinkUp(key))
+
+    def _close(self, key: bytes) -> None:
+        """Our side lets go: what we sent before still arrives, what they send does not."""
+        if key in self._links:
+            _, back, host, session = self._links.pop(key)
+            back.broken = True
+            host.drop_session(session)
+
+    def cut(self, key: bytes) -> None:
+        """The connection breaks: what is on its way is lost, or (like a last packet) may still arrive
+        there.
+        """
+        if key in self._links:
+            there, back, host, session = self._links.pop(key)
+            back.broken = True
+            there.broken = self.world.rng.random() < 0.7
+            host.drop_session(session)
+            self.tell(facts.LinkDown(key, "cut"))
+
+    def links(self) -> list[bytes]:
+        return list(self._links)
+
+    def on_host_gone(self, host: Host) -> None:
+        for key, (there, back, other, _) in list(self._links.items()):
+            if other is host:
+                there.broken = back.broken = True
+                del self._links[key]
+                self.tell(facts.LinkDown(key, "reset"))
