@@ -1,0 +1,96 @@
+"""`status`, `peers` and `topics`: what there is."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import click
+
+from meshq.cli.options import json_option, reaching
+from meshq.cli.output import print_facts, print_json, print_table, show_bytes
+from meshq.cli.reach import Where, ask, with_mesh
+from meshq.client.mesh import Mesh
+from meshq.topics import check_pattern
+
+
+@click.command()
+@json_option
+@reaching
+def status(as_json: bool, where: Where) -> None:
+    """Show how the peer sees itself and its mesh."""
+    found = ask(where, "status")
+    if as_json:
+        print_json(found)
+        return
+    registry, slots, disk = found["registry"], found["slots"], found["disk"]
+    away = "" if registry["reachable"] else ", which cannot be reached: nothing new can be registered"
+    print_facts(
+        {
+            "peer": f"{found['name']} ({found['peer']})",
+            "mesh": found["mesh"],
+            "peers": f"{found['peers_reachable']} of {found['peers']} reachable",
+            "registry": f"version {registry['version']:,}, held by {registry['holder']}{away}",
+            "topics": found["topics"],
+            "slots": f"{slots['owned']} of {slots['total']} owned here, {slots['written']} written to",
+            "disk": f"{show_bytes(disk['room_bytes'])} free, {show_bytes(disk['pending_bytes'])} on the way",
+            "clients": f"{found['sessions']} connected, {found['readers']} partitions being read",
+        }
+    )
+    if counters := {k: v for k, v in found["counters"].items() if v}:
+        click.echo()
+        print_facts(counters)
+
+
+@click.command()
+@json_option
+@reaching
+def peers(as_json: bool, where: Where) -> None:
+    """List the mesh's peers, this one included."""
+    found = ask(where, "peers")
+    if as_json:
+        print_json(found)
+        return
+    for row in found:
+        row["name"] += " *" if row["holds_registry"] else ""
+        row["since"] = _show_time(row["since_ms"])
+        row["reason"] = row["evidence"] or row["reason"]
+    print_table(
+        found,
+        {
+            "name": "NAME", "state": "STATE", "since": "SINCE", "address": "ADDRESS", "slots": "SLOTS",
+            "link": "LINK", "rtt_ms": "RTT MS", "incarnation": "INCARNATION", "id": "ID", "reason": "REASON",
+        },
+    )  # fmt: skip
+    if any(row["holds_registry"] for row in found):
+        click.echo("* holds the registry", err=True)
+
+
+def _show_time(ms: int | None) -> str | None:
+    return datetime.fromtimestamp(ms / 1000).strftime("%Y-%m-%d %H:%M:%S") if ms else None
+
+
+@click.command()
+@click.argument("pattern", default="#")
+@json_option
+@reaching
+def topics(pattern: str, as_json: bool, where: Where) -> None:
+    """List the topics that match a pattern (all of them without one)."""
+    check_pattern(pattern)
+    found = with_mesh(where, lambda mesh: _all_topics(mesh, pattern))
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        found,
+        {"name": "NAME", "partitions": "PARTITIONS", "record_bytes_max": "RECORD BYTES MAX"},
+        empty="There are no topics yet: `meshq topic create NAME`, or just `meshq pub NAME`.",
+    )
+
+
+async def _all_topics(mesh: Mesh, pattern: str) -> list[dict[str, Any]]:
+    """Page by page; an empty one is the end."""
+    found: list[dict[str, Any]] = []
+    while page := await mesh.ask("topics", {"pattern": pattern, "after": found[-1]["name"] if found else ""}):
+        found += page
+    return found

@@ -1,0 +1,178 @@
+"""`meshq pub`: one record a line.
+
+The loop over lines is the hot path: a call of `send` a line and nothing else. Receipts are looked at only
+when they are to be printed; otherwise the producer counts what failed. The first failure ends the reading:
+what follows would only be out of order, or refused as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections import deque
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import click
+
+from meshq.cli.options import reaching
+from meshq.cli.output import Progress
+from meshq.cli.reach import Failed, Where, connected
+from meshq.cli.stdio import Output, read_lines
+from meshq.client.mesh import Mesh
+from meshq.client.outgoing import PendingReceipt
+from meshq.client.producer import Producer
+from meshq.errors import MeshqError, Overloaded
+from meshq.topics import check_topic
+
+STALL_S = 30.0  # how long a record may wait for its receipt
+
+Compression = Literal["none", "lz4", "zstd"]
+
+
+@click.command(no_args_is_help=True)
+@click.argument("topic")
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True), default=Path("-"))
+@click.option("--key", help="Key of every record: one key, one partition, in order.")
+@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="May be given more than once.")
+@click.option("--compression", type=click.Choice(["none", "lz4", "zstd"]), default="none", show_default=True)
+@click.option("-v", "--verbose", is_flag=True, help="Print `topic/partition@offset copies=N` for every line.")
+@reaching
+def pub(
+    topic: str,
+    file: Path,
+    key: str | None,
+    headers: tuple[str, ...],
+    compression: Compression,
+    verbose: bool,
+    where: Where,
+) -> None:
+    """Publish a file, or standard input, one record a line.
+
+    Lines end at \\n, which is stripped. An empty line is a record; the last line needs no newline.
+    Exits with 1 and the counts when any line was not stored.
+    """
+    check_topic(topic)
+    found = _headers(headers)
+    with contextlib.ExitStack() as stack:
+        source: BinaryIO = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
+        publisher = _Publisher(key.encode() if key is not None else None, found, verbose=verbose)
+        asyncio.run(publisher.run(where, topic, source.fileno(), compression))
+
+
+class _Publisher:
+    def __init__(self, key: bytes | None, headers: dict[str, bytes] | None, *, verbose: bool) -> None:
+        self._key, self._headers, self._verbose = key, headers, verbose
+        self._progress = Progress(wanted=not sys.stdin.isatty() and not (verbose and sys.stdout.isatty()))
+        self._sent = self._bytes = 0
+        self._refused = 0  # the line that `send` did not take; it is the last one then
+        self._receipts = _Receipts() if verbose else None
+        self._timeout = STALL_S
+
+    async def run(self, where: Where, topic: str, fd: int, compression: Compression) -> None:
+        self._timeout = where.timeout if where.timeout_given else STALL_S
+        async with connected(where, "meshq pub") as mesh:
+            error = await self._publish(mesh, topic, fd, compression)
+        self._progress.end(self._sent, self._bytes)
+        if error is not None:
+            raise error
+
+    async def _publish(self, mesh: Mesh, topic: str, fd: int, compression: Compression) -> Failed | None:
+        out = mesh.producer(topic, compression=compression, timeout=self._timeout)
+        printing = asyncio.create_task(self._receipts.run()) if self._receipts else None
+        error: Exception | None = None
+        try:
+            async for lines in read_lines(fd):
+                await self._send(out, lines)
+                self._progress.show(self._sent, self._bytes)
+                if out.failed_records or (self._receipts and self._receipts.failed):
+                    break
+        except MeshqError as e:
+            error, self._refused = e, 1
+        except Failed as e:
+            error = e
+        try:
+            await out.close()
+        except MeshqError as e:
+            error = error or e
+        failed = out.failed_records
+        if self._receipts and printing:
+            self._receipts.end()
+            await printing
+            failed += self._receipts.failed
+            error = error or self._receipts.error
+        if error is None and not failed:
+            return None
+        where = f"line {self._sent + 1}: " if self._refused else ""
+        return Failed(f"{where}{error}. {self._counts(failed + self._refused)}")
+
+    async def _send(self, out: Producer, lines: list[bytes]) -> None:
+        send, key, headers, receipts = out.send, self._key, self._headers, self._receipts
+        for line in lines:
+            while True:
+                try:
+                    receipt = send(line, key=key, headers=headers)
+                    break
+                except Overloaded:
+                    await out.ready()
+            self._sent += 1
+            if receipts is not None:
+                receipts.add(receipt)
+        self._bytes += sum(map(len, lines))
+
+    def _counts(self, failed: int) -> str:
+        lines = self._sent + self._refused
+        return (
+            f"Stored: {lines - failed:,}; not stored, or not known to be: {failed:,} of {lines:,} lines read"
+        )
+
+
+class _Receipts:
+    """Prints receipts in the order of the lines, as they come. Holds what the producer's buffer holds."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self.error: MeshqError | None = None
+        self._waiting: deque[PendingReceipt] = deque()
+        self._stirred = asyncio.Event()
+        self._ended = False
+
+    def add(self, receipt: PendingReceipt) -> None:
+        self._waiting.append(receipt)
+        self._stirred.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._stirred.set()
+
+    async def run(self) -> None:
+        output: Output | None = Output(sys.stdout.fileno())
+        while self._waiting or not self._ended:
+            self._stirred.clear()
+            printed: list[str] = []
+            while self._waiting and (self._waiting[0].done() or not printed):
+                try:
+                    r = await self._waiting[0]
+                    printed.append(f"{r.topic}/{r.partition}@{r.offset} copies={r.copies}\n")
+                except MeshqError as e:
+                    self.failed += 1
+                    self.error = self.error or e
+                self._waiting.popleft()
+            try:
+                if output is not None:
+                    await output.write("".join(printed).encode())
+            except BrokenPipeError:
+                output = None  # nobody wants to see them; the records are published all the same
+            if not self._waiting and not self._ended:
+                await self._stirred.wait()
+
+
+def _headers(given: tuple[str, ...]) -> dict[str, bytes] | None:
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--header")
+        found[name] = value.encode()
+    return found or None

@@ -1,0 +1,138 @@
+"""`meshq sub`: records of all topics that match, one a line, as they come.
+
+A batch is written as soon as it has come, in one piece. There is no other buffer, so nothing is left
+unwritten when the records run dry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import click
+import msgspec
+
+from meshq.cli.options import reaching, verbose_option
+from meshq.cli.output import Progress
+from meshq.cli.reach import Where, connected
+from meshq.cli.stdio import Output
+from meshq.client.records import Record
+from meshq.topics import check_pattern
+
+Start = Literal["latest", "earliest"] | int | datetime
+
+
+class _StartType(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
+    name = "start"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Start:
+        match value:
+            case "latest":
+                return "latest"
+            case "earliest":
+                return "earliest"
+            case str() if value.isascii() and value.isdigit():
+                return int(value)
+            case _:
+                try:
+                    return datetime.fromisoformat(str(value)).astimezone()
+                except (ValueError, OverflowError):
+                    self.fail(
+                        f"{value!r} is none of: earliest, latest, an offset, a time as in 2025-01-31T08:00",
+                        param,
+                        ctx,
+                    )
+
+
+@click.command(no_args_is_help=True)
+@click.argument("pattern")
+@click.option(
+    "--from",
+    "start",
+    type=_StartType(),
+    default="latest",
+    metavar="earliest|latest|OFFSET|TIME",
+    help="Where to begin in each partition; a time as in 2025-01-31T08:00 (local unless it says).",
+)
+@click.option("--count", type=click.IntRange(min=0), help="End after this many records.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+@verbose_option
+@reaching
+def sub(pattern: str, start: Start, count: int | None, as_json: bool, verbose: bool, where: Where) -> None:
+    """Print the records of topics that match, and go on as they come.
+
+    In a pattern * stands for one word and a # at its end for the rest. Printed is the value and a newline;
+    with --json an object a line, in which text that is not UTF-8 turns the record's "encoding" to base64.
+    """
+    check_pattern(pattern)
+    asyncio.run(_follow(where, pattern, start, count, _json_lines if as_json else _lines, verbose=verbose))
+
+
+async def _follow(
+    where: Where,
+    pattern: str,
+    start: Start,
+    left: int | None,
+    show: Callable[[Sequence[Record]], bytes],
+    *,
+    verbose: bool,
+) -> None:
+    output = Output(sys.stdout.fileno())
+    progress = Progress(wanted=not sys.stdout.isatty())
+    records = size = 0
+    async with connected(where, "meshq sub") as mesh, mesh.subscribe(pattern, start=start) as subscription:
+        if verbose:
+            await subscription.ready()
+            click.echo(f"meshq: reading {pattern}", err=True)
+        while left is None or left > 0:
+            taken = await subscription.take()
+            if left is not None:
+                taken = taken[:left]
+                left -= len(taken)
+            data = show(taken)
+            await output.write(data)
+            records, size = records + len(taken), size + len(data)
+            progress.show(records, size)
+    progress.end(records, size)
+
+
+def _lines(records: Sequence[Record]) -> bytes:
+    return b"".join([r.value + b"\n" for r in records])
+
+
+def _json_lines(records: Sequence[Record]) -> bytes:
+    encode = msgspec.json.encode
+    return b"".join([encode(_as_json(r)) + b"\n" for r in records])
+
+
+def _as_json(r: Record) -> dict[str, Any]:
+    """One encoding holds for key, headers and value together, so that a reader need not guess."""
+    try:
+        encoding = "utf-8"
+        key, headers, value = _texts(r, bytes.decode)
+    except UnicodeDecodeError:
+        encoding = "base64"
+        key, headers, value = _texts(r, _base64)
+    return {
+        "topic": r.topic,
+        "partition": r.partition,
+        "offset": r.offset,
+        "timestamp_ms": r.timestamp,
+        "key": key,
+        "headers": headers,
+        "value": value,
+        "encoding": encoding,
+    }
+
+
+def _texts(r: Record, text: Callable[[bytes], str]) -> tuple[str | None, dict[str, str], str]:
+    key = None if r.key is None else text(r.key)
+    return key, {name: text(value) for name, value in r.headers.items()}, text(r.value)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,117 @@
+"""`topic create|show|set|delete`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from meshq.cli.options import SIZE, json_option, reaching
+from meshq.cli.output import print_facts, print_json, print_table, show_bytes
+from meshq.cli.reach import Where, ask
+from meshq.topics import check_topic
+
+
+@click.group()
+def topic() -> None:
+    """Create, show, change and delete topics."""
+
+
+@topic.command()
+@click.argument("name")
+@click.option("--partitions", type=click.IntRange(min=1), help="How many ordered logs it is spread over (8).")
+@click.option("--record-bytes-max", type=SIZE, help="Largest record (1MiB).")
+@json_option
+@reaching
+def create(
+    name: str, partitions: int | None, record_bytes_max: int | None, as_json: bool, where: Where
+) -> None:
+    """Create a topic."""
+    _change(where, "topic.create", name, partitions, record_bytes_max, as_json=as_json)
+
+
+@topic.command("set")
+@click.argument("name")
+@click.option("--partitions", type=click.IntRange(min=1), help="More partitions: keys move between them.")
+@click.option("--record-bytes-max", type=SIZE, help="Largest record from now on.")
+@json_option
+@reaching
+def set_(
+    name: str, partitions: int | None, record_bytes_max: int | None, as_json: bool, where: Where
+) -> None:
+    """Change a topic. Partitions only ever grow."""
+    if partitions is None and record_bytes_max is None:
+        raise click.UsageError("nothing to set: give --partitions or --record-bytes-max")
+    if partitions is not None:
+        click.echo(
+            "meshq: note: with other partitions a key's later records may go to another one "
+            "than its earlier ones, and then they are not in order with them",
+            err=True,
+        )
+    _change(where, "topic.set", name, partitions, record_bytes_max, as_json=as_json)
+
+
+@topic.command()
+@click.argument("name")
+@json_option
+@reaching
+def show(name: str, as_json: bool, where: Where) -> None:
+    """Show a topic and where its partitions are."""
+    found = ask(where, "topic.show", {"topic": check_topic(name)})
+    if as_json:
+        print_json(found)
+        return
+    _print_topic(found)
+    click.echo()
+    print_table(
+        found["partition"],
+        {
+            "partition": "PARTITION", "slot": "SLOT", "owner": "OWNER", "earliest": "EARLIEST", "end": "END",
+            "bytes": "BYTES",
+        },
+    )  # fmt: skip
+
+
+@topic.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@reaching
+def delete(name: str, yes: bool, where: Where) -> None:
+    """Delete a topic with all its records."""
+    check_topic(name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("nobody is there to confirm it: give --yes")
+        click.confirm(f"Delete topic {name} with all its records?", abort=True, err=True)
+    ask(where, "topic.delete", {"topic": name})
+    click.echo(f"Topic {name} is deleted.", err=True)
+
+
+def _change(
+    where: Where,
+    what: str,
+    name: str,
+    partitions: int | None,
+    record_bytes_max: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    args: dict[str, Any] = {"topic": check_topic(name)}
+    if partitions is not None:
+        args["partitions"] = partitions
+    if record_bytes_max is not None:
+        args["record_bytes_max"] = record_bytes_max
+    found = ask(where, what, args)
+    print_json(found) if as_json else _print_topic(found)
+
+
+def _print_topic(found: dict[str, Any]) -> None:
+    print_facts(
+        {
+            "topic": found["name"],
+            "id": found["id"],
+            "partitions": found["partitions"],
+            "record bytes max": show_bytes(found["record_bytes_max"]),
+        }
+    )

@@ -1,0 +1,162 @@
+"""`pub` and `sub`: what goes in comes out, byte for byte, and how both end."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.peers import Peer, Running, one_peer, wait_until
+
+
+def follow_ready(process: Running) -> None:
+    wait_until(lambda: "reading" in process.err or process.process.poll() is not None, what="sub is ready")
+    assert process.process.poll() is None, process.err
+
+
+def read(peer: Peer, topic: str, count: int, *arguments: str) -> bytes:
+    return peer.meshq("sub", topic, "--from", "earliest", "--count", count, *arguments).ok()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("plain", b"a\nb\n", b"a\nb\n"),
+        ("no-last-newline", b"a\nb", b"a\nb\n"),
+        ("empty-lines", b"\na\n\n\nb\n", b"\na\n\n\nb\n"),
+        ("only-newline-splits", b"a\rb\x0bc\x85d\xe2\x80\xa8e\nf\r\n", b"a\rb\x0bc\x85d\xe2\x80\xa8e\nf\r\n"),
+        ("any-bytes", bytes(set(range(256)) - {10}), bytes(set(range(256)) - {10}) + b"\n"),
+    ],
+)
+def test_lines_come_back_as_they_went_in(peer: Peer, name: str, given: bytes, expected: bytes) -> None:
+    peer.meshq("pub", f"lines.{name}", stdin=given).ok()
+    assert read(peer, f"lines.{name}", expected.count(b"\n")) == expected
+
+
+def test_nothing_on_standard_input_publishes_nothing(peer: Peer) -> None:
+    assert peer.meshq("pub", "none", stdin=b"").ok() == b""
+
+
+def test_verbose_prints_a_receipt_a_line_in_order(peer: Peer) -> None:
+    out = peer.meshq("pub", "receipts", "-v", stdin=b"a\n\nb").ok()
+    assert out == b"receipts/0@0 copies=1\nreceipts/0@1 copies=1\nreceipts/0@2 copies=1\n"
+
+
+def test_a_file_many_lines_long_keeps_its_order(peer: Peer, tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    file.write_bytes(b"".join(b"line %d\n" % i for i in range(100_000)))
+    assert peer.meshq("pub", "many", file, "--compression", "zstd").ok() == b""
+    assert read(peer, "many", 100_000) == file.read_bytes()
+
+
+def test_key_and_headers_are_kept(peer: Peer) -> None:
+    arguments = ["--key", "k", "--header", "trace=a=b", "--header", "empty="]
+    peer.meshq("pub", "rich", *arguments, stdin=b"value").ok()
+    record = json.loads(read(peer, "rich", 1, "--json"))
+    assert record.pop("timestamp_ms") > 1_600_000_000_000
+    assert record == {
+        "topic": "rich", "partition": 0, "offset": 0, "key": "k", "headers": {"trace": "a=b", "empty": ""},
+        "value": "value", "encoding": "utf-8",
+    }  # fmt: skip
+
+
+def test_json_turns_to_base64_where_bytes_are_no_text(peer: Peer) -> None:
+    peer.meshq("pub", "binary", "--key", "k", stdin=b"\xff\xfe").ok()
+    record = json.loads(read(peer, "binary", 1, "--json"))
+    assert record["encoding"] == "base64"
+    assert (base64.b64decode(record["value"]), base64.b64decode(record["key"])) == (b"\xff\xfe", b"k")
+
+
+def test_from_takes_an_offset_and_a_time(peer: Peer) -> None:
+    peer.meshq("pub", "places", stdin=b"0\n1\n2\n").ok()
+    assert peer.meshq("sub", "places", "--from", 2, "--count", 1).ok() == b"2\n"
+    lines = read(peer, "places", 3, "--json").splitlines()
+    when = datetime.fromtimestamp(json.loads(lines[0])["timestamp_ms"] / 1000, UTC)
+    assert peer.meshq("sub", "places", "--from", when.isoformat(), "--count", 3).ok() == b"0\n1\n2\n"
+
+
+def test_a_subscriber_gets_what_comes_after_it_across_topics(peer: Peer) -> None:
+    with peer.follow("sub", "live.#", "--count", 2, "-v") as sub:
+        follow_ready(sub)
+        peer.meshq("pub", "live.one", stdin=b"first").ok()
+        wait_until(lambda: sub.out == b"first\n", what="the first record, flushed")
+        peer.meshq("pub", "live.two", stdin=b"second").ok()
+        assert sub.wait() == 0
+        assert sub.out == b"first\nsecond\n"
+
+
+def test_count_zero_ends_at_once(peer: Peer) -> None:
+    assert peer.meshq("sub", "zero", "--count", 0).ok() == b""
+
+
+def test_interrupting_sub_exits_with_130(peer: Peer) -> None:
+    with peer.follow("sub", "silence", "-v") as sub:
+        follow_ready(sub)
+        sub.signal(signal.SIGINT)
+        assert sub.wait() == 130
+        assert "Traceback" not in sub.err
+
+
+def test_sub_ends_quietly_when_its_reader_leaves(peer: Peer) -> None:
+    peer.meshq("pub", "long", stdin=b"x" * 99 + b"\n" + b"line\n" * 50_000).ok()
+    command = [sys.executable, "-m", "meshq", "sub", "long", "--from", "earliest"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=peer.env())
+    with process:
+        assert process.stdout and process.stderr
+        assert process.stdout.read(10) == b"x" * 10
+        process.stdout.close()
+        process.wait(20)
+        assert process.stderr.read() == b""
+        assert process.returncode == 0
+
+
+def test_pub_sends_what_a_slow_pipe_has_written_so_far(peer: Peer) -> None:
+    command = [sys.executable, "-m", "meshq", "pub", "slow", "-v"]
+    pub = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=peer.env())
+    with pub:
+        assert pub.stdin and pub.stdout
+        pub.stdin.write(b"one\n")
+        pub.stdin.flush()
+        assert pub.stdout.readline() == b"slow/0@0 copies=1\n"
+        pub.stdin.close()
+        assert pub.wait(20) == 0
+
+
+def test_a_record_over_the_limit_fails_with_counts(peer: Peer) -> None:
+    given = b"small\n" + b"x" * 2_000_000
+    peer.meshq("pub", "large", stdin=given).failed(
+        1, "line 2: ", "over the limit", "Stored: 1; ", "1 of 2 lines"
+    )
+    assert read(peer, "large", 1) == b"small\n"
+
+
+def test_an_unknown_topic_fails_where_none_are_made(tmp_path: Path) -> None:
+    with one_peer(tmp_path, "--no-auto-create") as strict:
+        strict.meshq("pub", "unknown", stdin=b"a\n").failed(1, "unknown")
+        strict.meshq("topic", "create", "known").ok()
+        strict.meshq("pub", "known", stdin=b"a\n").ok()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("pub", "no topic"),
+        ("pub", "t", "--header", "nameless"),
+        ("sub", "a.#.b"),
+        ("sub", "t", "--from", "yesterday"),
+        ("sub",),
+        ("pub", "t", "--compression", "rar"),
+        ("frobnicate",),
+        ("sub", "t", "--timeout", "0"),
+    ],
+)
+def test_wrong_usage_exits_with_2(peer: Peer, arguments: tuple[str, ...]) -> None:
+    result = peer.meshq(*arguments)
+    assert result.code == 2
+    assert "Traceback" not in result.err
