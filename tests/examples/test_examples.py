@@ -1,0 +1,104 @@
+"""The examples do what they say, as programs, against a real peer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.peers import Peer, Running, free_base_port, meshq, one_peer, running, wait_until
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    with one_peer(tmp_path_factory.mktemp("peer")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def credentials(peer: Peer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("client") / "app.meshq"
+    peer.meshq("client", "add", "app", "--publish", "orders.#", "--subscribe", "orders.#", "--out", file).ok()
+    return file
+
+
+def says(process: Running, text: bytes) -> None:
+    wait_until(lambda: text in process.out or process.process.poll() is not None, what=f"it says {text!r}")
+    assert text in process.out, process.err
+
+
+def test_collect_log_follows_a_log_through_its_rotation(peer: Peer, tmp_path: Path) -> None:
+    log, old = tmp_path / "app.log", tmp_path / "app.log.1"
+    log.write_bytes(b"one\ntwo\n")
+    arguments = [EXAMPLES / "collect_log.py", log, "logs.app", "--data", peer.data, "--from-start"]
+    with running(tmp_path, *arguments, program=()) as follower:
+        says(follower, b"following")
+        read = ("sub", "logs.app", "--from", "earliest", "--count")
+        assert peer.meshq(*read, 2).ok() == b"one\ntwo\n"
+        log.rename(old)
+        with old.open("ab") as f:
+            f.write(b"late\n")
+        log.write_bytes(b"new\n")
+        assert peer.meshq(*read, 4).ok() == b"one\ntwo\nlate\nnew\n"
+        log.write_bytes(b"")  # cut short in place, as copytruncate does
+        with log.open("ab") as f:
+            wait_until(lambda: log.stat().st_size == 0)
+            f.write(b"x\n")
+        assert peer.meshq(*read, 5).ok().endswith(b"new\nx\n")
+
+
+def test_sensor_peer_publishes_this_hosts_load_through_a_peer_of_its_own(tmp_path: Path) -> None:
+    meshq("init", "--data", tmp_path / "sensor").ok()
+    port = free_base_port()
+    arguments = [EXAMPLES / "sensor_peer.py", "--data", tmp_path / "sensor", "--port", port, "--every", "0.1"]
+    with running(tmp_path, *arguments, program=()) as sensor:
+        says(sensor, b".load/0@0")
+        seen = meshq(
+            "sub", "sensors.*.load", "--from", "earliest", "--count", 2, "--data", tmp_path / "sensor"
+        )
+        values = [json.loads(line) for line in seen.ok().splitlines()]
+        assert all({"load1", "load5", "load15", "tasks", "at"} <= v.keys() for v in values)
+        sensor.signal(2)
+        assert sensor.wait() == 0
+
+
+def test_plain_req_publishes_with_a_receipt(credentials: Path, tmp_path: Path) -> None:
+    arguments = [EXAMPLES / "plain_req.py", credentials, "orders.req", "first", "second"]
+    with running(tmp_path, *arguments, "--key", "k", "--header", "a=b", program=()) as req:
+        assert req.wait() == 0, req.err
+        assert req.out == b"orders.req/0@0 copies=1\norders.req/0@1 copies=1\n"
+    again = meshq("sub", "orders.req", "--from", 1, "--count", 1, "--json", "--credentials", credentials).ok()
+    record = json.loads(again)
+    assert (record["value"], record["key"], record["headers"]) == ("second", "k", {"a": "b"})
+
+
+def test_plain_req_hears_why_it_is_refused(credentials: Path, tmp_path: Path) -> None:
+    with running(tmp_path, EXAMPLES / "plain_req.py", credentials, "secret", "x", program=()) as req:
+        assert req.wait() == 1
+        assert "403 Forbidden" in req.err
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_plain_sub_reads_both_forms_of_the_feed(credentials: Path, tmp_path: Path, framed: bool) -> None:
+    topic = f"orders.feed{framed:d}"
+    extra = ["--framed"] if framed else []
+    arguments = [EXAMPLES / "plain_sub.py", credentials, topic, *extra, "--count", 1]
+    with running(tmp_path, *arguments, program=()) as sub:
+        says(sub, b"subscribed")
+
+        # The feed is from now on, and a subscription takes a moment: publish until it is heard.
+        def heard() -> bool:
+            meshq("pub", topic, "--key", "k", "--credentials", credentials, stdin=b"value").ok()
+            return sub.process.poll() is not None
+
+        wait_until(heard, 20.0, "a record on the feed")
+        assert sub.wait() == 0, sub.err
+        line = sub.out.splitlines()[1].decode()
+        if framed:
+            assert line.startswith(f"{topic}/0@") and line.endswith("b'k' {} b'value'")
+        else:
+            assert line == f"{topic} b'value'"

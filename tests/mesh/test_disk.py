@@ -1,0 +1,89 @@
+"""A full disk refuses publishing with a clear error and loses nothing; room that is made is used again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import meshq
+from tests.mesh.conftest import make_directories, running
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a small file system")
+    where = tmp_path / "small"
+    where.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", where],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.strip()}")
+    yield where
+    subprocess.run(["umount", where], check=True)
+
+
+async def _fill(peer: Any, topic: str) -> list[bytes]:
+    """Publish until the disk refuses; what was acknowledged."""
+    stored: list[bytes] = []
+    with pytest.raises(meshq.DiskFull, match=r"watermark|no room"):
+        for number in range(200):
+            value = os.urandom(MIB // 2) + b"%d" % number
+            await peer.publish(topic, value, timeout=2)
+            stored.append(value)
+    return stored
+
+
+async def _read(peer: Any, topic: str, count: int) -> list[bytes]:
+    async with peer.subscribe(topic, start="earliest") as records:
+        return [(await anext(records)).value for _ in range(count)]
+
+
+@pytest.mark.deadline(60)
+@pytest.mark.parametrize("reserve", [8 * MIB, 0], ids=["watermark", "no reserve"])
+async def test_a_full_disk_refuses_publishing_while_reading_goes_on(
+    small_disk: Path, reserve: int, eventually: Any
+) -> None:
+    paths = make_directories(small_disk, 1)
+    async with running(paths, disk_reserve_bytes=reserve) as peers:
+        peer = peers[0]
+        stored = await _fill(peer, "filling")
+        assert len(stored) > 20
+        assert await _read(peer, "filling", len(stored)) == stored
+        with pytest.raises(meshq.DiskFull):
+            await peer.publish("filling", b"x" * MIB, timeout=1)
+        if reserve:  # without a reserve there is no room for the registry's entry that deletes a topic
+            await peer.ask("topic.delete", {"topic": "filling"})
+
+            async def fits() -> bool:
+                try:
+                    await peer.publish("after", b"x" * MIB, timeout=1)
+                except meshq.DiskFull:
+                    return False
+                return True
+
+            await eventually(fits, 20)
+    if reserve:  # a disk without a byte left does not let a peer note that it starts
+        async with running(paths, disk_reserve_bytes=reserve) as peers:
+            assert await _read(peers[0], "after", 1) == [b"x" * MIB]
+
+
+@pytest.mark.deadline(60)
+async def test_the_store_has_a_size_of_its_own(directories: Callable[[int], list[Path]]) -> None:
+    paths = directories(1)
+    async with running(paths, store_bytes_max=24 * MIB, disk_reserve_bytes=0) as peers:
+        stored = await _fill(peers[0], "filling")
+        assert 10 < len(stored) < 48
+        assert await _read(peers[0], "filling", len(stored)) == stored
