@@ -104,7 +104,7 @@ class Pipeline:
         self._resending = False
         self._broken_at: int | None = None
         self._attempt = 0
-        self._paced = False  # the leader asked for time: a new link is no reason to come earlier
+        self._paced_by: MeshqError | None = None  # the leader asked for time: a new link does not shorten it
         self._used_at = 0.0
         self.retry_at = 0.0
         self.server: bytes | None = None
@@ -131,7 +131,7 @@ class Pipeline:
     def on_accepted(self, batch: Batch, receipt: Accepted, now: float) -> None:
         self._answered(batch)
         self._attempt = 0
-        self._paced = False
+        self._paced_by = None
         self._used_at = now
         self._resolve(batch)
         self._common.effects.append(Settle(batch.ticket, receipt))
@@ -147,7 +147,7 @@ class Pipeline:
         else:
             # Unavailable means not stored; what is no refusal at all leaves it open.
             batch.uncertain |= not isinstance(error, Unavailable)
-            self._paced = isinstance(error, (Overloaded, DiskFull))
+            self._paced_by = error if isinstance(error, (Overloaded, DiskFull)) else None
             self._again(now, error.retry_after_ms / 1000)
         if now >= batch.deadline:
             self.expire(now)
@@ -171,7 +171,7 @@ class Pipeline:
 
     def on_way_open(self, now: float) -> None:
         """A link came up or routes changed: no need to sit out the back-off."""
-        if not self._paced:
+        if self._paced_by is None:
             self.retry_at = min(self.retry_at, now)
 
     def take_ready(self, server: bytes, now: float) -> list[Batch]:
@@ -326,8 +326,9 @@ class Pipeline:
         self._next_sequence = 0
 
     def _not_published(self, batch: Batch) -> MeshqError:
+        # One that never left waited for others: for the one in front, or for the time the leader asked for.
         head = next((b for b in self._sent if not b.done), None)
-        refusal = batch.refusal or (head.refusal if head else None)
+        refusal = batch.refusal or (head.refusal if head else None) or self._paced_by
         name = f"a batch for {batch.info.name}/{self.partition} was not published in time"
         if refusal is not None and isinstance(refusal, Unavailable):
             return type(refusal)(

@@ -34,6 +34,7 @@ from meshq.client.facts import (
     TopicWanted,
 )
 from meshq.errors import (
+    DiskFull,
     Forbidden,
     OutcomeUnknown,
     OutOfOrderSequence,
@@ -260,6 +261,18 @@ def test_overloaded_is_given_the_time_it_asked_for() -> None:
     m.routes(0, version=3)
     assert copies(m.wait(2.9)) == []
     assert len(copies(m.wait(0.2))) == 1
+
+
+def test_a_batch_that_waited_for_a_full_disk_in_vain_says_so() -> None:
+    """Its owner's answer to the batch before it is why it never left."""
+    m = Machine()
+    m.seal(1, seconds=1)
+    ((request, _, _),) = copies(m.effects)
+    m.hear(A, failure(request, DiskFull("at its watermark", retry_after_ms=5_000)))
+    assert [type(f.error) for f in of(m.wait(1.0), Fail)] == [DiskFull]
+    m.seal(2, seconds=1)
+    (fail,) = of(m.wait(1.0), Fail)
+    assert fail.ticket == 2 and isinstance(fail.error, DiskFull) and "at its watermark" in str(fail.error)
 
 
 def test_never_sent_is_unavailable_and_sent_is_unknown() -> None:
