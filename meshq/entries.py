@@ -32,6 +32,8 @@ class EntryKind(IntEnum):
     PUBLISH = 1
     REGISTRY = 2
     DROP_TOPIC = 3
+    NOOP = 4  # a new leader's first: what came before it is decided with it
+    CONFIG = 5  # who belongs to the slot, from this entry on
 
 
 @dataclass(frozen=True, slots=True)

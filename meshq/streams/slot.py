@@ -165,7 +165,7 @@ class SlotStream:
         return refs
 
     # ------------------------------------------------------------------------------------- applying
-    def apply(self, entry: Entry) -> Stored | Dropped:
+    def apply(self, entry: Entry) -> Stored | Dropped | None:
         """The next committed entry. Same entries, same state, on every replica."""
         if entry.index != self.applied_index + 1:
             raise InternalError(f"slot {self.slot}: entry {entry.index} after {self.applied_index}")
@@ -175,6 +175,8 @@ class SlotStream:
                 return self._apply_publish(entry)
             case EntryKind.DROP_TOPIC:
                 return self._apply_drop(TopicId(entry.body))
+            case EntryKind.NOOP | EntryKind.CONFIG:
+                return None
             case EntryKind.REGISTRY:
                 raise InternalError(f"slot {self.slot} holds an entry of the registry")
 

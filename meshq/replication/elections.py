@@ -1,0 +1,177 @@
+"""Who leads: pre-vote, vote, and when a voter takes the step.
+
+A voter campaigns when its own support for the leader's peer has lapsed, or when it has known no leader for a
+random time; it first asks whether it would be elected (pre-vote), so that a node which was cut off does not
+raise the term of those who were not. One that supports its leader refuses both (Ongaro 2014, sections 3.4,
+4.2.3, 9.6). Learners never campaign, but they vote when asked: they may be voters and not know it yet.
+
+All roles are entered here, each by its one door.
+
+    FOLLOWER --no leader, no support--> PRE_CANDIDATE --majority would--> CANDIDATE --majority did--> LEADER
+        ^_______________ a newer term, a leader, time is up, support of the majority is lost _______________|
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from meshq.replication.leading import Leading
+from meshq.replication.quorum import Node
+from meshq.replication.state import State
+from meshq.replication.words import RequestVote, Role, Send, VoteReply
+
+
+class Elections:
+    def __init__(self, state: State, leading: Leading) -> None:
+        self._state = state
+        self._leading = leading
+        self._votes: dict[Node, bool] = {}
+        self._transfer = False  # this campaign is the old leader's wish
+        self._own_vote_token = 0
+        self.at = inf  # when to campaign
+
+    # --------------------------------------------------------------------------------------------- doors
+    def become_follower(self, term: int, leader: Node | None) -> None:
+        s = self._state
+        if term == s.term and s.role is Role.FOLLOWER and leader == s.leader:
+            return
+        was_leader = s.role is Role.LEADER
+        s.set_hard(term, s.hard.vote if term == s.term else None)
+        s.role = Role.FOLLOWER
+        s.leader = leader
+        if was_leader:
+            self._leading.end()
+        self.arm()
+        s.tell_role(serves=False)
+
+    def become_pre_candidate(self) -> None:
+        s = self._state
+        s.role = Role.PRE_CANDIDATE
+        s.leader = None
+        self._votes = {s.me: True}
+        self._arm_again()
+        s.tell_role(serves=False)
+        self._ask(s.term + 1, pre=True)
+        self._count()
+
+    def become_candidate(self, *, transfer: bool) -> None:
+        s = self._state
+        s.set_hard(s.term + 1, s.me)
+        s.role = Role.CANDIDATE
+        s.leader = None
+        self._votes = {}
+        self._transfer = transfer
+        self._arm_again()
+        s.tell_role(serves=False)
+        self._ask(s.term, pre=False)
+        self._own_vote_token = s.token + 1  # the Persist of this turn: our own vote counts when it is done
+
+    def become_leader(self) -> None:
+        s = self._state
+        s.role = Role.LEADER
+        s.leader = s.me
+        self.at = inf
+        s.tell_role(serves=False)
+        self._leading.begin()
+
+    # --------------------------------------------------------------------------------------- campaigning
+    def may_campaign(self) -> bool:
+        s = self._state
+        return s.may_lead and not s.frozen and s.config.is_voter(s.me) and s.role is not Role.LEADER
+
+    def on_tick(self) -> None:
+        s = self._state
+        if s.now < self.at:
+            return
+        if self.may_campaign():
+            self.become_pre_candidate()
+        else:
+            self._arm_again()
+
+    def on_timeout_now(self, frm: Node) -> None:
+        """The leader hands over: no pre-vote, and those who support it will vote all the same."""
+        if frm == self._state.leader and self.may_campaign():
+            self.become_candidate(transfer=True)
+
+    def _ask(self, term: int, *, pre: bool) -> None:
+        s = self._state
+        last = s.log.last
+        message = RequestVote(term, last.index, last.term, pre, self._transfer and not pre)
+        for node in sorted({*s.config.voters, *s.config.outgoing} - {s.me}):
+            if pre:
+                s.out.append(Send(node, message))
+            else:
+                s.promise(node, message)
+
+    def on_persisted(self) -> None:
+        s = self._state
+        if s.role is Role.CANDIDATE and s.persisted >= self._own_vote_token and s.me not in self._votes:
+            self._votes[s.me] = True
+            self._count()
+
+    def on_vote(self, frm: Node, reply: VoteReply) -> None:
+        s = self._state
+        role = Role.PRE_CANDIDATE if reply.pre else Role.CANDIDATE
+        if s.role is role and (not reply.granted or reply.term == s.term + reply.pre):
+            self._votes[frm] = reply.granted
+            self._count()
+
+    def _count(self) -> None:
+        s = self._state
+        if s.config.has_majority([n for n, yes in self._votes.items() if yes]):
+            if s.role is Role.PRE_CANDIDATE:
+                self._transfer = False
+                self.become_candidate(transfer=False)
+            else:
+                self.become_leader()
+        elif s.config.has_lost([n for n, yes in self._votes.items() if not yes]):
+            self.become_follower(s.term, None)
+
+    # -------------------------------------------------------------------------------------------- voting
+    def on_request(self, frm: Node, m: RequestVote) -> None:
+        """The term is not below ours; of a real vote it is ours by now."""
+        s = self._state
+        free = m.term > s.term if m.pre else s.hard.vote in (None, frm) and s.leader in (None, frm)
+        last = s.log.last
+        level = (m.last_term, m.last_index) >= (last.term, last.index)
+        granted = free and level and not s.frozen and (m.transfer or not self.follows_a_live_leader())
+        if m.pre:
+            s.promise(frm, VoteReply(m.term if granted else s.term, granted, True))
+            return
+        if granted:
+            s.set_hard(s.term, frm)
+            self._arm_again()
+        s.promise(frm, VoteReply(s.term, granted))
+
+    def follows_a_live_leader(self) -> bool:
+        s = self._state
+        if s.role is Role.LEADER:
+            return True
+        return s.leader is not None and s.leader.peer in s.supports
+
+    # ---------------------------------------------------------------------------------------------- timer
+    def on_heard_leader(self) -> None:
+        """The leader sent something: if it is not supported, that buys it the time to be."""
+        self.arm()
+
+    def arm(self) -> None:
+        s = self._state
+        if s.role is Role.LEADER or self.follows_a_live_leader():
+            self.at = inf
+        else:
+            self._arm_again()
+
+    def on_support_given(self, leader_lost: bool) -> None:
+        """Support for some peer began or lapsed."""
+        s = self._state
+        if s.role is not Role.FOLLOWER:
+            return
+        if leader_lost:
+            t = s.settings
+            self.at = min(self.at, s.now + s.rank * t.rank_s + s.rng.random() * t.hurry_s)
+        elif self.follows_a_live_leader():
+            self.at = inf
+
+    def _arm_again(self) -> None:
+        s, t = self._state, self._state.settings
+        self.at = s.now + t.election_s + s.rank * t.rank_s + s.rng.random() * t.spread_s

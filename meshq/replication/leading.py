@@ -1,0 +1,379 @@
+"""The leader's part: its entries go out, answers come back, and what a majority has on disk is decided.
+
+The leader's own disk is one of the majority's and no more: entries leave for the followers while they are
+being written here (Ongaro 2014, section 10.2.1). Only an entry of the leader's own term is counted; what came
+before is decided with it (section 3.6.2). Nothing is sent to an idle follower: that the leader is alive is
+support's business (support.py), so a slot without traffic costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+
+from meshq.batch import Buffer
+from meshq.entries import Entry, EntryKind, make_entry
+from meshq.errors import NotOwner, Overloaded, RemoteProtocolError, UsageError
+from meshq.replication.progress import Pace, Progress
+from meshq.replication.quorum import Config, Node, encode_config, leave_joint, step_toward
+from meshq.replication.snapshots import Sending
+from meshq.replication.state import State
+from meshq.replication.words import (
+    AppendEntries,
+    AppendReply,
+    Item,
+    LogRead,
+    Position,
+    ReadFailed,
+    ReadLog,
+    ReadReady,
+    Send,
+    SnapshotRead,
+    SnapshotReply,
+    TimeoutNow,
+)
+
+READS_MAX = 4_096  # linearizable reads waiting for their round
+
+
+class Leading:
+    """Between `begin` and `end` of one leadership. `resign` makes this node a follower without a leader."""
+
+    def __init__(self, state: State, resign: Callable[[], None]) -> None:
+        self._state = state
+        self._resign = resign
+        self.followers: dict[Node, Progress] = {}
+        self._snapshots = Sending(state)
+        self._term_began = 0  # index of this term's first entry
+        self._unsupported_since = inf
+        self._round = 0
+        self._reads: list[tuple[int, object]] = []  # (round to be confirmed, who asks)
+        self._transfer_to: Node | None = None
+        self._transfer_until = inf
+        self._dirty = False
+
+    # ----------------------------------------------------------------------------------- beginning, end
+    def begin(self) -> None:
+        s = self._state
+        self._term_began = s.log.last.index + 1
+        self._unsupported_since = inf
+        self._round = 0
+        self._transfer_to = None
+        self._transfer_until = inf
+        self.followers = {}
+        self._append(EntryKind.NOOP, b"", b"")
+        self._on_config_changed()
+
+    def end(self) -> None:
+        self.followers = {}
+        self._snapshots.clear()
+        if self._reads:
+            self._state.out.append(ReadFailed(tuple(ref for _, ref in self._reads)))
+            self._reads = []
+
+    @property
+    def serves(self) -> bool:
+        """Whether its first entry is decided: from then on it knows all that was decided before it."""
+        return self._state.commit >= self._term_began
+
+    # ------------------------------------------------------------------------------------------ proposing
+    def propose(self, kind: EntryKind, body: bytes, payload: Buffer) -> Entry:
+        """Give the entry its place. Raises: NotOwner while this leader hands over."""
+        if self._transfer_to is not None:
+            raise NotOwner("the slot's leadership is being handed over", retry_after_ms=50)
+        return self._append(kind, body, payload)
+
+    def propose_config(self, target: Config) -> Entry:
+        """Begin to change who belongs to the slot; what is joint is left by itself.
+
+        Raises: UsageError, NotOwner when one of the preconditions does not hold: nothing of this term decided
+        yet (the bug of the one-server changes as first published), another change under way, or a new voter
+        that is not level and would leave the slot without a majority of copies.
+        """
+        s = self._state
+        if not self.serves or s.configs.index > s.commit:
+            raise NotOwner("the slot is not ready to change its members: try again", retry_after_ms=100)
+        config = step_toward(s.config, target)
+        for node in set(config.voters) - set(s.config.voters):
+            progress = self.followers.get(node)
+            if node != s.me and (
+                progress is None or progress.match + s.settings.lag_count < s.log.last.index
+            ):
+                raise UsageError("a new voter has to be a learner first, and level")
+        return self.propose(EntryKind.CONFIG, encode_config(config), b"")
+
+    def _append(self, kind: EntryKind, body: bytes, payload: Buffer) -> Entry:
+        s = self._state
+        entry = make_entry(
+            s.log.last.chain,
+            index=s.log.last.index + 1,
+            term=s.term,
+            kind=kind,
+            timestamp_ms=max(s.wall_ms, s.log.last_timestamp_ms),
+            body=body,
+        )
+        s.append(Item(entry, payload))
+        self._dirty = True
+        if kind is EntryKind.CONFIG:
+            self._on_config_changed()
+        return entry
+
+    def _on_config_changed(self) -> None:
+        s = self._state
+        nodes = s.config.nodes() - {s.me}
+        for node in set(self.followers) - nodes:
+            del self.followers[node]
+            self._snapshots.drop(node)
+        for node in sorted(nodes - set(self.followers)):
+            self.followers[node] = Progress(next=max(s.log.last.index, 1))  # the newest entry is news to it
+        self.check_support()
+        self._dirty = True
+
+    # -------------------------------------------------------------------------------------------- sending
+    def flush(self) -> None:
+        """Send whatever may be sent, once a turn."""
+        if self._dirty:
+            self._dirty = False
+            self._advance()  # a single voter decides alone
+            for node, progress in self.followers.items():
+                self._replicate(node, progress)
+
+    def _replicate(self, node: Node, p: Progress) -> None:
+        if p.pace is Pace.SNAPSHOT or p.reading:
+            return
+        s = self._state
+        while not p.waiting and p.next <= s.log.last.index and self._has_room(p):
+            if p.next <= s.log.base.index:
+                self._fetch_older(node, p)
+                return
+            prev = s.log.position(p.next - 1)
+            assert prev is not None
+            self._send(node, p, prev, s.log.piece(p.next - 1, s.settings.append_bytes))
+        # What is on the way will be answered, and the answer brings us here again.
+        news = not p.count and p.commit_sent < min(s.commit, p.match)
+        if not p.waiting and (news or p.round_sent < self._round):
+            self._send_empty(node, p)
+
+    def _has_room(self, p: Progress) -> bool:
+        t = self._state.settings
+        return p.bytes < t.in_flight_bytes and p.count < t.in_flight_count
+
+    def _send(self, node: Node, p: Progress, prev: Position, items: tuple[Item, ...]) -> None:
+        s = self._state
+        p.commit_sent, p.round_sent = s.commit, self._round
+        s.out.append(Send(node, AppendEntries(s.term, prev, items, s.commit, self._round)))
+        if items:
+            last = items[-1].entry.index
+            p.flew(last, sum(len(i.payload) + len(i.entry.body) for i in items))
+            p.next = last + 1
+        p.waiting = p.pace is Pace.PROBE
+        if p.due == inf:
+            p.due = s.now + s.settings.resend_s
+
+    def _send_empty(self, node: Node, p: Progress) -> None:
+        """Only how far things are decided, or a question whether it still follows."""
+        s = self._state
+        prev = s.log.position(p.next - 1)
+        if prev is None:
+            term = s.log.term_at(p.next - 1)
+            if term is None:
+                self._fetch_older(node, p)
+                return
+            prev = Position(p.next - 1, term, b"")  # the chain is on disk, and nothing is to be appended
+        self._send(node, p, prev, ())
+
+    def _fetch_older(self, node: Node, p: Progress) -> None:
+        s = self._state
+        if p.next <= s.log.start.index:
+            p.pace = Pace.SNAPSHOT
+            p.due = s.now + s.settings.resend_s
+            self._snapshots.begin(node, p)
+            return
+        p.reading = True
+        s.out.append(ReadLog(node, p.next, s.settings.append_bytes))
+
+    def on_log_read(self, event: LogRead) -> None:
+        p = self.followers.get(event.to)
+        if p is None or not p.reading:
+            return
+        p.reading = False
+        s = self._state
+        if not event.items or p.pace is Pace.SNAPSHOT:
+            p.due = s.now + s.settings.resend_s  # trimmed meanwhile, or unreadable: looked at again then
+            return
+        last = event.items[-1].entry
+        if event.prev.index == p.next - 1 and not p.waiting and s.log.term_at(last.index) == last.term:
+            self._send(event.to, p, event.prev, event.items)
+        self._replicate(event.to, p)
+
+    # -------------------------------------------------------------------------------------------- answers
+    def on_reply(self, frm: Node, reply: AppendReply) -> None:
+        p = self.followers.get(frm)
+        if p is None:
+            return
+        s = self._state
+        p.round_heard = max(p.round_heard, reply.round)
+        if reply.ok:
+            if reply.match > s.log.last.index:
+                raise RemoteProtocolError(f"a follower has entry {reply.match}, the leader does not")
+            self._on_level(frm, p, reply.match)
+        elif p.pace is not Pace.SNAPSHOT:
+            self._on_rejected(p, reply)
+        self._confirm_reads()
+        self._replicate(frm, p)
+
+    def _on_level(self, frm: Node, p: Progress, match: int) -> None:
+        s = self._state
+        p.landed(match)
+        if p.pace is Pace.SNAPSHOT and match < s.log.start.index:
+            self._snapshots.begin(frm, p)  # it took so long that the log was trimmed beyond it
+            return
+        if p.pace is not Pace.PIPELINE:
+            self._snapshots.drop(frm)
+            p.pipeline()
+        p.waiting = False
+        quiet = p.match >= p.next - 1 and p.round_heard >= p.round_sent
+        p.due = inf if quiet else s.now + s.settings.resend_s
+        self._advance()
+        if frm == self._transfer_to and p.match == s.log.last.index:
+            s.out.append(Send(frm, TimeoutNow(s.term)))
+
+    def _on_rejected(self, p: Progress, reply: AppendReply) -> None:
+        """It lacks what came before, or holds others' entries there: go back to where both may agree.
+
+        What it says is below what was asked, so this comes to an end; a late answer costs some sending again.
+        """
+        p.probe_from(self._state.log.last_not_above(reply.match, reply.match_term) + 1)
+
+    def _advance(self) -> None:
+        s = self._state
+        match = {node: p.match for node, p in self.followers.items()}
+        match[s.me] = s.log.durable
+        index = s.config.committed(match)
+        if index <= s.commit or s.log.term_at(index) != s.term:
+            return
+        served = self.serves
+        s.commit_to(index)
+        self._dirty = True
+        if not served and self.serves:
+            s.tell_role(serves=True)
+        if s.configs.index <= s.commit:
+            self._on_config_committed()
+        self._confirm_reads()
+
+    def _on_config_committed(self) -> None:
+        s = self._state
+        if s.config.is_joint:
+            self._append(EntryKind.CONFIG, encode_config(leave_joint(s.config)), b"")
+        elif not s.config.is_voter(s.me):
+            self._dirty = False
+            for node, p in self.followers.items():
+                self._send_empty(node, p)  # they should know that it is decided
+            self._resign()
+
+    def on_persisted(self) -> None:
+        self._advance()
+
+    # ----------------------------------------------------------------------------------- linearizable reads
+    def read(self, ref: object) -> None:
+        """Answer ReadReady once a majority has said, after this moment, that this node leads (section 6.4).
+
+        One round serves all that wait. Raises: NotOwner before this term's first commit, Overloaded.
+        """
+        if not self.serves:
+            raise NotOwner("the slot's new leader does not know yet what is decided", retry_after_ms=20)
+        if len(self._reads) >= READS_MAX:
+            raise Overloaded("as many reads wait as may", retry_after_ms=20)
+        if not self._reads or self._reads[-1][0] <= max(
+            (p.round_sent for p in self.followers.values()), default=0
+        ):
+            self._round += 1
+        self._reads.append((self._round, ref))
+        self._dirty = True
+        self._confirm_reads()
+
+    def _confirm_reads(self) -> None:
+        s = self._state
+        if not self._reads:
+            return
+        first = self._reads[0][0]
+        heard = {n for n, p in self.followers.items() if p.round_heard >= first} | {s.me}
+        if not s.config.has_majority(heard):
+            return
+        done = max(
+            r for r in {r for r, _ in self._reads}
+            if s.config.has_majority({n for n, p in self.followers.items() if p.round_heard >= r} | {s.me})
+        )  # fmt: skip
+        ready = tuple(ref for r, ref in self._reads if r <= done)
+        self._reads = [x for x in self._reads if x[0] > done]
+        s.out.append(ReadReady(ready, s.commit))
+
+    # ------------------------------------------------------------------------------------------- hand-over
+    def transfer(self, to: Node) -> None:
+        """Hand leadership over: no more proposals, bring it level, let it campaign (section 3.10).
+
+        Raises: UsageError when it is no other voter.
+        """
+        s = self._state
+        if to == s.me or to not in s.config.voters:
+            raise UsageError("leadership can go to another voter only")
+        self._transfer_to = to
+        self._transfer_until = s.now + s.settings.transfer_s
+        p = self.followers[to]
+        if p.match == s.log.last.index:
+            s.out.append(Send(to, TimeoutNow(s.term)))
+
+    def on_snapshot_read(self, event: SnapshotRead) -> None:
+        self._snapshots.on_read(event, self.followers.get(event.to))
+
+    def on_snapshot_reply(self, frm: Node, reply: SnapshotReply) -> None:
+        self._snapshots.on_reply(frm, reply, self.followers.get(frm))
+
+    # ------------------------------------------------------------------------------------------------ time
+    def on_linked(self, node: Node) -> None:
+        """What was on the way is lost, and it may not remember how far things are decided."""
+        p = self.followers.get(node)
+        if p is None:
+            return
+        if p.pace is Pace.SNAPSHOT:
+            self._snapshots.again(node, p)
+            return
+        p.probe_from(p.match + 1 if p.match else p.next)
+        p.commit_sent = p.round_sent = 0
+        p.reading = False
+        self._probe(node, p)
+
+    def _probe(self, node: Node, p: Progress) -> None:
+        self._replicate(node, p)
+        if not p.waiting and not p.reading and p.pace is Pace.PROBE:
+            self._send_empty(node, p)
+
+    def on_tick(self) -> None:
+        s = self._state
+        for node, p in self.followers.items():
+            if s.now < p.due:
+                continue
+            p.due = s.now + s.settings.resend_s
+            if p.pace is Pace.SNAPSHOT:
+                self._snapshots.again(node, p)
+            else:
+                self.on_linked(node)
+                p.due = s.now + s.settings.resend_s
+        if s.now >= self._transfer_until:
+            self._transfer_to = None
+            self._transfer_until = inf
+        if s.now - self._unsupported_since >= s.settings.quorum_s:
+            self._resign()
+
+    def check_support(self) -> None:
+        """Check-quorum: a leader that a majority does not treat as alive is about to be replaced."""
+        s = self._state
+        behind = {n for n in s.config.nodes() if n == s.me or n.peer in s.supported_by}
+        if s.config.has_majority(behind):
+            self._unsupported_since = inf
+        elif self._unsupported_since == inf:
+            self._unsupported_since = s.now
+
+    def deadline(self) -> float:
+        due = min((p.due for p in self.followers.values()), default=inf)
+        return min(due, self._transfer_until, self._unsupported_since + self._state.settings.quorum_s)

@@ -1,0 +1,120 @@
+"""Who belongs to a slot, and what a majority of them is.
+
+A configuration is a set of voters and a set of learners. While it changes it is *joint*: the new voters and
+the outgoing ones are two sets, and whatever needs a majority needs one of each, so that at no moment two
+disjoint majorities can decide (Ongaro, "Consensus: Bridging Theory and Practice", 2014, section 4.3). A set
+with no voters at all has no majority, so nothing can be decided by nobody.
+
+All of it is arithmetic over at most a dozen members; `tests/replication/test_quorum.py` holds it against a
+twin that tries every subset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+from meshq.errors import StoreCorrupt, UsageError
+from meshq.ids import PeerId
+
+VOTERS_MAX: Final = 7
+LEARNERS_MAX: Final = 64
+
+
+class Node(NamedTuple):
+    """Who votes: a peer with the disk it has now. A wiped disk is another node, and has promised nothing."""
+
+    peer: PeerId
+    disk: bytes
+
+
+class Config(msgspec.Struct, frozen=True, array_like=True):
+    """`voters` decide, with the `outgoing` ones while there are any; `learners` only copy. All are sorted.
+
+    An outgoing voter may be a learner too: that is what it becomes.
+    """
+
+    voters: tuple[Node, ...]
+    outgoing: tuple[Node, ...] = ()
+    learners: tuple[Node, ...] = ()
+
+    @property
+    def is_joint(self) -> bool:
+        return bool(self.outgoing)
+
+    def nodes(self) -> set[Node]:
+        return {*self.voters, *self.outgoing, *self.learners}
+
+    def is_voter(self, node: Node) -> bool:
+        return node in self.voters or node in self.outgoing
+
+    def has_majority(self, of: Collection[Node]) -> bool:
+        """Whether these are enough to decide."""
+        return _has_majority(self.voters, of) and (not self.outgoing or _has_majority(self.outgoing, of))
+
+    def has_lost(self, against: Collection[Node]) -> bool:
+        """Whether a majority has become impossible with these against it."""
+        rest = self.nodes() - set(against)
+        return not self.has_majority(rest)
+
+    def committed(self, match: Mapping[Node, int]) -> int:
+        """The highest index that a majority has on disk, by what each one has."""
+        index = _committed(self.voters, match)
+        return min(index, _committed(self.outgoing, match)) if self.outgoing else index
+
+
+def config_of(voters: Collection[Node], learners: Collection[Node] = ()) -> Config:
+    """A configuration that is not joint. Raises: UsageError."""
+    both = set(voters) & set(learners)
+    if not 1 <= len(set(voters)) <= VOTERS_MAX or len(set(learners)) > LEARNERS_MAX or both:
+        raise UsageError(
+            f"{len(voters)} voters and {len(learners)} learners, {len(both)} of them both: "
+            f"a slot has 1 to {VOTERS_MAX} voters and up to {LEARNERS_MAX} learners, each one once"
+        )
+    return Config(tuple(sorted(set(voters))), (), tuple(sorted(set(learners))))
+
+
+def step_toward(current: Config, target: Config) -> Config:
+    """The configuration to append when `target` is wanted: joint when voters change, else the target itself.
+
+    Raises: UsageError when one change is under way already.
+    """
+    if current.is_joint or target.is_joint:
+        raise UsageError("a change of the configuration is under way: one at a time")
+    if current.voters == target.voters:
+        return target
+    return Config(target.voters, current.voters, target.learners)
+
+
+def leave_joint(joint: Config) -> Config:
+    """What follows a committed joint configuration: the new voters alone."""
+    return Config(joint.voters, (), joint.learners)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Config)
+
+
+def encode_config(config: Config) -> bytes:
+    return _encoder.encode(config)
+
+
+def decode_config(body: bytes) -> Config:
+    """Raises: StoreCorrupt."""
+    try:
+        return _decoder.decode(body)
+    except msgspec.MsgspecError as e:
+        raise StoreCorrupt(f"a slot's configuration cannot be read: {e}") from None
+
+
+def _has_majority(voters: tuple[Node, ...], of: Collection[Node]) -> bool:
+    return 2 * sum(v in of for v in voters) > len(voters)
+
+
+def _committed(voters: tuple[Node, ...], match: Mapping[Node, int]) -> int:
+    if not voters:
+        return 0
+    have = sorted((match.get(v, 0) for v in voters), reverse=True)
+    return have[len(voters) // 2]

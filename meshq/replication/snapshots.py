@@ -1,0 +1,116 @@
+"""State instead of log: for a follower that lacks what its leader has trimmed (Ongaro 2014, chapter 5).
+
+The leader sends its state in pieces, one on the way at a time, and the follower puts each aside on disk
+before it asks for the next; after a break either side goes on from what is there. The last piece replaces
+the follower's state, log and configuration in one transaction, so a crash leaves it with the old or the new.
+A snapshot is of applied state: it can only carry a configuration that was committed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from meshq.replication.progress import Pace, Progress
+from meshq.replication.quorum import Node
+from meshq.replication.state import State
+from meshq.replication.words import (
+    AppendReply,
+    InstallSnapshot,
+    ReadSnapshot,
+    Send,
+    SnapshotMeta,
+    SnapshotRead,
+    SnapshotReply,
+    SnapshotStored,
+    StoreSnapshot,
+    TellConfig,
+)
+
+
+@dataclass
+class Sending:
+    """The leader's side. `reading`: the shell has been asked for a piece for this node."""
+
+    state: State
+    _reading: set[Node] = field(default_factory=set)
+
+    def clear(self) -> None:
+        self._reading.clear()
+
+    def drop(self, node: Node) -> None:
+        self._reading.discard(node)
+
+    def begin(self, node: Node, p: Progress) -> None:
+        p.snapshot, p.position = None, 0
+        self._read(node, p)
+
+    def again(self, node: Node, p: Progress) -> None:
+        """No answer came: the same piece once more."""
+        p.due = self.state.now + self.state.settings.resend_s
+        self._reading.discard(node)
+        self._read(node, p)
+
+    def _read(self, node: Node, p: Progress) -> None:
+        if node not in self._reading:
+            self._reading.add(node)
+            self.state.out.append(ReadSnapshot(node, p.snapshot, p.position))
+
+    def on_read(self, event: SnapshotRead, p: Progress | None) -> None:
+        if event.to not in self._reading or p is None or p.pace is not Pace.SNAPSHOT:
+            return
+        self._reading.discard(event.to)
+        s = self.state
+        p.snapshot, p.position = event.meta, event.position
+        p.due = s.now + s.settings.resend_s
+        message = InstallSnapshot(s.term, event.meta, event.position, event.data, event.done)
+        s.out.append(Send(event.to, message))
+
+    def on_reply(self, frm: Node, reply: SnapshotReply, p: Progress | None) -> None:
+        if p is None or p.pace is not Pace.SNAPSHOT or p.snapshot is None:
+            return
+        if reply.index == p.snapshot.last.index:
+            p.position = reply.position
+            self._read(frm, p)
+
+
+@dataclass
+class Receiving:
+    """The follower's side. `partial` is what has been put aside: of which snapshot, and how much."""
+
+    state: State
+    partial: tuple[SnapshotMeta, int] | None = None
+    installing: bool = False  # the whole is being put in place: nothing is appended meanwhile
+    _writing: bool = False
+    _from: Node | None = None
+
+    def on_piece(self, frm: Node, m: InstallSnapshot) -> None:
+        s = self.state
+        last = m.meta.last
+        if last.index <= s.delivered or (s.log.term_at(last.index) == last.term and not s.repair_until):
+            s.commit_to(last.index)
+            s.promise(frm, AppendReply(s.term, True, max(last.index, s.delivered)))
+            return
+        if self._writing:
+            return
+        has = self.partial[1] if self.partial is not None and self.partial[0] == m.meta else 0
+        if m.position != has:
+            s.promise(frm, SnapshotReply(s.term, last.index, has))
+            return
+        self._writing, self.installing, self._from = True, m.done, frm
+        s.out.append(StoreSnapshot(frm, m.meta, m.position, m.data, m.done))
+
+    def on_stored(self, event: SnapshotStored) -> None:
+        s = self.state
+        self._writing = self.installing = False
+        to = self._from
+        if not event.done:
+            self.partial = (event.meta, event.position)
+            if to is not None:
+                s.promise(to, SnapshotReply(s.term, event.meta.last.index, event.position))
+            return
+        self.partial = None
+        last = event.meta.last
+        s.replace_log(last, event.meta.config)
+        s.out.append(TellConfig(event.meta.config, last.index))
+        if to is not None:
+            s.promise(to, AppendReply(s.term, True, last.index))

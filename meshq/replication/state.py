@@ -1,0 +1,223 @@
+"""What the parts of a replica share: term and vote, log, configuration, and the way to the disk.
+
+Promises wait for the disk. A vote, an acknowledgement of entries and whatever else another node will rely on
+is handed to `promise`, which holds it until everything written so far is durable; `on_persisted` is the only
+place where such a message leaves, so no shell can send it early (Ongaro 2014, section 3.8: term, vote and log
+are on disk before an answer).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from meshq.entries import EntryKind
+from meshq.ids import PeerId, Slot
+from meshq.replication.quorum import Config, Node, decode_config
+from meshq.replication.window import Log
+from meshq.replication.words import (
+    Commit,
+    Effect,
+    Hard,
+    Item,
+    Message,
+    Persist,
+    Position,
+    Role,
+    Send,
+    TellConfig,
+    TellRole,
+)
+
+if TYPE_CHECKING:
+    import random
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Seconds and bytes of one replica; docs/replication.md says what raising each costs."""
+
+    election_s: float = 0.3  # without a known leader, the least time before a voter campaigns
+    spread_s: float = 0.3  # ... and so much more at random, so that votes do not split
+    hurry_s: float = 0.05  # the same when the leader's peer is known to be gone
+    rank_s: float = 0.02  # a voter further down the ring's order waits so much longer
+    quorum_s: float = 0.6  # a leader without the support of a majority steps down after this
+    resend_s: float = 0.5  # a follower that did not answer is asked again
+    transfer_s: float = 1.0  # a leader that hands over refuses proposals no longer than this
+    append_bytes: int = 1 << 20  # payload of one message
+    in_flight_bytes: int = 8 << 20  # on the way to one follower
+    in_flight_count: int = 64
+    memory_bytes: int = 4 << 20  # of committed entries kept for followers a little behind
+    lag_count: int = 256  # a learner so few entries behind may become a voter
+
+
+@dataclass(slots=True)
+class Configs:
+    """Configurations by the index that set them. The newest *appended* one holds, committed or not.
+
+    It goes with the entry: truncated with it, and replaced by a snapshot's (Ongaro 2014, section 4.1).
+    """
+
+    history: list[tuple[int, Config]]  # rising; the first one is committed, later ones may not be
+
+    @property
+    def newest(self) -> Config:
+        return self.history[-1][1]
+
+    @property
+    def index(self) -> int:
+        return self.history[-1][0]
+
+    def add(self, index: int, config: Config) -> None:
+        self.history.append((index, config))
+
+    def truncate(self, from_index: int) -> None:
+        while len(self.history) > 1 and self.history[-1][0] >= from_index:
+            self.history.pop()
+
+    def settle(self, commit: int) -> list[tuple[int, Config]]:
+        """Those that were committed since the last call; only the newest of them is kept."""
+        settled = [x for x in self.history[1:] if x[0] <= commit]
+        if settled:
+            del self.history[: len(settled)]
+        return settled
+
+
+@dataclass
+class State:
+    slot: Slot
+    me: Node
+    settings: Settings
+    rng: random.Random
+    hard: Hard
+    log: Log
+    configs: Configs
+    commit: int  # known to be decided; what was handed on with Commit is `delivered`
+    rank: int = 0  # this peer's place in the ring's order for the slot: only delays its campaigns
+    frozen: bool = False  # rolled back or damaged: it copies, and promises nobody a vote
+    may_lead: bool = True
+    repair_until: int = 0  # the log was damaged before this index and is being replaced
+    role: Role = Role.FOLLOWER
+    leader: Node | None = None
+    now: float = 0.0
+    wall_ms: int = 0
+    supports: set[PeerId] = field(default_factory=set)  # peers this host treats as alive
+    supported_by: set[PeerId] = field(default_factory=set)
+    out: list[Effect] = field(default_factory=list)
+    delivered: int = 0
+    token: int = 0
+    persisted: int = 0  # token
+    _hard_dirty: bool = False
+    _truncate_from: int | None = None
+    _unwritten: list[Item] = field(default_factory=list)
+    _ends: deque[tuple[int, int]] = field(default_factory=deque)  # (token, last index it makes durable)
+    _held: deque[tuple[int, int, Node, Message]] = field(default_factory=deque)  # (token, term, to, message)
+
+    def __post_init__(self) -> None:
+        self.delivered = self.commit
+
+    @property
+    def term(self) -> int:
+        return self.hard.term
+
+    @property
+    def config(self) -> Config:
+        return self.configs.newest
+
+    def is_me(self, peer: PeerId) -> bool:
+        return peer == self.me.peer
+
+    # ----------------------------------------------------------------------------------------- disk
+    def set_hard(self, term: int, vote: Node | None) -> None:
+        hard = Hard(term, vote)
+        if hard != self.hard:
+            self.hard = hard
+            self._hard_dirty = True
+
+    def append(self, item: Item) -> None:
+        self.log.append(item)
+        self._unwritten.append(item)
+        if item.entry.kind is EntryKind.CONFIG:
+            self.configs.add(item.entry.index, decode_config(item.entry.body))
+
+    def truncate(self, from_index: int) -> None:
+        self.log.truncate(from_index)
+        self.configs.truncate(from_index)
+        self._unwritten = [i for i in self._unwritten if i.entry.index < from_index]
+        self._truncate_from = min(from_index, self._truncate_from or from_index)
+        # What is on its way to disk counts only as far as it is still this log.
+        self._ends = deque((token, min(end, from_index - 1)) for token, end in self._ends)
+
+    def replace_log(self, last: Position, config: Config) -> None:
+        """A snapshot is in place of everything, on disk and here."""
+        self.log.reset(last)
+        self.configs = Configs([(last.index, config)])
+        self._unwritten.clear()
+        self._truncate_from = None
+        self._ends.clear()
+        self.commit = self.delivered = last.index
+        if self.repair_until and last.index >= self.repair_until:
+            self.repair_until = 0
+            self.frozen = False
+
+    def drop_damaged(self) -> None:
+        """What is on disk behind the good part of a damaged log goes with the next Persist."""
+        self._truncate_from = self.log.last.index + 1
+
+    def promise(self, to: Node, message: Message) -> None:
+        """Send this when all that was decided so far is on disk; never, if the term is another by then."""
+        token = self.token + 1 if self._is_dirty() else self.token
+        if token <= self.persisted:
+            self.out.append(Send(to, message))
+        else:
+            self._held.append((token, self.term, to, message))
+
+    def is_durable(self) -> bool:
+        return not self._is_dirty() and self.token <= self.persisted
+
+    def flush(self) -> None:
+        """Hand what changed to the disk."""
+        if not self._is_dirty():
+            return
+        self.token += 1
+        hard = self.hard if self._hard_dirty else None
+        self.out.append(Persist(self.token, hard, self._truncate_from, tuple(self._unwritten)))
+        self._ends.append((self.token, self.log.last.index))
+        self._hard_dirty = False
+        self._truncate_from = None
+        self._unwritten.clear()
+
+    def on_persisted(self, token: int) -> None:
+        self.persisted = max(self.persisted, token)
+        while self._ends and self._ends[0][0] <= token:
+            self.log.durable = max(self.log.durable, self._ends.popleft()[1])
+        while self._held and self._held[0][0] <= token:
+            _, term, to, message = self._held.popleft()
+            if term == self.term:
+                self.out.append(Send(to, message))
+        self.deliver()
+
+    def _is_dirty(self) -> bool:
+        return self._hard_dirty or bool(self._unwritten) or self._truncate_from is not None
+
+    # --------------------------------------------------------------------------------------- commit
+    def commit_to(self, index: int) -> None:
+        if index > self.commit:
+            self.commit = index
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Hand on what is decided and durable here: only that survives a crash together with what it did."""
+        upto = min(self.commit, self.log.durable)
+        if upto <= self.delivered:
+            return
+        items = self.log.between(self.delivered, upto)
+        self.delivered = upto
+        self.out.append(Commit(items))
+        self.out += [TellConfig(config, index) for index, config in self.configs.settle(upto)]
+        self.log.forget(upto, keep_bytes=self.settings.memory_bytes)
+
+    # ----------------------------------------------------------------------------------------- role
+    def tell_role(self, serves: bool) -> None:
+        self.out.append(TellRole(self.role, self.term, self.leader, serves))

@@ -1,0 +1,318 @@
+"""What a replica is told, what it asks for, and what replicas say to each other.
+
+    events (facts)        Ticked, Received, Persisted, LogRead, PeerLinked,
+                          SupportGiven, SupportGot, LeaderGone, SnapshotRead, SnapshotStored
+    effects (commands)    Persist, Send, Commit, ReadLog, TellRole, ReadReady, ...
+    messages              RequestVote/VoteReply, AppendEntries/AppendReply, InstallSnapshot/SnapshotReply,
+                          TimeoutNow
+
+Messages are Raft's own (Ongaro 2014, figure 3.1 and sections 3.10, 4.2.3, 6.4, 9.6), with the chain of the
+entry before, so that a log which differs where terms agree is seen as damaged and not extended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+import msgspec
+
+from meshq.batch import Buffer
+from meshq.entries import GENESIS_CHAIN, Entry
+from meshq.ids import PeerId
+from meshq.replication.quorum import Config, Node
+
+
+class Position(NamedTuple):
+    """A place in a log: an entry's index and term, and the chain up to it. Index 0 is before the first."""
+
+    index: int  # type: ignore[assignment]  # a tuple's own `index` is of no use here
+    term: int
+    chain: bytes
+
+
+GENESIS = Position(0, 0, GENESIS_CHAIN)
+
+
+class Item(NamedTuple):
+    """An entry and the payload it stands for (empty for most kinds), which travels and is stored with it."""
+
+    entry: Entry
+    payload: Buffer = b""
+
+
+class Hard(NamedTuple):
+    """What a node must never forget: the newest term it knows, and whom it voted for in it."""
+
+    term: int
+    vote: Node | None
+
+
+class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
+    """The state a log's beginning adds up to: everything up to `last`, under `config`."""
+
+    last: Position
+    config: Config
+
+
+class Role(Enum):
+    FOLLOWER = auto()
+    PRE_CANDIDATE = auto()
+    CANDIDATE = auto()
+    LEADER = auto()
+
+
+# ----------------------------------------------------------------------------------------- messages
+class RequestVote(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """`pre`: only asking whether one would get it. `transfer`: the leader itself wants this election."""
+
+    term: int
+    last_index: int
+    last_term: int
+    pre: bool = False
+    transfer: bool = False
+
+
+class VoteReply(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """`term` is the one that was asked for when granted, the voter's own when refused."""
+
+    term: int
+    granted: bool
+    pre: bool = False
+
+
+class AppendEntries(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The leader's log after `prev`. `round` comes back, so that the leader knows that it still led then."""
+
+    term: int
+    prev: Position
+    items: tuple[Item, ...]
+    commit: int
+    round: int = 0
+
+
+class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """`ok`: durable and equal to the leader's up to `match`. Else: go back to `match`, of `match_term`."""
+
+    term: int
+    ok: bool
+    match: int
+    match_term: int = 0
+    round: int = 0
+
+
+class InstallSnapshot(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """A piece of the state at `meta`, beginning at `position` of its bytes."""
+
+    term: int
+    meta: SnapshotMeta
+    position: int
+    data: Buffer
+    done: bool
+
+
+class SnapshotReply(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """The follower has everything before `position` on disk; the next piece begins there."""
+
+    term: int
+    index: int
+    position: int
+
+
+class TimeoutNow(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Campaign at once: the leader hands over."""
+
+    term: int
+
+
+Message = RequestVote | VoteReply | AppendEntries | AppendReply | InstallSnapshot | SnapshotReply | TimeoutNow
+
+
+# ------------------------------------------------------------------------------------------- events
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    frm: Node
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """Everything up to and including the Persist of this token is on disk, synced."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogRead:
+    """What a ReadLog asked for: dense items after `prev`, at least one; none when the disk could not."""
+
+    to: Node
+    prev: Position
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLinked:
+    """A connection to that node was (re)made: what was on its way is lost, and it may have restarted."""
+
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class SupportGiven:
+    """This host began (or ceased) to treat that peer as alive. See support.py."""
+
+    peer: PeerId
+    given: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SupportGot:
+    """That peer began (or ceased) to treat this one as alive."""
+
+    peer: PeerId
+    got: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderGone:
+    """That peer restarted, or says that it does not lead the slot in this term: it is its leader no more."""
+
+    peer: PeerId
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRead:
+    """A piece of this node's snapshot for `to`, or None when it is gone: begin again with a newer one."""
+
+    to: Node
+    meta: SnapshotMeta
+    position: int
+    data: Buffer
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStored:
+    """A received piece is on disk; with `done`, the whole state replaced this slot's, log included."""
+
+    meta: SnapshotMeta
+    position: int  # behind the piece
+    done: bool
+
+
+Event = (
+    Ticked | Received | Persisted | LogRead | PeerLinked | SupportGiven | SupportGot
+    | LeaderGone | SnapshotRead | SnapshotStored
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ effects
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """In one transaction: forget entries from `truncate_from` on, append `items`, write `hard`; then sync.
+
+    Persists are done in their order. `Persisted(token)` says that this one and all before are on disk. When
+    the disk refuses one, all behind it fail too, and the replica begins again from what is on disk: a full
+    disk is to a slot what a crash is.
+    """
+
+    token: int
+    hard: Hard | None
+    truncate_from: int | None
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    to: Node
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """These are decided, and durable here: apply them, in this order."""
+
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLog:
+    """Items from this index on, for a follower that is behind what is in memory. Answer: LogRead."""
+
+    to: Node
+    from_index: int
+    bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSnapshot:
+    """A piece of a snapshot of the applied state (`meta` None: of the newest). Answer: SnapshotRead."""
+
+    to: Node
+    meta: SnapshotMeta | None
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSnapshot:
+    """Put this piece aside; with `done`, replace the slot's state and log by it. Answer: SnapshotStored."""
+
+    frm: Node
+    meta: SnapshotMeta
+    position: int
+    data: Buffer
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TellRole:
+    """Role, leader or term changed. A leader knows all that was decided once it `serves`."""
+
+    role: Role
+    term: int
+    leader: Node | None
+    serves: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TellConfig:
+    """A configuration was committed."""
+
+    config: Config
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReady:
+    """The reads registered under these refs may be answered from state applied up to `index`."""
+
+    refs: tuple[object, ...]
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFailed:
+    """This node stopped leading before it could be sure: ask the leader."""
+
+    refs: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """An entry differs from the leader's where the terms agree, or could not be read: replaced from there."""
+
+    index: int
+
+
+Effect = (
+    Persist | Send | Commit | ReadLog | ReadSnapshot | StoreSnapshot | TellRole | TellConfig | ReadReady
+    | ReadFailed | Damaged
+)  # fmt: skip
