@@ -40,7 +40,8 @@ Led = tuple[tuple[Slot, int], ...]  # (slot, term), sorted
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True):
-    """`echo` is the other side's newest beat heard, 0 for none; `supports`: the sender treats it as alive.
+    """`echo`: the other side's newest beat heard (0: none), of its `echo_epoch`; `supports`: the sender treats
+    it as alive.
 
     `led` and `believed` are checksums: of what the sender leads among the receiver's slots, and of what it
     believes that the receiver leads. `slots` lists what it leads, when the receiver was seen to believe
@@ -50,6 +51,7 @@ class Beat(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     seq: int
     echo: int
+    echo_epoch: int
     supports: bool
     led: int
     believed: int
@@ -160,7 +162,7 @@ class Support:
         if beat.seq <= p.heard:
             return self._take()  # late or repeated
         p.heard = beat.seq
-        sent_at = self._sent_at(p, beat.echo, now)
+        sent_at = self._sent_at(p, beat.echo, now) if beat.echo_epoch == self._epoch else None
         if sent_at is not None:
             p.given_until = now + self._settings.support_s
             self._set_given(peer, p, True)
@@ -200,7 +202,7 @@ class Support:
                 self._beat(now)
         return self._take()
 
-    # ------------------------------------------------------------------------------------------ how it is done
+    # ----------------------------------------------------------------------------------------- how it is done
     def _beat(self, now: float) -> None:
         self._seq += 1
         for peer, p in self._partners.items():
@@ -209,9 +211,8 @@ class Support:
             p.sent.append((self._seq, now))
             led = self._led(peer)
             slots = [(int(slot), term) for slot, term in led] if p.disputed else None
-            beat = Beat(
-                self._epoch, self._seq, p.heard, p.given, checksum(led), checksum(self._believed(peer)), slots
-            )
+            sums = checksum(led), checksum(self._believed(peer))
+            beat = Beat(self._epoch, self._seq, p.heard, p.epoch, p.given, *sums, slots)
             self._out.append(SendBeat(peer, beat))
 
     def _sent_at(self, p: _Partner, echo: int, now: float) -> float | None:

@@ -148,7 +148,7 @@ class Slots:
             if isinstance(applied, Dropped):
                 for partition in applied.partitions:
                     self.out.append(DeletePayloads(host.log.slot, partition))
-            else:
+            elif applied is not None:
                 self.on_stored(applied, host.payloads.pop(entry.index))
         if host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
             self._checkpoint(host)
