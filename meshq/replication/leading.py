@@ -51,6 +51,7 @@ class Leading:
         self._transfer_to: Node | None = None
         self._transfer_until = inf
         self._dirty = False
+        self._told_to_serve = False
 
     # ----------------------------------------------------------------------------------- beginning, end
     def begin(self) -> None:
@@ -60,6 +61,7 @@ class Leading:
         self._round = 0
         self._transfer_to = None
         self._transfer_until = inf
+        self._told_to_serve = False
         self.followers = {}
         self._append(EntryKind.NOOP, b"", b"")
         self._on_config_changed()
@@ -73,8 +75,8 @@ class Leading:
 
     @property
     def serves(self) -> bool:
-        """Whether its first entry is decided: from then on it knows all that was decided before it."""
-        return self._state.commit >= self._term_began
+        """Whether its first entry is decided and handed on: it knows all that was decided before it."""
+        return self._state.delivered >= self._term_began
 
     # ------------------------------------------------------------------------------------------ proposing
     def propose(self, kind: EntryKind, body: bytes, payload: Buffer) -> Entry:
@@ -252,11 +254,9 @@ class Leading:
         index = s.config.committed(match)
         if index <= s.commit or s.log.term_at(index) != s.term:
             return
-        served = self.serves
         s.commit_to(index)
         self._dirty = True
-        if not served and self.serves:
-            s.tell_role(serves=True)
+        self._look_whether_it_serves()
         if s.configs.index <= s.commit:
             self._on_config_committed()
         self._confirm_reads()
@@ -273,6 +273,21 @@ class Leading:
 
     def on_persisted(self) -> None:
         self._advance()
+        self._look_whether_it_serves()
+
+    def _look_whether_it_serves(self) -> None:
+        if not self._told_to_serve and self.serves:
+            self._told_to_serve = True
+            self._state.tell_role(serves=True)
+
+    def on_persist_failed(self) -> None:
+        """Alone it goes on, without what failed; with others it lets one lead that can write."""
+        s = self._state
+        if s.config.nodes() == {s.me}:
+            s.take_back()
+        else:
+            s.on_persist_failed()
+            self._resign()
 
     # ----------------------------------------------------------------------------------- linearizable reads
     def read(self, ref: object) -> None:

@@ -39,6 +39,7 @@ from meshq.replication.words import (
     Message,
     PeerLinked,
     Persisted,
+    PersistFailed,
     Position,
     Received,
     RequestVote,
@@ -142,7 +143,9 @@ class Replica:
         return match
 
     def deadline(self) -> float:
-        return self._leading.deadline() if self._state.role is Role.LEADER else self._elections.at
+        s = self._state
+        at = self._leading.deadline() if s.role is Role.LEADER else self._elections.at
+        return min(at, s.paused_until) if s.paused_until > s.now else at
 
     # ------------------------------------------------------------------------------------------- handling
     def handle(self, event: Event, *, now: float, wall_ms: int) -> list[Effect]:
@@ -157,6 +160,8 @@ class Replica:
                     self._leading.on_persisted()
                 else:
                     self._elections.on_persisted()
+            case PersistFailed():
+                self._on_persist_failed()
             case Ticked():
                 self._on_tick()
             case SupportGiven(peer, given):
@@ -311,6 +316,12 @@ class Replica:
         (s.supports.add if given else s.supports.discard)(peer)
         if s.leader is not None and s.leader.peer == peer:
             self._elections.on_support_given(leader_lost=not given)
+
+    def _on_persist_failed(self) -> None:
+        if self._state.role is Role.LEADER:
+            self._leading.on_persist_failed()
+        else:
+            self._state.on_persist_failed()
 
     def _on_leader_gone(self, peer: PeerId) -> None:
         s = self._state

@@ -26,6 +26,7 @@ from meshq.replication.words import (
     Position,
     Role,
     Send,
+    TakenBack,
     TellConfig,
     TellRole,
 )
@@ -44,6 +45,7 @@ class Settings:
     rank_s: float = 0.02  # a voter further down the ring's order waits so much longer
     quorum_s: float = 0.6  # a leader without the support of a majority steps down after this
     resend_s: float = 0.5  # a follower that did not answer is asked again
+    full_s: float = 1.0  # a disk that refused is tried again
     transfer_s: float = 1.0  # a leader that hands over refuses proposals no longer than this
     append_bytes: int = 1 << 20  # payload of one message
     in_flight_bytes: int = 8 << 20  # on the way to one follower
@@ -111,6 +113,8 @@ class State:
     _hard_dirty: bool = False
     _truncate_from: int | None = None
     _unwritten: list[Item] = field(default_factory=list)
+    _dropped: list[Item] = field(default_factory=list)
+    paused_until: float = 0.0  # the disk was full: nothing is handed to it before
     _ends: deque[tuple[int, int]] = field(default_factory=deque)  # (token, last index it makes durable)
     _held: deque[tuple[int, int, Node, Message]] = field(default_factory=deque)  # (token, term, to, message)
 
@@ -142,6 +146,7 @@ class State:
             self.configs.add(item.entry.index, decode_config(item.entry.body))
 
     def truncate(self, from_index: int) -> None:
+        self._dropped += self.log.between(from_index - 1, self.log.last.index)
         self.log.truncate(from_index)
         self.configs.truncate(from_index)
         self._unwritten = [i for i in self._unwritten if i.entry.index < from_index]
@@ -156,6 +161,7 @@ class State:
         self._unwritten.clear()
         self._truncate_from = None
         self._ends.clear()
+        self._dropped.clear()
         self.commit = self.delivered = last.index
         if self.repair_until and last.index >= self.repair_until:
             self.repair_until = 0
@@ -178,15 +184,40 @@ class State:
 
     def flush(self) -> None:
         """Hand what changed to the disk."""
-        if not self._is_dirty():
+        if not self._is_dirty() or self.now < self.paused_until:
             return
         self.token += 1
         hard = self.hard if self._hard_dirty else None
-        self.out.append(Persist(self.token, hard, self._truncate_from, tuple(self._unwritten)))
+        items, dropped = tuple(self._unwritten), tuple(self._dropped)
+        self.out.append(Persist(self.token, hard, self._truncate_from, items, dropped))
         self._ends.append((self.token, self.log.last.index))
         self._hard_dirty = False
         self._truncate_from = None
         self._unwritten.clear()
+        self._dropped.clear()
+
+    def on_persist_failed(self) -> None:
+        """Nothing since the last Persisted is on disk: all of it is handed over again, after a while.
+
+        What was promised meanwhile waits for that, as it would have waited for the first try.
+        """
+        self._ends.clear()
+        self._hard_dirty = True
+        self._truncate_from = self.log.durable + 1
+        self._unwritten = list(self.log.between(self.log.durable, self.log.last.index))
+        self._held = deque((self.token + 1, term, to, message) for _, term, to, message in self._held)
+        self.paused_until = self.now + self.settings.full_s
+
+    def take_back(self) -> None:
+        """A leader that is alone: nobody saw what its disk refused, so it has not been."""
+        index = self.log.durable + 1
+        if index <= self.log.last.index:
+            self.truncate(index)
+            self.out.append(TakenBack(index))
+        self._ends.clear()
+        self._unwritten.clear()
+        self._dropped.clear()
+        self._truncate_from = None
 
     def on_persisted(self, token: int) -> None:
         self.persisted = max(self.persisted, token)

@@ -1,6 +1,6 @@
 """What a replica is told, what it asks for, and what replicas say to each other.
 
-    events (facts)        Ticked, Received, Persisted, LogRead, PeerLinked,
+    events (facts)        Ticked, Received, Persisted, PersistFailed, LogRead, PeerLinked,
                           SupportGiven, SupportGot, LeaderGone, SnapshotRead, SnapshotStored
     effects (commands)    Persist, Send, Commit, ReadLog, TellRole, ReadReady, ...
     messages              RequestVote/VoteReply, AppendEntries/AppendReply, InstallSnapshot/SnapshotReply,
@@ -149,6 +149,11 @@ class Persisted:
 
 
 @dataclass(frozen=True, slots=True)
+class PersistFailed:
+    """The disk was full: of what was not yet Persisted nothing is on it, and nothing will be."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogRead:
     """What a ReadLog asked for: dense items after `prev`, at least one; none when the disk could not."""
 
@@ -209,7 +214,7 @@ class SnapshotStored:
 
 
 Event = (
-    Ticked | Received | Persisted | LogRead | PeerLinked | SupportGiven | SupportGot
+    Ticked | Received | Persisted | PersistFailed | LogRead | PeerLinked | SupportGiven | SupportGot
     | LeaderGone | SnapshotRead | SnapshotStored
 )  # fmt: skip
 
@@ -220,14 +225,15 @@ class Persist:
     """In one transaction: forget entries from `truncate_from` on, append `items`, write `hard`; then sync.
 
     Persists are done in their order. `Persisted(token)` says that this one and all before are on disk. When
-    the disk refuses one, all behind it fail too, and the replica begins again from what is on disk: a full
-    disk is to a slot what a crash is.
+    the disk refuses one, all behind it fail too (PersistFailed), and they come again, as one.
+    `dropped` are the entries that `truncate_from` takes from memory: their payloads go too.
     """
 
     token: int
     hard: Hard | None
     truncate_from: int | None
     items: tuple[Item, ...]
+    dropped: tuple[Item, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +289,13 @@ class TellRole:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenBack:
+    """Entries from this index on, proposed here and seen by nobody else, did not reach the disk."""
+
+    from_index: int
+
+
+@dataclass(frozen=True, slots=True)
 class TellConfig:
     """A configuration was committed."""
 
@@ -313,6 +326,6 @@ class Damaged:
 
 
 Effect = (
-    Persist | Send | Commit | ReadLog | ReadSnapshot | StoreSnapshot | TellRole | TellConfig | ReadReady
+    Persist | Send | Commit | ReadLog | ReadSnapshot | StoreSnapshot | TellRole | TakenBack | TellConfig | ReadReady
     | ReadFailed | Damaged
 )  # fmt: skip
