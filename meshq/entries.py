@@ -96,6 +96,16 @@ class Payload:
 
 
 @dataclass(frozen=True, slots=True)
+class PayloadKey:
+    """Where a payload is stored."""
+
+    partition: PartitionKey
+    base_offset: int
+    timestamp_ms: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoredBatch:
     """A batch read back. `data` is the caller's to keep."""
 
@@ -110,8 +120,10 @@ class StoredBatch:
 class Write:
     """What one slot wants on disk, all or nothing, in one transaction with whatever else is waiting.
 
-    `rows` are the slot's state as its machine computed it (None deletes a row); `trim_below` deletes log
-    entries with a smaller index. `token` comes back when the transaction is on disk, or has failed.
+    In this order: entries from `truncate_from` on are deleted, with the payloads at `dropped`; entries,
+    payloads and rows are put (a row that is None is deleted); entries below `trim_below` are deleted. `rows`
+    are the slot's state as its machines computed it. `token` comes back when the transaction is on disk, or
+    has failed.
     """
 
     token: int
@@ -120,6 +132,8 @@ class Write:
     payloads: tuple[Payload, ...] = ()
     rows: tuple[tuple[bytes, bytes | None], ...] = ()
     trim_below: int | None = None
+    truncate_from: int | None = None
+    dropped: tuple[PayloadKey, ...] = ()
 
     def payload_bytes(self) -> int:
         return sum(len(p.data) for p in self.payloads)

@@ -52,6 +52,7 @@ class Welcome(Message, frozen=True, tag=2):
     peer: Id16
     boot: Id16  # another one on a later Welcome: the peer was restarted in between
     now_ms: U63
+    disk: Id16 = bytes(16)  # with its peer id: who it is as a voter
 
 
 class Ping(Message, frozen=True, tag=3):
@@ -83,11 +84,15 @@ class PeerRoute(Struct, frozen=True, array_like=True):
 
 
 class Routes(Message, frozen=True, tag=6):
-    """Which peer owns which slot; pushed after Welcome and whenever it changes. Replaces the one before."""
+    """Which peer leads which slot; pushed after Welcome and whenever it changes.
+
+    Replaces the one before, but where another peer told of a leader of a higher term.
+    """
 
     version: U63  # registry index it was made at; never decreases on one connection
     peers: Annotated[list[PeerRoute], Meta(max_length=Items)]
-    owners: Annotated[list[U16], Meta(max_length=1 << 16)]  # by slot: a place in `peers`
+    owners: Annotated[list[U16], Meta(max_length=1 << 16)]  # by slot: its leader's place in `peers`
+    terms: Annotated[list[U63], Meta(max_length=1 << 16)] = []  # by slot: as of which term; 0 is a guess
 
 
 # ------------------------------------------------------------------------------------------- topics
@@ -285,26 +290,43 @@ class ProposeRegistry(Message, frozen=True, tag=53):
     command: bytes
 
 
-class ReleaseSlots(Message, frozen=True, tag=54):
-    """Give up these slots if never written to: (slot, epoch of the ownership). Answer: SlotsReleased."""
+class Replicate(Message, frozen=True, tag=56):
+    """Messages of many slots' logs (replication/wire.py); payload frames as they say."""
 
-    request: U63
-    slots: Annotated[list[tuple[U16, U63]], Meta(max_length=Items)]
-
-
-class SlotsReleased(Message, frozen=True, tag=55):
-    """These are durably fenced here: nothing will ever be appended to them under that epoch."""
-
-    request: U63
-    slots: Annotated[list[tuple[U16, U63]], Meta(max_length=Items)]
+    messages: Annotated[list[msgspec.Raw], Meta(max_length=Items)]
 
 
-BulkyMessage = Watch | Produce | Read | Unread | ProposeRegistry | ReleaseSlots
+class Beat(Message, frozen=True, tag=57):
+    """Support between two peers (replication/support.py).
+
+    `echo` is the receiver's newest beat heard (0: none), of its run `echo_epoch`; `supports`: the sender
+    treats the receiver as alive. `led` and `believed` are checksums: of what the sender leads among the
+    receiver's slots, and of what it believes that the receiver leads. `slots` lists what it leads, (slot,
+    term), when the receiver was seen to believe something else.
+    """
+
+    epoch: U63
+    seq: U63
+    echo: U63
+    echo_epoch: U63
+    supports: bool
+    led: U32
+    believed: U32
+    slots: Annotated[list[tuple[U16, U63]], Meta(max_length=1 << 16)] | None = None
+
+
+class Leads(Message, frozen=True, tag=58):
+    """The sender leads these slots: (slot, term). What is not listed is as it was."""
+
+    slots: Annotated[list[tuple[U16, U63]], Meta(max_length=1 << 16)]
+
+
+BulkyMessage = Watch | Produce | Read | Unread | ProposeRegistry | Replicate | Beat | Leads
 ClientMessage = Hello | Ping | Resolve | Watch | Unwatch | Produce | Read | Credit | Unread | Ask
-PeerMessage = PullRegistry | ProposeRegistry | ReleaseSlots
+PeerMessage = PullRegistry | ProposeRegistry | Replicate | Beat | Leads
 ServerMessage = (
     Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
-    | ReadEnded | Answer | RegistryEntries | RegistryMoved | SlotsReleased
+    | ReadEnded | Answer | RegistryEntries | RegistryMoved
 )  # fmt: skip
 AnyMessage = ClientMessage | PeerMessage | ServerMessage
 

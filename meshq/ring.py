@@ -31,14 +31,6 @@ class RingPeer:
     zone: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Ownership:
-    """Where a slot is, as the registry says: owner and the registry index that made it so (0: genesis)."""
-
-    peer: PeerId
-    epoch: int
-
-
 @cache
 def stride_of(slots: int) -> int:
     """The smallest number above slots/φ that is coprime to slots."""

@@ -52,7 +52,6 @@ from meshq.messages import (
     RegistryMoved,
     Resolved,
     Routes,
-    SlotsReleased,
     TopicsChanged,
     Welcome,
     error_of,
@@ -154,7 +153,7 @@ class ClientCore:
                 self._reading.on_ended(key, message, now)
             case Answer():
                 self._asking.on_answer(message)
-            case Pong() | RegistryEntries() | RegistryMoved() | SlotsReleased():
+            case Pong() | RegistryEntries() | RegistryMoved():
                 pass  # being heard is all a Pong is for; the others are between peers
             case _:
                 assert_never(message)

@@ -97,15 +97,14 @@ class Routing:
         self._changes = Changes()
         self.home: bytes | None = None
         self.routes: Routes | None = None
+        self._leaders: list[tuple[int, bytes | None]] = []  # by slot: term and server key; bounded by slots
 
     # ------------------------------------------------------------------------------ what others ask
     def owner_of(self, topic_id: bytes, partition: int) -> bytes | None:
         """The server key of the peer that owns the partition's slot, when that is known."""
-        routes = self.routes
-        if routes is None or not routes.owners:
+        if not self._leaders:
             return None
-        place = routes.owners[slot_of(TopicId(topic_id), partition, len(routes.owners))]
-        return routes.peers[place].server_key if place < len(routes.peers) else None
+        return self._leaders[slot_of(TopicId(topic_id), partition, len(self._leaders))][1]
 
     def use(self, server_key: bytes, now: float) -> bool:
         """Whether the link is ready; when it is not, it will be opened as soon as its back-off allows."""
@@ -191,7 +190,7 @@ class Routing:
     def on_routes(self, message: Routes, now: float) -> None:
         if self.routes is not None and message.version < self.routes.version:
             return  # from a peer that is behind the one heard before
-        changed = self.routes is None or self.routes != message
+        changed = self._learn(message)
         self.routes = message
         for route in message.peers:
             link = self._links.setdefault(route.server_key, _Link(route.server_key, route.name))
@@ -203,6 +202,24 @@ class Routing:
                 del self._links[key]
         self._changes.routes |= changed
         self._seek(now)
+
+    def _learn(self, message: Routes) -> bool:
+        """Who leads which slot: of two peers that differ, the one that tells of the higher term."""
+        keys = {i: route.server_key for i, route in enumerate(message.peers)}
+        terms = message.terms or [0] * len(message.owners)
+        told = [(term, keys.get(place)) for place, term in zip(message.owners, terms, strict=False)]
+        if len(told) != len(self._leaders):
+            known = told
+        else:
+            there = set(keys.values())
+            known = [
+                old if old[0] > new[0] and old[1] in there else new
+                for old, new in zip(self._leaders, told, strict=True)
+            ]
+        peers_changed = self.routes is None or self.routes.peers != message.peers
+        changed = known != self._leaders or peers_changed
+        self._leaders = known
+        return changed
 
     def drop(self, server_key: bytes, reason: str, now: float) -> None:
         """Close this link and take it for lost."""

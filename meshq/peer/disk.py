@@ -15,8 +15,8 @@ from typing import Final
 
 import lmdb
 
-from meshq.entries import StoredBatch
-from meshq.errors import MeshqError, StoreError
+from meshq.entries import Entry, StoredBatch
+from meshq.errors import MeshqError, StoreCorrupt, StoreError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, Slot
 from meshq.peer.core.core import PeerCore
 from meshq.peer.core.events import (
@@ -26,19 +26,24 @@ from meshq.peer.core.events import (
     FetchBatches,
     PayloadsDeleted,
     ReadEntries,
+    ReadSlotLog,
     SeekTime,
+    SlotLogRead,
     TimeSought,
     WritesDone,
     WritesFailed,
 )
 from meshq.peer.core.registrar import PULL_BYTES
+from meshq.replication.words import GENESIS, Item, LogRead, Position
 from meshq.security.directory import DataDirectory, Loaded
 from meshq.store.store import Store
+from meshq.streams.publish import payload_key_of
 from meshq.streams.slot import applied_index
 
 log = logging.getLogger(__name__)
 _PAGE_BYTES = 8 * 1024 * 1024
 _PAGE_COUNT = 4_096
+_LOG_COUNT = 65  # entries for another peer at a time, and the one before
 TURN_S: Final = 0.005  # of reading, before the rest of the loop gets its turn
 
 
@@ -69,17 +74,41 @@ def restore(core: PeerCore, store: Store) -> None:
     for slot, image in images.items():
         if slot == SYSTEM_SLOT:
             continue
-        applied = applied_index(image.rows)
-        last = next(
-            iter(store.read_entries(slot, image.last_index, bytes_max=_PAGE_BYTES, count_max=1)), None
-        )
-        core.restore_slot(
-            slot,
-            image.rows,
-            last=last,
-            first_index=image.first_index,
-            tail=_entries(store, slot, applied + 1),
-        )
+        tail = _entries(store, slot, applied_index(image.rows) + 1)
+        core.restore_slot(slot, image.rows, tail=(item_of(store, entry) for entry in tail))
+
+
+def item_of(store: Store, entry: Entry) -> Item:
+    """The entry with its payload. Raises: StoreCorrupt when that is not there."""
+    key = payload_key_of(entry)
+    if key is None:
+        return Item(entry)
+    end = key.base_offset + 1
+    found = store.read_batches(key.partition, key.base_offset, end=end, bytes_max=_PAGE_BYTES, count_max=1)
+    if not found or (found[0].base_offset, found[0].count) != (key.base_offset, key.count):
+        raise StoreCorrupt(f"entry {entry.index} is on disk and its payload is not")
+    return Item(entry, found[0].data)
+
+
+def read_log(store: Store, slot: Slot, from_index: int, bytes_max: int) -> tuple[Position, list[Item]]:
+    """Entries from this index on with their payloads, and the place before them.
+
+    Raises: StoreError, UsageError for what has been trimmed.
+    """
+    before = max(from_index - 1, 1)
+    entries = store.read_entries(slot, before, bytes_max=bytes_max, count_max=_LOG_COUNT)
+    prev = GENESIS
+    if from_index > 1:
+        first, *entries = entries
+        prev = Position(first.index, first.term, first.chain)
+    items: list[Item] = []
+    size = 0
+    for entry in entries:
+        items.append(item_of(store, entry))
+        size += len(items[-1].payload)
+        if size >= bytes_max:
+            break
+    return prev, items
 
 
 def _entries(store: Store, slot: Slot, start: int):  # type: ignore[no-untyped-def]
@@ -201,6 +230,16 @@ class DiskShell:
         if self._is_awaited(seek):
             offset = self.store.offset_at(seek.partition, seek.timestamp_ms, end=seek.end)
             self._tell(TimeSought(seek, offset))
+
+    def read_log(self, read: ReadSlotLog) -> None:
+        """For a node that is behind. What can't be read is not sent: it is asked for again later."""
+        prev, items = GENESIS, list[Item]()
+        try:
+            prev, items = read_log(self.store, read.slot, read.from_index, read.bytes_max)
+        except (MeshqError, lmdb.Error) as e:
+            log.warning("Slot %s cannot be read for a peer: %s", read.slot, e, extra={"event": "LogUnread"})
+        event = SlotLogRead(read.slot, LogRead(read.to, prev, tuple(items)))
+        self._loop.call_soon(self._guarded, self._tell, event)
 
     def read_entries(self, read: ReadEntries) -> None:
         count = min(read.end - read.from_index, _PAGE_COUNT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -73,10 +73,12 @@ class PeerLinks:
             affinity=PEERS_THREAD,
         )
 
-    def send(self, peer: PeerId, message: AnyMessage) -> None:
+    def send(self, peer: PeerId, message: AnyMessage, payloads: Sequence[Buffer] = ()) -> None:
         """What cannot be queued is dropped with its link: whoever waits for an answer asks again."""
         link = self._links.get(peer)
-        if link is not None and not link.send([messages.VERB, messages.encode(message)]) and link.up:
+        if link is None:
+            return
+        if not link.send([messages.VERB, messages.encode(message), *payloads]) and link.up:
             self.close_link(peer)
             self._tell(LinkDown(peer, "its queue is full"))
 

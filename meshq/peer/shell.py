@@ -16,6 +16,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from meshq import messages
@@ -45,6 +46,7 @@ from meshq.peer.core.events import (
     PeersRegistered,
     Persist,
     ReadEntries,
+    ReadSlotLog,
     ResumeWrites,
     RoomMeasured,
     SeekTime,
@@ -69,6 +71,7 @@ from meshq.peer.renewal import Renewal
 from meshq.peer.settings import DOOR, PEERS, Settings
 from meshq.peer.sockets import PeerSockets
 from meshq.peer.tally import tally
+from meshq.registry.state import GENESIS_DISK
 from meshq.security.directory import DataDirectory, DirectoryLock, Loaded
 from meshq.store.store import Store
 from meshq.transport.context import make_context
@@ -92,6 +95,7 @@ class PeerShell:
         self._idle = asyncio.Event()  # nothing is on its way to disk
         self._proposals = Proposals(self.tell)
         self._timer: asyncio.TimerHandle | None = None
+        self._wound_at = -inf  # not before the core has started
         self._stopping: asyncio.Task[None] | None = None
         self._tally_at = 0.0
         self._closers: list[Callable[[], Any]] = []  # undone in reverse order
@@ -177,12 +181,24 @@ class PeerShell:
             mesh_id=papers.mesh_id,
             bytes_max=s.store_bytes_max,
             reserve_bytes=s.disk_reserve_bytes,
+            disk_id=None if self.directory.was_started() else GENESIS_DISK,
         )
         self._closers.append(self._close_store)
         identity = papers.identity
-        me = Me(identity.peer_id, identity.name, identity.curve_public, os.urandom(16), registry_peer(papers))
+        me = Me(
+            identity.peer_id,
+            identity.name,
+            identity.curve_public,
+            os.urandom(16),
+            registry_peer(papers),
+            self.store.disk_id,
+            self.store.boot_epoch,
+        )
         settings = CoreSettings(s.auto_create, s.record_bytes_max)
-        self.core = PeerCore(me, found_registry(papers), settings=settings, random_id=lambda: os.urandom(16))
+        rng = random.Random(os.urandom(16))
+        self.core = PeerCore(
+            me, found_registry(papers), settings=settings, random_id=lambda: os.urandom(16), rng=rng
+        )
         restore(self.core, self.store)
         self.disk = DiskShell(
             self.store, self._loop, self.tell, self._fail, lambda read: is_awaited(self.core, read)
@@ -286,6 +302,7 @@ class PeerShell:
                 self._execute(effects)
             if not self.core.ctx.disk.outstanding:
                 self._idle.set()
+            self._wind()
         except Exception as e:
             self._fail(e)
         finally:
@@ -301,9 +318,11 @@ class PeerShell:
                 case FetchBatches() | SeekTime():
                     self.disk.read(effect)
                 case SendPeer():
-                    self.links.send(effect.peer, effect.message)
+                    self.links.send(effect.peer, effect.message, effect.payloads)
                 case ReadEntries():
                     self.disk.read_entries(effect)
+                case ReadSlotLog():
+                    self.disk.read_log(effect)
                 case DeletePayloads():
                     self.disk.delete(effect.slot, effect.partition)
                 case OpenLink():
@@ -327,9 +346,19 @@ class PeerShell:
             self.sockets.send(effect)
 
     def _tick(self) -> None:
+        self._wound_at = inf
         self._guarded(self._on_tick)
-        if not self.failed.done() and self._stopping is None:
-            self._timer = self._loop.call_at(self.core.deadline(), self._tick)
+        self._wind()
+
+    def _wind(self) -> None:
+        """Have the timer ring when the core wants its next tick, which any event may have brought nearer."""
+        at = self.core.deadline()
+        if at >= self._wound_at or self.failed.done() or self._stopping is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wound_at = at
+        self._timer = self._loop.call_at(at, self._tick)
 
     def _on_tick(self) -> None:
         self.tell(RoomMeasured(self.store.room()))

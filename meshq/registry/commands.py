@@ -1,7 +1,7 @@
 """Registry commands: the bodies of the system slot's entries.
 
 Each is applied the same way on every peer, in log order, and either changes the registry or is refused (a
-topic of that name exists, an ownership has moved on); the refusal is part of applying, so every peer refuses
+topic of that name exists); the refusal is part of applying, so every peer refuses
 the same ones.
 """
 
@@ -55,13 +55,7 @@ class DeleteTopic(Command, frozen=True, tag=5):
     topic_id: Id16
 
 
-class AssignSlots(Command, frozen=True, tag=6):
-    """(slot, epoch of the ownership that ends, new owner); a slot whose epoch has moved on is left alone."""
-
-    moves: Annotated[list[tuple[int, int, Id16]], Meta(max_length=1 << 16)]
-
-
-AnyCommand = RegisterPeer | RegisterClient | CreateTopic | SetTopic | DeleteTopic | AssignSlots
+AnyCommand = RegisterPeer | RegisterClient | CreateTopic | SetTopic | DeleteTopic
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)

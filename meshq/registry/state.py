@@ -1,5 +1,4 @@
-"""The registry's state: peers, clients, topics and owners of slots, computed from genesis and the system
-slot's log.
+"""The registry's state: peers, clients and topics, computed from genesis and the system slot's log.
 
 Every peer holds a copy; `version` is the index of the last entry applied, and a copy only ever moves forward.
 Certificates are checked here once more against the authority's key, so that a peer that holds the registry
@@ -14,20 +13,21 @@ from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 from meshq.errors import MeshqError, Overloaded, Refused, SecurityError, TopicExists, TopicGone, UsageError
-from meshq.ids import MeshId, PeerId, Slot, TopicId, peer_id_of
+from meshq.ids import MeshId, PeerId, TopicId, peer_id_of
 from meshq.limits import CLIENTS_MAX, PEERS_MAX, TOPICS_MAX
 from meshq.messages import TopicInfo
 from meshq.registry.commands import (
     AnyCommand,
-    AssignSlots,
     CreateTopic,
     DeleteTopic,
     RegisterClient,
     RegisterPeer,
     SetTopic,
 )
-from meshq.ring import Ownership, RingPeer, owners
+from meshq.ring import RingPeer, owners
 from meshq.topics import check_topic
+
+GENESIS_DISK = bytes(16)  # the id of the disk that a founding peer begins with, so that genesis can name it
 
 
 class CertificateFacts(Protocol):
@@ -81,12 +81,7 @@ class TopicRemoved:
     info: TopicInfo
 
 
-@dataclass(frozen=True, slots=True)
-class OwnersChanged:
-    slots: tuple[Slot, ...]
-
-
-Change = PeersChanged | ClientsChanged | TopicChanged | TopicRemoved | OwnersChanged
+Change = PeersChanged | ClientsChanged | TopicChanged | TopicRemoved
 
 
 class Registry:
@@ -115,8 +110,7 @@ class Registry:
         self._verify = verify
         for certificate in founders:
             self._register_peer(RegisterPeer(certificate), 0)
-        first = owners(self.ring_peers(), slots=slots, replicas=replicas)
-        self.owners = [Ownership(o[0], 0) for o in first]
+        self.genesis_owners = owners(self.ring_peers(), slots=slots, replicas=replicas)
 
     def ring_peers(self) -> list[RingPeer]:
         return [RingPeer(peer, r.facts.weight, r.facts.zone) for peer, r in sorted(self.peers.items())]
@@ -147,8 +141,6 @@ class Registry:
                     return self._set_topic(command, index)
                 case DeleteTopic():
                     return self._delete_topic(command)
-                case AssignSlots():
-                    return self._assign(command, index)
                 case _:
                     assert_never(command)
         except MeshqError as refusal:
@@ -170,8 +162,6 @@ class Registry:
                     self._check_set(command)
                 case DeleteTopic():
                     self._existing(command.topic_id)
-                case AssignSlots():
-                    pass
                 case _:
                     assert_never(command)
         except MeshqError as refusal:
@@ -257,14 +247,6 @@ class Registry:
         del self._by_name[info.name]
         del self._names[bisect_left(self._names, info.name)]
         return [TopicRemoved(info)]
-
-    def _assign(self, command: AssignSlots, index: int) -> list[Change]:
-        changed: list[Slot] = []
-        for slot, epoch, peer in command.moves:
-            if 0 <= slot < self.slots and self.owners[slot].epoch == epoch and PeerId(peer) in self.peers:
-                self.owners[slot] = Ownership(PeerId(peer), index)
-                changed.append(Slot(slot))
-        return [OwnersChanged(tuple(changed))] if changed else []
 
     def _existing(self, topic_id: bytes) -> TopicInfo:
         info = self.topics.get(TopicId(topic_id))

@@ -158,6 +158,8 @@ class Elections:
         s = self._state
         if s.role is Role.LEADER or self.follows_a_live_leader():
             self.at = inf
+        elif s.config.voters == (s.me,) and not s.config.outgoing and self.may_campaign():
+            self.at = s.now  # there is nobody to wait for
         else:
             self._arm_again()
 
@@ -168,7 +170,7 @@ class Elections:
             return
         if leader_lost:
             t = s.settings
-            self.at = min(self.at, s.now + s.rank * t.rank_s + s.rng.random() * t.hurry_s)
+            self.at = min(self.at, s.now + s.rank * t.hurry_rank_s + s.rng.random() * t.hurry_s)
         elif self.follows_a_live_leader():
             self.at = inf
 

@@ -143,14 +143,14 @@ class Leading:
     def _replicate(self, node: Node, p: Progress) -> None:
         if p.pace is Pace.SNAPSHOT or p.reading:
             return
-        s = self._state
+        s, t = self._state, self._state.settings
         while not p.waiting and p.next <= s.log.last.index and self._has_room(p):
             if p.next <= s.log.base.index:
                 self._fetch_older(node, p)
                 return
             prev = s.log.position(p.next - 1)
             assert prev is not None
-            self._send(node, p, prev, s.log.piece(p.next - 1, s.settings.append_bytes))
+            self._send(node, p, prev, s.log.piece(p.next - 1, t.append_bytes, t.append_count))
         # What is on the way will be answered, and the answer brings us here again.
         news = not p.count and p.commit_sent < min(s.commit, p.match)
         if not p.waiting and (news or p.round_sent < self._round):
@@ -283,7 +283,7 @@ class Leading:
     def on_persist_failed(self) -> None:
         """Alone it goes on, without what failed; with others it lets one lead that can write."""
         s = self._state
-        if s.config.nodes() == {s.me}:
+        if s.config.nodes() == {s.me} and self.serves:
             s.take_back()
         else:
             s.on_persist_failed()

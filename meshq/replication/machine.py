@@ -136,6 +136,16 @@ class Replica:
         """Whether it leads and knows all that was decided before."""
         return self._state.role is Role.LEADER and self._leading.serves
 
+    @property
+    def settled_config(self) -> tuple[int, Config]:
+        """The newest one that was handed on as committed, and the index that set it."""
+        return self._state.configs.history[0]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it serves and its newest configuration is committed: it may be changed."""
+        return self.serves and self._state.configs.index <= self._state.delivered
+
     def match(self) -> dict[Node, int]:
         """A leader's view: up to which index each node has its log on disk."""
         match = {node: p.match for node, p in self._leading.followers.items()}

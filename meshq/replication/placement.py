@@ -1,93 +1,119 @@
-"""Placement: walk the slots from where they are toward where the ring wants them.
+"""Placement: walk a slot from where it is toward where the ring wants it, one safe step at a time.
 
-*The ring says where a slot should live, the registry says where it is.* In this version a slot has one copy,
-so only a slot that was never written to can move, and it moves in two durable steps: its owner fences it
-(nothing will ever be appended under that ownership), then the registry names the new owner. Between the two
-the slot belongs to nobody for a moment; a crash between them leaves a fenced slot with its old owner, and the
-next round asks again.
+*The ring says where a slot should live, its own configuration says where it is.* The leader of a slot
+compares the two now and then and takes the next step:
 
-The peer that holds the registry runs this machine.
+    lacking members   -> learners, which copy while everything goes on
+    all level         -> one joint change to the new voters; whoever is not wanted is dropped with it
+    where it should be, but led by another voter than the first owner -> leadership moves there
+
+Nothing is moved while the slot is not healthy, and few slots at a time, so that moving never takes the disk
+and the network away from the records. A crash anywhere leaves a configuration from which the next leader goes
+on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from meshq.ids import PeerId, Slot
-from meshq.ring import Ownership, RingPeer, owners
+from meshq.replication.quorum import Config, Node, config_of
 
-ROUND_S = 5.0  # how often an answer that did not come is asked for again
-MOVES_PER_ASK_MAX = 4_096
-
-
-@dataclass(frozen=True, slots=True)
-class AskRelease:
-    """Ask this peer to give up these slots (slot, epoch) if they are empty."""
-
-    peer: PeerId
-    slots: tuple[tuple[Slot, int], ...]
+MOVES_MAX = 16  # slots that one leader moves at a time
+TRANSFERS_MAX = 8  # leaderships handed over in one round
+LEVEL_COUNT = 256  # entries behind
 
 
 @dataclass(frozen=True, slots=True)
-class Assign:
-    """Register the new owners: (slot, epoch that ends, new owner)."""
+class Situation:
+    """One slot as its leader sees it. `match` is what each node has on disk, `last` the end of the log."""
 
-    moves: tuple[tuple[Slot, int, PeerId], ...]
+    slot: Slot
+    me: Node
+    config: Config
+    settled: bool  # its newest configuration is committed, and the leader serves
+    match: Mapping[Node, int]
+    last: int
 
 
-@dataclass
-class Placement:
-    """Compares the ring's answer with the registry's and asks for what may move.
+@dataclass(frozen=True, slots=True)
+class ChangeMembers:
+    slot: Slot
+    target: Config
 
-    `_kept` are ownerships whose owner said they hold records: they stay. It is bounded by the number of
-    slots.
-    """
 
-    slots: int
-    replicas: int
-    _kept: set[tuple[Slot, int]] = field(default_factory=set)
-    _wanted: list[PeerId] = field(default_factory=list)
-    _asked_at: float = float("-inf")
-    _changed: bool = True
+@dataclass(frozen=True, slots=True)
+class MoveLeadership:
+    slot: Slot
+    to: Node
 
-    def on_ring_changed(self, peers: Sequence[RingPeer]) -> None:
-        wanted = owners(peers, slots=self.slots, replicas=self.replicas)
-        self._wanted = [o[0] for o in wanted] if peers else []
-        self._changed = True
 
-    def on_tick(
-        self, current: Sequence[Ownership], reachable: Collection[PeerId], *, now: float
-    ) -> list[AskRelease]:
-        """Ask every reachable owner for the empty slots that a reachable peer should have instead."""
-        if not self._wanted or (not self._changed and now < self._asked_at + ROUND_S):
-            return []
-        self._asked_at, self._changed = now, False
-        asks: dict[PeerId, list[tuple[Slot, int]]] = {}
-        for number, (own, want) in enumerate(zip(current, self._wanted, strict=True)):
-            slot = Slot(number)
-            movable = own.peer in reachable and want in reachable and (slot, own.epoch) not in self._kept
-            if own.peer != want and movable:
-                asks.setdefault(own.peer, []).append((slot, own.epoch))
-        return [AskRelease(peer, tuple(slots[:MOVES_PER_ASK_MAX])) for peer, slots in asks.items()]
+Step = ChangeMembers | MoveLeadership
 
-    def on_reachable_changed(self) -> None:
-        self._changed = True
 
-    def on_released(
-        self,
-        asked: Collection[tuple[Slot, int]],
-        released: Collection[tuple[Slot, int]],
-        current: Sequence[Ownership],
-    ) -> Assign | None:
-        """The owner fenced some of what it was asked for; what it kept holds records and stays where it
-        is. A fenced slot that the ring by now wants where it is goes there under a new epoch: under the old
-        one nobody could write to it any more.
-        """
-        free = set(released) & set(asked)
-        live = {(s, e) for s, e in self._kept if current[s].epoch == e}
-        self._kept = live | (set(asked) - free)
-        moves = tuple(
-            (slot, epoch, self._wanted[slot]) for slot, epoch in sorted(free) if current[slot].epoch == epoch
-        )
-        return Assign(moves) if moves else None
+def members_of(wanted: Sequence[Node]) -> tuple[Sequence[Node], Sequence[Node]]:
+    """(voters, learners) for owners in the ring's order: an odd number votes, another one mirrors."""
+    odd = len(wanted) - (len(wanted) + 1) % 2
+    return wanted[:odd], wanted[odd:]
+
+
+def genesis_config(wanted: Sequence[Node]) -> Config:
+    """What a slot begins with: the same on every peer, so that nobody has to be told."""
+    voters, learners = members_of(wanted)
+    return config_of(voters, learners)
+
+
+def steps(
+    situations: Sequence[Situation],
+    wanted: Mapping[Slot, Sequence[PeerId]],
+    nodes: Mapping[PeerId, Node],
+    alive: Collection[PeerId],
+) -> list[Step]:
+    """What to do now. `nodes`: the disk each peer has today; `alive`: those that answer, this one too."""
+    found: list[Step] = []
+    moving = transfers = 0
+    for situation in situations:
+        owners = [nodes.get(peer) for peer in wanted.get(situation.slot, ())]
+        if not situation.settled or not owners or None in owners:
+            moving += situation.config.is_joint
+            continue
+        step = _step(situation, [o for o in owners if o is not None], alive)
+        if isinstance(step, ChangeMembers):
+            moving += 1
+            if moving <= MOVES_MAX:
+                found.append(step)
+        elif step is not None:
+            transfers += 1
+            if transfers <= TRANSFERS_MAX:
+                found.append(step)
+        elif not _is_where(situation.config, [o for o in owners if o is not None]):
+            moving += 1  # its learners catch up
+    return found
+
+
+def _step(s: Situation, owners: list[Node], alive: Collection[PeerId]) -> Step | None:
+    config = s.config
+    if not config.has_majority([n for n in config.nodes() if n.peer in alive]):
+        return None
+    if _is_where(config, owners):
+        first = owners[0]
+        level = s.match.get(first, 0) + LEVEL_COUNT >= s.last
+        if first != s.me and first in config.voters and first.peer in alive and level:
+            return MoveLeadership(s.slot, first)
+        return None
+    missing = [n for n in owners if n not in config.nodes()]
+    if missing:
+        if all(n.peer in alive for n in missing):
+            return ChangeMembers(s.slot, config_of(config.voters, [*config.learners, *missing]))
+        return None
+    voters, learners = members_of(owners)
+    coming = [n for n in voters if n not in config.voters]
+    if all(n.peer in alive and s.match.get(n, 0) + LEVEL_COUNT >= s.last for n in coming):
+        return ChangeMembers(s.slot, config_of(voters, learners))
+    return None
+
+
+def _is_where(config: Config, owners: Sequence[Node]) -> bool:
+    voters, learners = members_of(owners)
+    return set(config.voters) == set(voters) and set(config.learners) == set(learners)

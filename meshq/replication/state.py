@@ -40,14 +40,16 @@ class Settings:
     """Seconds and bytes of one replica; docs/replication.md says what raising each costs."""
 
     election_s: float = 0.3  # without a known leader, the least time before a voter campaigns
-    spread_s: float = 0.3  # ... and so much more at random, so that votes do not split
+    spread_s: float = 0.2  # ... and so much more at random, so that votes do not split
     hurry_s: float = 0.05  # the same when the leader's peer is known to be gone
-    rank_s: float = 0.02  # a voter further down the ring's order waits so much longer
+    rank_s: float = 0.1  # a voter further down the ring's order waits so much longer
+    hurry_rank_s: float = 0.02
     quorum_s: float = 0.6  # a leader without the support of a majority steps down after this
     resend_s: float = 0.5  # a follower that did not answer is asked again
     full_s: float = 1.0  # a disk that refused is tried again
     transfer_s: float = 1.0  # a leader that hands over refuses proposals no longer than this
     append_bytes: int = 1 << 20  # payload of one message
+    append_count: int = 64  # entries of one message
     in_flight_bytes: int = 8 << 20  # on the way to one follower
     in_flight_count: int = 64
     memory_bytes: int = 4 << 20  # of committed entries kept for followers a little behind
@@ -113,7 +115,8 @@ class State:
     _hard_dirty: bool = False
     _truncate_from: int | None = None
     _unwritten: list[Item] = field(default_factory=list)
-    _dropped: list[Item] = field(default_factory=list)
+    _dropped: list[Item] = field(default_factory=list)  # by truncations that are not on disk yet
+    _drops: deque[tuple[int, int]] = field(default_factory=deque)  # (token, how many of them it takes away)
     paused_until: float = 0.0  # the disk was full: nothing is handed to it before
     _ends: deque[tuple[int, int]] = field(default_factory=deque)  # (token, last index it makes durable)
     _held: deque[tuple[int, int, Node, Message]] = field(default_factory=deque)  # (token, term, to, message)
@@ -162,6 +165,7 @@ class State:
         self._truncate_from = None
         self._ends.clear()
         self._dropped.clear()
+        self._drops.clear()
         self.commit = self.delivered = last.index
         if self.repair_until and last.index >= self.repair_until:
             self.repair_until = 0
@@ -188,13 +192,14 @@ class State:
             return
         self.token += 1
         hard = self.hard if self._hard_dirty else None
-        items, dropped = tuple(self._unwritten), tuple(self._dropped)
+        items, told = tuple(self._unwritten), sum(count for _, count in self._drops)
+        dropped = tuple(self._dropped[told:])
+        self._drops.append((self.token, len(dropped)))
         self.out.append(Persist(self.token, hard, self._truncate_from, items, dropped))
         self._ends.append((self.token, self.log.last.index))
         self._hard_dirty = False
         self._truncate_from = None
         self._unwritten.clear()
-        self._dropped.clear()
 
     def on_persist_failed(self) -> None:
         """Nothing since the last Persisted is on disk: all of it is handed over again, after a while.
@@ -202,6 +207,7 @@ class State:
         What was promised meanwhile waits for that, as it would have waited for the first try.
         """
         self._ends.clear()
+        self._drops.clear()
         self._hard_dirty = True
         self._truncate_from = self.log.durable + 1
         self._unwritten = list(self.log.between(self.log.durable, self.log.last.index))
@@ -217,12 +223,15 @@ class State:
         self._ends.clear()
         self._unwritten.clear()
         self._dropped.clear()
+        self._drops.clear()
         self._truncate_from = None
 
     def on_persisted(self, token: int) -> None:
         self.persisted = max(self.persisted, token)
         while self._ends and self._ends[0][0] <= token:
             self.log.durable = max(self.log.durable, self._ends.popleft()[1])
+        while self._drops and self._drops[0][0] <= token:
+            del self._dropped[: self._drops.popleft()[1]]
         while self._held and self._held[0][0] <= token:
             _, term, to, message = self._held.popleft()
             if term == self.term:

@@ -26,36 +26,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Annotated
-
-import msgspec
-from msgspec import Meta
 
 from meshq.ids import PeerId, Slot
+from meshq.messages import Beat
 from meshq.replication.words import SupportGiven, SupportGot
 
-LED_MAX = 1 << 16
-
 Led = tuple[tuple[Slot, int], ...]  # (slot, term), sorted
-
-
-class Beat(msgspec.Struct, frozen=True, array_like=True):
-    """`echo`: the other side's newest beat heard (0: none), of its `echo_epoch`; `supports`: the sender treats
-    it as alive.
-
-    `led` and `believed` are checksums: of what the sender leads among the receiver's slots, and of what it
-    believes that the receiver leads. `slots` lists what it leads, when the receiver was seen to believe
-    something else.
-    """
-
-    epoch: int
-    seq: int
-    echo: int
-    echo_epoch: int
-    supports: bool
-    led: int
-    believed: int
-    slots: Annotated[list[tuple[int, int]], Meta(max_length=LED_MAX)] | None = None
 
 
 @dataclass(frozen=True, slots=True)

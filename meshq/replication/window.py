@@ -42,6 +42,11 @@ class Log:
         self.durable = self.last.index
 
     @property
+    def terms(self) -> list[tuple[int, int]]:
+        """(first index, term), rising, of what is kept."""
+        return list(self._terms)
+
+    @property
     def first_index(self) -> int:
         return self.start.index + 1
 
@@ -101,17 +106,18 @@ class Log:
         """Items in (after, upto], all of them in memory."""
         return tuple(self.items[after - self.base.index : upto - self.base.index])
 
-    def piece(self, after: int, bytes_max: int) -> tuple[Item, ...]:
+    def piece(self, after: int, bytes_max: int, count_max: int = 1 << 30) -> tuple[Item, ...]:
         """Items behind `after`, as many as fit, at least one if there is any."""
         place = after - self.base.index
+        stop = min(len(self.items), place + count_max)
         if self.bytes <= bytes_max:
-            return tuple(self.items[place:])
+            return tuple(self.items[place:stop])
         size = 0
-        for end in range(place, len(self.items)):
+        for end in range(place, stop):
             size += _size(self.items[end])
             if size > bytes_max and end > place:
                 return tuple(self.items[place:end])
-        return tuple(self.items[place:])
+        return tuple(self.items[place:stop])
 
     def forget(self, upto: int, *, keep_bytes: int) -> None:
         """Let go of the oldest entries in memory up to this one, while there are more than `keep_bytes`."""
@@ -126,9 +132,11 @@ class Log:
 
     def trim(self, start: Position) -> None:
         """Entries up to this position are gone from disk."""
-        self.start = start
         if self.base.index < start.index:
-            raise InternalError("trimmed beyond what was applied")
+            self.forget(start.index, keep_bytes=-1)
+        if self.base.index < start.index:
+            raise InternalError("trimmed beyond what is durable")
+        self.start = start
         while len(self._terms) > 1 and self._terms[1][0] <= start.index + 1:
             del self._terms[0]
         if self._terms and self._terms[0][0] <= start.index:

@@ -326,6 +326,6 @@ class Damaged:
 
 
 Effect = (
-    Persist | Send | Commit | ReadLog | ReadSnapshot | StoreSnapshot | TellRole | TakenBack | TellConfig | ReadReady
-    | ReadFailed | Damaged
+    Persist | Send | Commit | ReadLog | ReadSnapshot | StoreSnapshot | TellRole | TakenBack | TellConfig
+    | ReadReady | ReadFailed | Damaged
 )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import lmdb
 
 from meshq.batch import Buffer
-from meshq.entries import Write
+from meshq.entries import PayloadKey, Write
 from meshq.ids import PartitionKey, Slot
 from meshq.limits import MIB
 from meshq.store.environment import Databases
@@ -49,6 +49,12 @@ def apply_writes(txn: lmdb.Transaction[Any], dbs: Databases, writes: Iterable[Wr
     rows: dict[bytes, bytes | None] = {}
     trims: dict[Slot, int] = {}
     for write in writes:
+        if write.truncate_from is not None:
+            # What was put before may be what is truncated, so it has to be there first. This is rare.
+            _put(txn, dbs.payloads, payloads)
+            _put(txn, dbs.log, log)
+            log, payloads = [], []
+            _truncate(txn, dbs, write.slot, write.truncate_from, write.dropped)
         log += ((log_key(write.slot, e.index), e.encode()) for e in write.entries)
         payloads += (
             (payload_key(p.partition, p.base_offset, p.timestamp_ms, p.count), p.data) for p in write.payloads
@@ -101,6 +107,18 @@ def _put(
     if items:
         with txn.cursor(db) as cursor:
             cursor.putmulti(items)
+
+
+def _truncate(
+    txn: lmdb.Transaction[Any], dbs: Databases, slot: Slot, from_index: int, dropped: Iterable[PayloadKey]
+) -> None:
+    with txn.cursor(dbs.log) as cursor:
+        found = cursor.set_range(log_key(slot, from_index))
+        while found and parse_log_key(cursor.key())[0] == slot:
+            cursor.delete()
+            found = bool(cursor.key())
+    for key in dropped:
+        txn.delete(payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count), db=dbs.payloads)
 
 
 def _trim(txn: lmdb.Transaction[Any], dbs: Databases, slot: Slot, below: int) -> None:

@@ -60,8 +60,10 @@ def map_bytes(bytes_max: int) -> int:
     return size - size % _MAP_STEP
 
 
-def open_environment(path: Path, *, mesh_id: bytes, bytes_max: int) -> Databases:
-    """Open the store's environment, or make it, and raise the boot epoch on disk.
+def open_environment(
+    path: Path, *, mesh_id: bytes, bytes_max: int, disk_id: bytes | None = None
+) -> Databases:
+    """Open the store's environment, or make it (under this disk id), and raise the boot epoch on disk.
 
     Raises: WrongMesh, StoreCorrupt, DiskFull, StoreError.
     """
@@ -82,7 +84,7 @@ def open_environment(path: Path, *, mesh_id: bytes, bytes_max: int) -> Databases
     try:
         env.reader_check()
         _check_length(path, env)
-        opened = _adopt(path, env, mesh_id)
+        opened = _adopt(path, env, mesh_id, disk_id or os.urandom(16))
         sync_directory(path)
         return opened
     except lmdb.Error as e:
@@ -98,7 +100,7 @@ def error_code(error: lmdb.Error) -> int:
     return int(getattr(error, "code", 0) or 0)
 
 
-def _adopt(path: Path, env: lmdb.Environment, mesh_id: bytes) -> Databases:
+def _adopt(path: Path, env: lmdb.Environment, mesh_id: bytes, disk_id: bytes) -> Databases:
     """Check that the store is ours, and take the next boot epoch. One transaction: all of it or nothing."""
     if len(mesh_id) != ID_BYTES:
         raise StoreError(f"a mesh id has {ID_BYTES} bytes, not {len(mesh_id)}")
@@ -108,7 +110,7 @@ def _adopt(path: Path, env: lmdb.Environment, mesh_id: bytes) -> Databases:
         if new:
             txn.put(META_FORMAT, pack_u64(FORMAT), db=meta)
             txn.put(META_MESH, mesh_id, db=meta)
-            txn.put(META_DISK, os.urandom(16), db=meta)
+            txn.put(META_DISK, disk_id, db=meta)
             txn.put(META_BOOT, pack_u64(0), db=meta)
         found = {bytes(k): bytes(v) for k, v in txn.cursor(meta)}
         _check_ours(path, found, mesh_id)

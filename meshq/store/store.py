@@ -34,10 +34,12 @@ class Store:
         bytes_max: int = STORE_BYTES_MAX,
         reserve_bytes: int = DISK_RESERVE_BYTES,
         free_bytes: Callable[[], int] | None = None,
+        disk_id: bytes | None = None,
     ) -> Store:
         """Open the store in this directory, or make it; the boot epoch has been raised on disk on return.
 
-        `free_bytes` tells what the disk has free (None: its file system is asked).
+        `free_bytes` tells what the disk has free (None: its file system is asked). A store that is made gets
+        `disk_id` (None: a new one is drawn).
         Raises: WrongMesh; StoreError when it is in use, was written by a newer version or cannot be opened;
         StoreCorrupt; DiskFull.
         """
@@ -45,7 +47,7 @@ class Store:
         directory.prepare(place)
         lock = directory.lock(place)
         try:
-            dbs = open_environment(place, mesh_id=mesh_id, bytes_max=bytes_max)
+            dbs = open_environment(place, mesh_id=mesh_id, bytes_max=bytes_max, disk_id=disk_id)
         except BaseException:
             os.close(lock)
             raise

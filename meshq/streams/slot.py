@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from meshq.batch import NO_PRODUCER, BatchHeader, Buffer
+from meshq.batch import NO_PRODUCER, BatchHeader
 from meshq.entries import Entry, EntryKind
 from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
@@ -26,23 +26,9 @@ from meshq.streams.producers import (
     is_expired,
     judge,
 )
+from meshq.streams.publish import PublishBody, decode_publish
 
 REFS_MAX = 64  # repeats of one batch that wait for its receipt; more: `Overloaded`
-
-
-class PublishBody(msgspec.Struct, frozen=True, array_like=True):
-    """A PUBLISH entry's body: all that state needs, so that it can be rebuilt without the payload."""
-
-    topic_id: bytes
-    partition: int
-    base_offset: int
-    count: int
-    client_key: bytes
-    producer_id: bytes
-    producer_epoch: int
-    first_sequence: int
-    payload_crc: int
-    payload_bytes: int
 
 
 class PartitionState(msgspec.Struct, frozen=True, array_like=True):
@@ -181,7 +167,7 @@ class SlotStream:
                 raise InternalError(f"slot {self.slot} holds an entry of the registry")
 
     def _apply_publish(self, entry: Entry) -> Stored:
-        body = _publish_decoder.decode(entry.body)
+        body = decode_publish(entry.body)
         partition = PartitionKey(TopicId(body.topic_id), body.partition)
         old = self.partitions.get(partition, EMPTY)
         if body.base_offset != old.end:
@@ -285,17 +271,12 @@ class SlotStream:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_publish_decoder = msgspec.msgpack.Decoder(PublishBody)
 _APPLIED = b"A"
 
 
 def applied_index(rows: Mapping[bytes, bytes]) -> int:
     """How far a slot's rows go: entries behind this index are to be applied again."""
     return msgspec.msgpack.decode(rows[_APPLIED], type=int) if _APPLIED in rows else 0
-
-
-def encode_publish(body: PublishBody, payload: Buffer) -> bytes:
-    return _encoder.encode(msgspec.structs.replace(body, payload_bytes=len(payload)))
 
 
 def _advanced(state: ProducerState | None, entry: Entry, body: PublishBody) -> ProducerState:

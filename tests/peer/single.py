@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshq import batch
+from meshq.batch import Buffer
 from meshq.entries import Entry, Payload, StoredBatch
 from meshq.errors import MeshqError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, Session, Slot, TopicId
@@ -18,10 +19,14 @@ from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
 from meshq.peer.papers import verifier
 from meshq.registry import commands
-from meshq.registry.state import Registry
+from meshq.registry.state import GENESIS_DISK, Registry
+from meshq.replication import words
+from meshq.replication.quorum import Node
+from meshq.replication.words import Item
 from meshq.security.authority import Authority
 from meshq.security.certificates import Verb, issue
 from meshq.security.identity import Identity
+from meshq.streams.publish import payload_key_of
 from meshq.streams.slot import applied_index
 
 AUTHORITY = Authority(b"a" * 32)
@@ -74,6 +79,7 @@ class Single:
     def __post_init__(self) -> None:
         self._requests = 0
         self._ids = random.Random(1)
+        self._rng = random.Random(2)
         self.start()
 
     # ---------------------------------------------------------------------------------------------- its life
@@ -90,16 +96,16 @@ class Single:
             verify=verifier(AUTHORITY.key),
         )
         me = Me(who.peer_id, self.name, who.curve_public, boot, holder)
-        self.core = PeerCore(me, registry, settings=self.settings, random_id=lambda: self._ids.randbytes(16))
+        self.core = PeerCore(
+            me, registry, settings=self.settings, random_id=lambda: self._ids.randbytes(16), rng=self._rng
+        )
         self.waiting.clear()
         self.core.restore_registry(self.entries.get(SYSTEM_SLOT, []))
         for slot in sorted((set(self.rows) | set(self.entries)) - {SYSTEM_SLOT}):
             log, rows = self.entries.get(slot, []), self.rows.get(slot, {})
             applied = applied_index(rows)
-            self.core.restore_slot(
-                slot, rows, last=log[-1] if log else None, first_index=1,
-                tail=[x for x in log if x.index > applied],
-            )  # fmt: skip
+            tail = [Item(x, self._payload(x)) for x in log if x.index > applied]
+            self.core.restore_slot(slot, rows, tail=tail)
         self._carry_out(self.core.start(now=self.now, wall_ms=self.wall_ms, room_bytes=self.room))
 
     @property
@@ -123,10 +129,23 @@ class Single:
             self.write()
 
     # ---------------------------------------------------------------------------------------------- its disk
+    def _payload(self, entry: Entry) -> Buffer:
+        key = payload_key_of(entry)
+        if key is None:
+            return b""
+        stored = self.payloads[key.partition]
+        return next(p.data for p in stored if p.base_offset == key.base_offset)
+
     def write(self) -> None:
         """Everything that waits is on disk."""
         writes, self.waiting = [x.write for x in self.waiting], []
         for w in writes:
+            if w.truncate_from is not None:
+                kept = [x for x in self.entries.get(w.slot, []) if x.index < w.truncate_from]
+                self.entries[w.slot] = kept
+            for gone in w.dropped:
+                stored = self.payloads.get(gone.partition, [])
+                stored[:] = [p for p in stored if p.base_offset != gone.base_offset]
             self.entries.setdefault(w.slot, []).extend(w.entries)
             rows = self.rows.setdefault(w.slot, {})
             for key, value in w.rows:
@@ -235,6 +254,32 @@ class Single:
     ) -> list[Any]:
         item = ReadItem(info.topic_id, partition, info.version, start, value)
         return self.send(Read(sub, [item]), **about)
+
+
+def elect(peer: Single) -> None:
+    """Have the other founders support this peer and vote for it in every slot, while nothing is held."""
+    me = Node(identity(peer.name).peer_id, GENESIS_DISK)
+    others = [identity(n).peer_id for n in peer.founders if n != peer.name]
+    slots = peer.core.slots
+    for _ in range(40):
+        for other in others:
+            slots.supported_by.add(other)
+            for host in slots.hosts.values():
+                slots.tell(host, words.SupportGot(other, True))
+        peer.tick(0.05)
+        asked = peer.take(e.SendPeer)
+        for host in list(slots.hosts.values()):
+            term = host.replica.term
+            for other in others:
+                node = Node(other, GENESIS_DISK)
+                slots.tell(host, words.Received(node, words.VoteReply(term + 1, True, True)))
+                slots.tell(host, words.Received(node, words.VoteReply(term, True)))
+                ok = words.AppendReply(term, True, host.replica.last.index)
+                slots.tell(host, words.Received(node, ok))
+        peer.tick()
+        if all(h.leads for h in slots.hosts.values()):
+            return
+    raise AssertionError(f"{me} was not elected: {asked}")
 
 
 def make_batch(*values: bytes, producer: bytes = batch.NO_PRODUCER, sequence: int = 0) -> bytes:

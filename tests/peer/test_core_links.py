@@ -105,12 +105,12 @@ def test_pauses_double_and_are_cut_short_by_news_of_the_peer() -> None:
         peer.tell(e.LinkDown(B, "refused"))
         began = peer.now
         while not opened(peer):
-            peer.tick(0.05)
+            peer.tick(0.1)
         pauses.append(round(peer.now - began, 2))
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, PAUSE_S_MAX, PAUSE_S_MAX], abs=0.11)
     peer.tell(e.LinkDown(B, "refused"))
     peer.tell(e.MemberSeen(B, ("192.0.2.9:7700",), True))
-    peer.tick()
+    peer.tick(0.1)
     assert opened(peer) == [("192.0.2.9:7700",)]
 
 

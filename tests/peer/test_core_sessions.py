@@ -15,6 +15,7 @@ from meshq.messages import (
     Credit,
     Failure,
     Hello,
+    Leads,
     Ping,
     Pong,
     Produce,
@@ -24,7 +25,7 @@ from meshq.messages import (
     Read,
     ReadEnded,
     ReadItem,
-    ReleaseSlots,
+    Replicate,
     Resolve,
     Resolved,
     Routes,
@@ -38,7 +39,7 @@ from meshq.peer.core import events as e
 from meshq.peer.core import sessions
 from meshq.peer.core.context import CoreSettings
 from meshq.registry import commands
-from tests.peer.single import AUTHORITY, SLOTS, Single, identity, make_batch
+from tests.peer.single import AUTHORITY, Single, identity, make_batch
 
 MANY_PEERS = (e.PEERS, b"p")
 OTHER = (e.CLIENTS, b"2")
@@ -58,7 +59,7 @@ def test_hello_is_answered_with_who_we_are_and_where_everybody_is() -> None:
     assert isinstance(routes, Routes)
     assert {r.name: r.addresses for r in routes.peers} == {"a": [], "b": ["192.0.2.1:7700"]}
     owners = [routes.peers[i].peer for i in routes.owners]
-    assert owners == [own.peer for own in peer.core.ctx.registry.owners]
+    assert owners == [own[0] for own in peer.core.ctx.registry.genesis_owners]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_an_expired_certificate_is_refused_on_a_connection_that_is_open() -> Non
     [
         PullRegistry(1),
         ProposeRegistry(1, commands.encode(commands.DeleteTopic(ID))),
-        ReleaseSlots(1, [(0, 0)]),
+        Replicate([]),
     ],
     ids=lambda m: type(m).__name__,
 )
@@ -197,27 +198,6 @@ def test_what_is_between_peers_is_refused_to_clients_and_at_the_clients_door(
     for session, key in ((e.CLIENTS, b"1"), admin), ((e.PEERS, b"2"), admin), ((e.CLIENTS, b"3"), None):
         peer.hello(session=session, key=key)
         assert names(peer.send(message, session=session, key=key)) == ["Forbidden"]
-
-
-def test_only_the_holder_moves_slots() -> None:
-    peer = Single("a", founders=("a", "b", "c"))
-    key = identity("b").curve_public
-    peer.hello(session=MANY_PEERS, key=key)
-    assert names(peer.send(ReleaseSlots(1, [(0, 0)]), session=MANY_PEERS, key=key)) == ["Forbidden"]
-    me, other = identity("b").peer_id, identity("c").peer_id
-    mine = next(s for s, own in enumerate(peer.core.ctx.registry.owners) if own.peer == me)
-    theirs = next(s for s, own in enumerate(peer.core.ctx.registry.owners) if own.peer == other)
-
-    def propose(*moves: tuple[int, int, bytes]) -> list[str]:
-        command = commands.encode(commands.AssignSlots(list(moves)))
-        return names(peer.send(ProposeRegistry(2, command), session=MANY_PEERS, key=key))
-
-    assert propose((theirs, 0, me)) == ["Forbidden"]
-    assert propose((mine, 0, other)) == ["Forbidden"]
-    assert propose((mine, 0, me), (theirs, 0, me)) == ["Forbidden"]
-    assert propose((SLOTS, 0, me)) == ["Forbidden"]
-    assert "Answer" in propose((mine, 0, me)), "one of its own, under a new epoch"
-    assert peer.core.ctx.registry.owners[mine].epoch > 0
 
 
 def test_a_message_for_a_client_is_refused_by_a_peer() -> None:
@@ -285,7 +265,7 @@ def test_connections_are_bounded_and_clients_do_not_take_the_places_of_peers(
         "one that is open begins again"
     )
     key = identity("b").curve_public
-    assert names(peer.hello(session=MANY_PEERS, key=key)) == ["Welcome", "Routes"]
+    assert names(peer.hello(session=MANY_PEERS, key=key)) == ["Welcome"]
     peer.tell(e.SessionClosed((e.CLIENTS, b"0")))
     assert names(peer.hello(session=(e.CLIENTS, b"2"))) == ["Welcome", "Routes"]
 
@@ -373,7 +353,7 @@ MESSAGES = st.one_of(
     ),
     st.builds(PullRegistry, numbers),
     st.builds(ProposeRegistry, numbers, st.binary(max_size=9)),
-    st.builds(ReleaseSlots, numbers, st.lists(st.tuples(st.integers(0, 9), numbers), max_size=2)),
+    st.builds(Leads, st.lists(st.tuples(st.integers(0, 9), numbers), max_size=2)),
 )  # fmt: skip
 PAYLOADS = st.lists(st.one_of(st.binary(max_size=80), st.just(make_batch(b"x"))), max_size=2)
 

@@ -1,4 +1,4 @@
-"""A disk that fails in the middle of moving slots leaves every log dense: the peer starts again."""
+"""A disk that fails: what that leads to begins only after everything was taken back."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from tests.peer.single import Single
 
 def test_what_a_failure_leads_to_begins_only_after_everything_was_taken_back() -> None:
     peer = Single()
-    done: list[list[tuple[Slot, int]]] = []
     order: list[str] = []
-    core = peer.core
+    disk = peer.core.ctx.disk
     peer.hold = True
-    core.slots.release(
-        [(Slot(1), 0), (Slot(2), 0)], lambda free: (order.append("released"), done.append(free))
-    )
-    core.ctx.disk.submit(Slot(3), done=lambda: None, failed=lambda _: order.append("taken back"))
-    peer._carry_out(core._take())
+
+    def first_failed(_: object) -> None:
+        order.append("first")
+        disk.when_settled(lambda: order.append("what follows"))
+
+    disk.submit(Slot(1), done=lambda: None, failed=first_failed)
+    disk.submit(Slot(3), done=lambda: None, failed=lambda _: order.append("second"))
+    peer._carry_out(peer.core._take())
     peer.refuse(DiskFull("no"))
-    assert done == [[]] and order == ["taken back", "released"]
+    assert order == ["first", "second", "what follows"]

@@ -16,12 +16,12 @@ from meshq.errors import MeshqError
 from meshq.peer.core.publishing import Publishing
 from meshq.peer.core.reading import Reading
 from meshq.peer.core.slots import Slots
-from meshq.replication.log import SlotLog
 from meshq.streams import slot as streams_slot
 from meshq.streams.delivery import Deliveries
 from meshq.streams.producers import BatchReceipt, ProducerTable
+from meshq.streams.publish import payload_of
 from meshq.streams.slot import SlotStream, Stored
-from tests.peer import test_exactly_once, test_placing, test_readers
+from tests.peer import test_exactly_once, test_readers
 from tests.streams import test_delivery, test_slot
 
 SEEDS = 60
@@ -41,19 +41,26 @@ def appends_repeats(patch: Patch) -> None:
 
 
 def receipts_before_the_disk(patch: Patch) -> None:
-    append = Slots._append
+    propose = Slots._propose
 
-    def lie(self: Slots, host: Any, entry: Any, payloads: Any) -> None:
-        append(self, host, entry, payloads)
-        waiting = host.stream._waiting.get(entry.index)
-        if waiting is not None:
-            (p,) = payloads
-            refs, waiting.refs = tuple(waiting.refs), []
-            self.on_stored(
-                Stored(p.partition, p.base_offset, p.count, p.timestamp_ms, entry.index, refs), p.data
-            )
+    def lie(self: Slots, host: Any, kind: Any, body: bytes, payload: Any = b"") -> Any:
+        entry = propose(self, host, kind, body, payload)
+        stored = payload_of(entry, payload)
+        if stored is not None:
+            for ref in self.asking:
+                where = stored.partition, stored.base_offset, stored.count, stored.timestamp_ms
+                self.on_stored(Stored(*where, entry.index, (ref,)), payload, 1)
+        return entry
 
-    patch.setattr(Slots, "_append", lie)
+    publish = Slots.publish
+
+    def noting(self: Slots, *args: Any, ref: Any, **more: Any) -> Any:
+        self.asking = [ref]
+        return publish(self, *args, ref=ref, **more)
+
+    patch.setattr(Slots, "asking", [], raising=False)
+    patch.setattr(Slots, "_propose", lie)
+    patch.setattr(Slots, "publish", noting)
 
 
 def forgets_producers(patch: Patch) -> None:
@@ -75,21 +82,14 @@ def keeps_what_the_disk_refused(patch: Patch) -> None:
     patch.setattr(SlotStream, "on_append_failed", lie)
 
 
-def keeps_the_log_the_disk_refused(patch: Patch) -> None:
-    def lie(self: SlotLog) -> tuple[Any, ...]:
-        lost = tuple(self._waiting)
-        self._waiting.clear()
-        return lost
-
-    patch.setattr(SlotLog, "on_append_failed", lie)
-
-
 def names_another_offset(patch: Patch) -> None:
     receive = Publishing._receive
     patch.setattr(
         Publishing,
         "_receive",
-        lambda self, session, request, offset: receive(self, session, request, max(0, offset - 1)),
+        lambda self, session, request, offset, copies: receive(
+            self, session, request, max(0, offset - 1), copies
+        ),
     )
 
 
@@ -183,15 +183,6 @@ def ignores_what_is_proposed(patch: Patch) -> None:
     patch.setattr(SlotStream, "on_proposed", lambda self, entry, body, ref: None)
 
 
-# ---------------------------------------------------------------------------------------------------- placing
-def forgets_fences(patch: Patch) -> None:
-    patch.setattr(Slots, "is_fenced", lambda self, slot, epoch: False)
-
-
-def lets_written_slots_go(patch: Patch) -> None:
-    patch.setattr(Slots, "_is_empty", lambda self, slot: True)
-
-
 WORLD: list[tuple[Callable[[Patch], None], Callable[[int], None]]] = [
     *(
         (mutant, test_exactly_once.test_a_receipt_means_once_at_its_offset_and_a_refusal_means_never)
@@ -200,17 +191,12 @@ WORLD: list[tuple[Callable[[Patch], None], Callable[[int], None]]] = [
             receipts_before_the_disk,
             forgets_producers,
             keeps_what_the_disk_refused,
-            keeps_the_log_the_disk_refused,
             names_another_offset,
             refuses_what_it_stores,
             writes_rows_it_will_not_have,
         )
     ),
     *((mutant, test_readers.check_seed) for mutant in (skips_after_a_reread, wakes_nobody)),
-    *(
-        (mutant, test_placing.test_a_join_loses_nothing_and_no_slot_has_two_owners)
-        for mutant in (forgets_fences, lets_written_slots_go)
-    ),
 ]
 MODELS: list[tuple[Callable[[Patch], None], Any, Callable[[Any], None]]] = [
     (takes_void_fetches, test_delivery.STEPS, test_delivery.play),

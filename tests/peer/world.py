@@ -27,10 +27,12 @@ from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
 from meshq.peer.papers import verifier
 from meshq.registry import commands
-from meshq.registry.state import Registry
+from meshq.registry.state import GENESIS_DISK, Registry
+from meshq.replication.words import GENESIS, Item, LogRead, Position
 from meshq.security.authority import Authority
 from meshq.security.certificates import issue
 from meshq.security.identity import Identity
+from meshq.streams.publish import payload_key_of
 from meshq.streams.slot import applied_index
 
 WALL_MS = 1_700_000_000_000
@@ -46,9 +48,26 @@ class Disk:
     payloads: dict[PartitionKey, list[Payload]] = field(default_factory=lambda: defaultdict(list))
     waiting: list[Write] = field(default_factory=list)
     full: bool = False
+    id: bytes = GENESIS_DISK
+
+    def item(self, entry: Entry) -> Item:
+        """The entry with its payload."""
+        key = payload_key_of(entry)
+        if key is None:
+            return Item(entry)
+        stored = self.payloads[key.partition]
+        found = [p for p in stored if (p.base_offset, p.timestamp_ms) == (key.base_offset, key.timestamp_ms)]
+        return Item(entry, found[0].data)
 
     def sync(self) -> list[int]:
         for write in self.waiting:
+            if write.truncate_from is not None:
+                kept = {i: x for i, x in self.log[write.slot].items() if i < write.truncate_from}
+                self.log[write.slot] = kept
+            for gone in write.dropped:
+                stored = self.payloads[gone.partition]
+                where = (gone.base_offset, gone.timestamp_ms)
+                stored[:] = [p for p in stored if (p.base_offset, p.timestamp_ms) != where]
             for entry in write.entries:
                 self.log[write.slot][entry.index] = entry
             for payload in write.payloads:
@@ -147,6 +166,7 @@ class Host:
         self.up = False
         self.run = 0
         self.core: PeerCore
+        self._wound_at = 0.0
         self.pipes: dict[tuple[str, bytes], Pipe] = {}  # to the holders of our sessions
         self.links: dict[PeerId, tuple[Pipe, Pipe, tuple[str, bytes]]] = {}
 
@@ -158,7 +178,7 @@ class Host:
         w = self.world
         me = Me(
             self.identity.peer_id, self.identity.name, self.identity.curve_public, w.rng.randbytes(16),
-            w.identities[0].peer_id,
+            w.identities[0].peer_id, self.disk.id, self.run,
         )  # fmt: skip
         registry = Registry(
             w.authority.mesh_id,
@@ -167,10 +187,12 @@ class Host:
             founders=w.founders,
             verify=verifier(w.authority.key),
         )
-        self.core = PeerCore(me, registry, settings=CoreSettings(), random_id=lambda: w.rng.randbytes(16))
+        self.core = PeerCore(
+            me, registry, settings=CoreSettings(), random_id=lambda: w.rng.randbytes(16), rng=w.rng
+        )
         self._restore()
         self._do(self.core.start(now=w.now, wall_ms=w.wall_ms(), room_bytes=ROOM))
-        run = self.run
+        run, self._wound_at = self.run, 0.0
         w.at(0, lambda: self._tick(run))
         for other in w.identities:
             if other is not self.identity:
@@ -182,11 +204,8 @@ class Host:
         for slot in sorted(set(self.disk.rows) | set(self.disk.log) - {SYSTEM_SLOT}):
             entries = [x for _, x in sorted(self.disk.log[slot].items())]
             rows = self.disk.rows[slot]
-            tail = [x for x in entries if x.index > applied_index(rows)]
-            first = entries[0].index if entries else 1
-            self.core.restore_slot(
-                slot, rows, last=entries[-1] if entries else None, first_index=first, tail=tail
-            )
+            tail = [self.disk.item(x) for x in entries if x.index > applied_index(rows)]
+            self.core.restore_slot(slot, rows, tail=tail)
 
     def crash(self) -> None:
         self.up = False
@@ -207,11 +226,23 @@ class Host:
         if self.up and run == self.run:
             self.tell(e.RoomMeasured(0 if self.disk.full else ROOM))
             self.tell(e.Ticked())
-            self.world.at(0.1, lambda: self._tick(run))
+            self._wind(run)
+
+    def _wind(self, run: int) -> None:
+        """Like the shell's timer."""
+        at = max(self.core.deadline(), self.world.now + 1e-4)
+        if at < self._wound_at or self._wound_at <= self.world.now:
+            self._wound_at = at
+            self.world.at(at - self.world.now, lambda: self._ring(at, run))
+
+    def _ring(self, at: float, run: int) -> None:
+        if at == self._wound_at:
+            self._tick(run)
 
     def tell(self, event: e.Event) -> None:
         if self.up:
             self._do(self.core.handle(event, now=self.world.now, wall_ms=self.world.wall_ms()))
+            self._wind(self.run)
 
     # -------------------------------------------------------------------------------------- effects
     def _do(self, effects: list[e.Effect]) -> None:
@@ -237,6 +268,8 @@ class Host:
                     log = self.disk.log[SYSTEM_SLOT]
                     found = [log[i] for i in range(effect.from_index, min(effect.end, effect.from_index + 5))]
                     self.world.at(0, lambda r=effect, x=found: self.tell(e.EntriesRead(r, x)))
+                case e.ReadSlotLog():
+                    self.world.at(0.0005, lambda r=effect: self._read_log(r, run))
                 case e.OpenLink():
                     self.world.at(0.001, lambda p=effect.peer: self._link(p, run))
                 case e.CloseLink():
@@ -245,9 +278,8 @@ class Host:
                     self.world.at(self.world.rng.uniform(0.001, 0.1), lambda x=effect: self._delete(x, run))
                 case e.SendPeer():
                     if effect.peer in self.links:
-                        self.links[effect.peer][0].send(
-                            messages.decode_request(messages.encode(effect.message))
-                        )
+                        message = messages.decode_request(messages.encode(effect.message))
+                        self.links[effect.peer][0].send(message, effect.payloads)
                 case _:
                     pass
 
@@ -274,6 +306,15 @@ class Host:
                 size += len(p.data)
         self.tell(e.BatchesFetched(fetch, found))
 
+    def _read_log(self, read: e.ReadSlotLog, run: int) -> None:
+        log = self.disk.log[read.slot]
+        first, found = log.get(read.from_index - 1), []
+        for i in itertools.takewhile(log.__contains__, itertools.count(read.from_index)):
+            found.append(self.disk.item(log[i]))
+        prev = Position(first.index, first.term, first.chain) if first else GENESIS
+        if run == self.run and (first or read.from_index == 1):
+            self.tell(e.SlotLogRead(read.slot, LogRead(read.to, prev, tuple(found[:64]))))
+
     def _seek(self, seek: e.SeekTime, run: int) -> None:
         stored = sorted(self.disk.payloads[seek.partition], key=lambda p: p.base_offset)
         found = [
@@ -292,7 +333,7 @@ class Host:
             return
         session = (e.PEERS, self.world.rng.randbytes(5))
         key = self.identity.curve_public
-        there = Pipe(self.world, lambda m: other.tell(e.MessageArrived(session, key, m)))
+        there = Pipe(self.world, lambda m, p: other.tell(e.MessageArrived(session, key, m, p)))
         back = Pipe(self.world, lambda m, _: self.tell(e.LinkMessage(peer, m)))
         other.pipes[session] = back
         self.links[peer] = (there, back, session)
@@ -320,6 +361,25 @@ class Host:
         """(base offset, count) of every batch on disk, in order."""
         stored = sorted(self.disk.payloads[partition], key=lambda p: p.base_offset)
         return [(p.base_offset, read_header(p.data).count) for p in stored]
+
+
+def committed(host: Host, partition: PartitionKey) -> list[bytes]:
+    """The values below the high watermark that this host's disk has, by offset."""
+    slot = host.core.ctx.slot_of(partition)
+    end = host.core.slots.partition(slot, partition).end
+    log: list[bytes] = []
+    for payload in sorted(host.disk.payloads[partition], key=lambda p: p.base_offset):
+        if payload.base_offset < end:
+            assert payload.base_offset == len(log), "offsets are dense and start at 0"
+            log += [r.value for r in read_records(payload.data)]
+    return log
+
+
+def is_level(world: World, partition: PartitionKey) -> bool:
+    """Whether the slot is led, and all who take part have all that is decided."""
+    slot = world.hosts[0].core.ctx.slot_of(partition)
+    replicas = [h.core.slots.hosts[slot].replica for h in world.hosts if slot in h.core.slots.hosts]
+    return sum(r.serves for r in replicas) == 1 and len({r.commit_index for r in replicas}) == 1
 
 
 class Client:

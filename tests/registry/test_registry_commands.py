@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from meshq.errors import RemoteProtocolError
 from meshq.limits import PARTITIONS_MAX, RECORD_BYTES_CEILING
 from meshq.registry.commands import (
-    AssignSlots,
     CreateTopic,
     DeleteTopic,
     RegisterClient,
@@ -29,7 +28,6 @@ ALL = [
     SetTopic(ID, 9),
     SetTopic(ID, record_bytes_max=5),
     DeleteTopic(ID),
-    AssignSlots([(3, 0, ID), (255, 77, ID)]),
 ]
 
 
@@ -51,7 +49,6 @@ def test_a_command_reads_as_it_was_written(command: object) -> None:
         SetTopic(ID, 0),
         DeleteTopic(ID + ID),
         RegisterPeer(bytes(64 * 1024 + 1)),
-        AssignSlots([(1, 1, b"short")]),
     ],
     ids=repr,
 )

@@ -24,7 +24,6 @@ from meshq.peer.papers import verifier
 from meshq.registry import state
 from meshq.registry.commands import (
     AnyCommand,
-    AssignSlots,
     CreateTopic,
     DeleteTopic,
     RegisterClient,
@@ -35,13 +34,11 @@ from meshq.registry.commands import (
 )
 from meshq.registry.state import (
     ClientsChanged,
-    OwnersChanged,
     PeersChanged,
     Registry,
     TopicChanged,
     TopicRemoved,
 )
-from meshq.ring import Ownership
 from meshq.security.authority import Authority
 from meshq.security.certificates import issue
 from meshq.security.identity import Identity
@@ -106,9 +103,8 @@ def apply(registry: Registry, *commands: AnyCommand) -> Any:
 def test_founders_own_the_slots_from_genesis_on() -> None:
     registry = make_registry(3)
     assert registry.version == 0
-    assert {own.peer for own in registry.owners} == set(registry.peers)
-    assert {own.epoch for own in registry.owners} == {0}
-    assert registry.owners == make_registry(3).owners
+    assert {own[0] for own in registry.genesis_owners} == set(registry.peers)
+    assert registry.genesis_owners == make_registry(3).genesis_owners
 
 
 # ------------------------------------------------------------------------------------------ peers and clients
@@ -118,7 +114,7 @@ def test_a_peer_is_registered_and_known_by_its_key() -> None:
     assert apply(registry, RegisterPeer(peer(2))) == [PeersChanged(who.peer_id)]
     assert registry.peer_of_key[who.curve_public] == who.peer_id
     assert registry.peers[who.peer_id].version == 1
-    assert {own.peer for own in registry.owners} == {identity(1).peer_id}, "no slot moves by that"
+    assert {own[0] for own in registry.genesis_owners} == {identity(1).peer_id}, "genesis stays as it was"
 
 
 def test_a_newer_certificate_replaces_a_peers_earlier_one() -> None:
@@ -252,27 +248,6 @@ def test_names_come_in_pages_in_order_and_each_once(names: set[str], page: int) 
     assert list(registry.names("b")) == [n for n in sorted(names) if n > "b"], "behind a name, there or not"
 
 
-# ------------------------------------------------------------ slots
-def test_a_slot_is_assigned_under_the_epoch_that_ends() -> None:
-    registry = make_registry()
-    apply(registry, RegisterPeer(peer(2)))
-    two = identity(2).peer_id
-    assert apply(registry, AssignSlots([(3, 0, two), (4, 0, two)])) == [OwnersChanged((3, 4))]
-    assert registry.owners[3] == Ownership(two, 2)
-    assert apply(registry, AssignSlots([(3, 0, identity(1).peer_id)])) == [], "that epoch has ended"
-    assert apply(registry, AssignSlots([(3, 2, identity(1).peer_id)])) == [OwnersChanged((3,))]
-    assert registry.owners[3] == Ownership(identity(1).peer_id, 4)
-
-
-def test_slots_and_peers_that_are_not_there_are_left_alone() -> None:
-    registry = make_registry()
-    before = list(registry.owners)
-    one = identity(1).peer_id
-    moves = [(SLOTS, 0, one), (-1, 0, one), (0, 0, identity(2).peer_id), (1, 5, one)]
-    assert apply(registry, AssignSlots(moves)) == []
-    assert registry.owners == before
-
-
 # ------------------------------------------------------------ replaying
 COMMANDS = st.one_of(
     st.sampled_from([RegisterPeer(peer(n)) for n in range(1, 5)]),
@@ -283,17 +258,6 @@ COMMANDS = st.one_of(
     ),
     st.builds(SetTopic, st.integers(1, 4).map(topic_id), st.one_of(st.none(), st.integers(1, 5))),
     st.builds(DeleteTopic, st.integers(1, 4).map(topic_id)),
-    st.builds(
-        AssignSlots,
-        st.lists(
-            st.tuples(
-                st.integers(-1, SLOTS),
-                st.integers(0, 5),
-                st.integers(1, 4).map(lambda n: identity(n).peer_id),
-            ),
-            max_size=3,
-        ),
-    ),
 )
 
 
@@ -307,8 +271,7 @@ def test_the_same_commands_give_the_same_registry_and_the_same_refusals(commands
         ]
         assert one.version == index
     seen = [
-        (r.peers, r.peer_of_key, r.clients, r.topics, list(r.names()), r.owners, r._client_names)
-        for r in (one, other)
+        (r.peers, r.peer_of_key, r.clients, r.topics, list(r.names()), r._client_names) for r in (one, other)
     ]
     assert seen[0] == seen[1]
     assert_consistent(one)
@@ -321,4 +284,3 @@ def assert_consistent(registry: Registry) -> None:
     assert all(registry.topic(i.name) == i for i in registry.topics.values())
     assert registry._client_names == {r.facts.name for r in registry.clients.values()}
     assert len({r.facts.name for r in registry.peers.values()}) == len(registry.peers)
-    assert all(own.peer in registry.peers for own in registry.owners)

@@ -16,15 +16,8 @@ from meshq.limits import PRODUCER_IDLE_MS
 from meshq.replication.log import SlotLog
 from meshq.streams import producers
 from meshq.streams.producers import BatchReceipt
-from meshq.streams.slot import (
-    REFS_MAX,
-    Dropped,
-    PublishBody,
-    SlotStream,
-    Stored,
-    applied_index,
-    encode_publish,
-)
+from meshq.streams.publish import PublishBody, encode_publish
+from meshq.streams.slot import REFS_MAX, Dropped, SlotStream, Stored, applied_index
 
 CLIENT = b"k" * 32
 PAYLOAD = b"payload"

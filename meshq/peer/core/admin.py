@@ -18,6 +18,7 @@ from meshq.peer.core.context import Context
 from meshq.peer.core.links import LinkFacts, Links
 from meshq.peer.core.registrar import Registrar
 from meshq.peer.core.slots import Slots
+from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry.commands import AnyCommand, CreateTopic, DeleteTopic, RegisterClient, SetTopic
 from meshq.ring import slot_of
 from meshq.security.authorization import Principal
@@ -45,6 +46,7 @@ class Admin:
     links: Links
     registrar: Registrar
     slots: Slots
+    whereabouts: Whereabouts
     _fan_outs: dict[int, _FanOut] = field(default_factory=dict)  # by request sent; bounded
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
@@ -60,7 +62,6 @@ class Admin:
     # -------------------------------------------------------------------------------------- listing
     def _status(self, session: Session, _: Principal, message: Ask) -> None:
         registry, me = self.ctx.registry, self.ctx.me
-        owned = sum(o.peer == me.peer for o in registry.owners)
         value = {
             "mesh": show_id(registry.mesh),
             "peer": show_id(me.peer),
@@ -73,7 +74,7 @@ class Admin:
             "peers": len(registry.peers),
             "peers_reachable": len(self.links.reachable()),
             "topics": len(registry.topics),
-            "slots": {"total": registry.slots, "owned": owned, "written": self.slots.written()},
+            "slots": self._slots_status(),
             "disk": {"room_bytes": self.ctx.disk.room_bytes, "pending_bytes": self.ctx.disk.pending_bytes},
             "sessions": len(self.ctx.sessions.states),
             "readers": self.ctx.deliveries.count(),
@@ -81,8 +82,24 @@ class Admin:
         }
         self.ctx.send(session, Answer(message.request, value))
 
+    def _slots_status(self) -> dict[str, int]:
+        """Of the mesh, and of those that this peer leads: how many lack a copy, or are moving."""
+        alive = self.slots.supports | {self.ctx.me.peer}
+        led = list(self.slots.led())
+        lacking = sum(any(n.peer not in alive for n in h.replica.config.nodes()) for h in led)
+        moving = sum(h.replica.config.is_joint or not h.replica.is_settled for h in led)
+        return {
+            "total": self.ctx.registry.slots,
+            "replicas": len(self.slots.hosts),
+            "led": len(led),
+            "under_replicated": lacking,
+            "moving": moving,
+            "leaderless": sum(h.replica.leader is None for h in self.slots.hosts.values()),
+            "written": self.slots.written(),
+        }
+
     def _peers(self, session: Session, _: Principal, message: Ask) -> None:
-        rows = []
+        rows, counts = [], self.whereabouts.counts()
         for peer, registered in sorted(self.ctx.registry.peers.items(), key=lambda x: x[1].facts.name):
             here = peer == self.ctx.me.peer
             link = self.links.states.get(peer)
@@ -101,7 +118,7 @@ class Admin:
                     "link": "self" if here else (link.state.value if link else "down"),
                     "rtt_ms": link.rtt_ms if link else None,
                     "reason": link.reason if link and link.state.value == "down" else None,
-                    "slots": sum(o.peer == peer for o in self.ctx.registry.owners),
+                    "slots": counts[peer],
                     "holds_registry": peer == self.ctx.me.registry_peer,
                     "certificate_until_s": registered.facts.not_after_s,
                     "server_key": show_key(registered.facts.curve_key),
@@ -136,7 +153,7 @@ class Admin:
             rows = []
             for p in range(info.partitions):
                 slot = slot_of(TopicId(info.topic_id), p, registry.slots)
-                owner = registry.peers[registry.owners[slot].peer].facts.name
+                owner = registry.peers[self.whereabouts.leader_of(slot)].facts.name
                 known = mine.get(p, {"earliest": None, "end": None, "bytes": None})
                 rows.append({"partition": p, "slot": slot, "owner": owner, **known})
             self.ctx.send(session, Answer(message.request, {**_describe(info), "partition": rows}))
@@ -148,12 +165,12 @@ class Admin:
         self.ctx.send(session, Answer(message.request, offsets))
 
     def _offsets_of(self, info: TopicInfo) -> dict[int, dict[str, int]]:
-        """Partitions of this topic that this peer owns."""
+        """Partitions of this topic that this peer leads."""
         result = {}
         for p in range(info.partitions):
             partition = PartitionKey(TopicId(info.topic_id), p)
             slot = self.ctx.slot_of(partition)
-            if self.ctx.registry.owners[slot].peer == self.ctx.me.peer:
+            if slot in self.slots.hosts and self.slots.hosts[slot].leads:
                 state = self.slots.partition(slot, partition)
                 result[p] = {"earliest": state.low, "end": state.end, "bytes": state.bytes}
         return result

@@ -14,7 +14,7 @@ from meshq.messages import ReadEnded, ServerMessage, TopicInfo, failure
 from meshq.peer.core.disk import Disk
 from meshq.peer.core.events import Effect, SendSession
 from meshq.peer.core.sessions import Sessions
-from meshq.registry.state import Registry
+from meshq.registry.state import GENESIS_DISK, Registry
 from meshq.ring import slot_of
 from meshq.security.authorization import Principal
 from meshq.security.certificates import Certificate
@@ -23,13 +23,17 @@ from meshq.streams.delivery import Deliveries
 
 @dataclass(frozen=True, slots=True)
 class Me:
-    """This peer: its id and name, its CURVE key, this run's boot id, the mesh's registry holder."""
+    """This peer: its id and name, its CURVE key, this run's boot id, the mesh's registry holder; the disk it
+    has, and how often that was started.
+    """
 
     peer: PeerId
     name: str
     curve_key: bytes
     boot: bytes
     registry_peer: PeerId
+    disk: bytes = GENESIS_DISK
+    epoch: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@
                                               Produce           publishing ──> slots ──> disk ──> receipts
                                               Read/Credit       reading    <── deliveries <─┘
                                               Ask               admin
-    LinkMessage    ──> registrar (its copy of the registry), placing, admin
-    Ticked         ──> links, registrar, placing, slots (checkpoints), sessions
+                                              Replicate, Beat   replicating ──> slots, liveness
+    LinkMessage    ──> registrar (its copy of the registry), admin
+    Ticked         ──> links, registrar, liveness, slots (elections, checkpoints), placing, sessions
 
 Nothing here does I/O, reads a clock or draws a random number: the shell and the simulator drive the same
 object.
@@ -15,11 +16,11 @@ object.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from meshq.batch import Buffer
 from meshq.entries import Entry
-from meshq.errors import Forbidden, MeshqError, RemoteProtocolError, TopicGone, UsageError
+from meshq.errors import Forbidden, MeshqError, NotOwner, RemoteProtocolError, TopicGone, UsageError
 from meshq.ids import PeerId, Session, Slot, TopicId
 from meshq.messages import (
     VERSION_MAX,
@@ -27,9 +28,12 @@ from meshq.messages import (
     Answer,
     AnyMessage,
     Ask,
+    Beat,
     Credit,
     Failure,
     Hello,
+    Leads,
+    PeerMessage,
     Ping,
     Pong,
     Produce,
@@ -38,11 +42,10 @@ from meshq.messages import (
     Read,
     RegistryEntries,
     RegistryMoved,
-    ReleaseSlots,
+    Replicate,
     Resolve,
     Routes,
     ServerMessage,
-    SlotsReleased,
     Unread,
     Unwatch,
     Watch,
@@ -69,30 +72,40 @@ from meshq.peer.core.events import (
     RoomMeasured,
     SessionClosed,
     Settle,
+    SlotLogRead,
     Ticked,
     TimeSought,
     WritesDone,
     WritesFailed,
 )
 from meshq.peer.core.links import Links
+from meshq.peer.core.liveness import Liveness
 from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
-from meshq.peer.core.publishing import Publishing, owned_slot
+from meshq.peer.core.publishing import Publishing
 from meshq.peer.core.reading import Reading
 from meshq.peer.core.registrar import Registrar
-from meshq.peer.core.whereabouts import routes_of
+from meshq.peer.core.replicating import Replicating
+from meshq.peer.core.slots import Host, Slots
+from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry import commands
 from meshq.registry.state import (
+    GENESIS_DISK,
     Change,
     ClientsChanged,
-    OwnersChanged,
     PeersChanged,
     Registry,
     TopicChanged,
     TopicRemoved,
 )
+from meshq.replication.placement import genesis_config
+from meshq.replication.quorum import Config, Node
+from meshq.replication.words import Item
 from meshq.security.authorization import Principal
 from meshq.security.certificates import Certificate
+
+if TYPE_CHECKING:
+    import random
 
 TICK_S = 0.1
 RECHECK_S = 1.0  # how long an expired certificate may go on reading
@@ -103,19 +116,38 @@ class PeerCore:
     """One peer. `restore_*`, then `start`, then `handle` for everything that happens."""
 
     def __init__(
-        self, me: Me, registry: Registry, *, settings: CoreSettings, random_id: Callable[[], bytes]
+        self,
+        me: Me,
+        registry: Registry,
+        *,
+        settings: CoreSettings,
+        random_id: Callable[[], bytes],
+        rng: random.Random,
     ) -> None:
         self.ctx = ctx = Context(me, settings, registry, random_id)
-        self.links = Links(ctx, self._on_peer_up, self._on_peer_down, self._on_peer_message)
+        self.links = Links(
+            ctx, self._on_peer_up, self._on_peer_down, self._on_peer_message, self._on_peer_gone
+        )
         self.registrar = Registrar(ctx, self.links, self._on_changes)
-        self.publishing = Publishing(ctx)
-        self.slots = self.publishing.slots
+        self.replicating = Replicating(ctx, self.links)
+        self.slots = Slots(
+            Node(me.peer, me.disk),
+            ctx.out,
+            ctx.disk,
+            rng,
+            self._genesis_of,
+            self.replicating.send,
+            self._on_role,
+        )
+        self.publishing = Publishing(ctx, self.slots)
+        self.slots.on_stored, self.slots.on_refused = self.publishing.on_stored, self.publishing.on_refused
         self.reading = Reading(ctx, self.slots)
         self.naming = Naming(ctx, self.registrar)
-        self.placing = Placing(ctx, self.links, self.registrar, self.slots)
-        self.admin = Admin(ctx, self.links, self.registrar, self.slots)
-        self._routes_dirty = False
-        self._deletions_known = False
+        self.placing = Placing(ctx, self.links, self.slots)
+        self.liveness = Liveness(ctx, self.links, self.slots)
+        self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
+        self.admin = Admin(ctx, self.links, self.registrar, self.slots, self.whereabouts)
+        self._look_for_deleted = True  # of slots led here
         self._next_tick = 0.0
         self._recheck_at = 0.0
 
@@ -124,35 +156,38 @@ class PeerCore:
         self.registrar.restore(entries)
         self.placing.on_peers_changed()
 
-    def restore_slot(
-        self,
-        slot: Slot,
-        rows: Mapping[bytes, bytes],
-        *,
-        last: Entry | None,
-        first_index: int,
-        tail: Iterable[Entry],
-    ) -> None:
-        self.slots.restore(slot, rows, last=last, first_index=first_index, tail=tail)
+    def restore_slot(self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Iterable[Item]) -> None:
+        """`tail` are the entries behind the rows' applied index, with their payloads."""
+        self.slots.restore(slot, rows, tail=tail, now=self.ctx.now)
 
     def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
         """After restoring: what was left undone is taken up again."""
-        self.ctx.now, self.ctx.wall_ms = now, wall_ms
+        self._set_time(now, wall_ms)
         self.ctx.disk.room_bytes = room_bytes
         self.ctx.out.append(PeersRegistered(tuple(self.ctx.registry.peers)))
-        if self.registrar.is_holder:
-            self._drop_deleted()
+        self.slots.begin((Slot(i) for i in range(self.ctx.registry.slots)), now=now)
+        self.slots.tick()
         return self._take()
 
+    def _set_time(self, now: float, wall_ms: int) -> None:
+        self.ctx.now, self.ctx.wall_ms = now, wall_ms
+        self.slots.now, self.slots.wall_ms, self.ctx.disk.now = now, wall_ms, now
+
+    def _genesis_of(self, slot: Slot) -> Config:
+        owners = self.ctx.registry.genesis_owners[slot]
+        return genesis_config([Node(peer, GENESIS_DISK) for peer in owners])
+
     def _drop_deleted(self) -> None:
-        """Drop what was deleted while this peer was away: once, and only with the whole registry at hand. A
-        copy that is behind has not heard of the newest topics and one that was lost knows none: nothing is
-        deleted on its word.
+        """Drop, of slots led here, what was deleted while somebody else led them or nobody did. Only with the
+        whole registry at hand: a copy that is behind has not heard of the newest topics and one that was lost
+        knows none, so nothing is deleted on its word.
         """
-        self._deletions_known = True
+        if not (self.registrar.is_holder or self.registrar.is_level):
+            return
+        self._look_for_deleted = False
         for topic_id in self.slots.topics_held():
             if self.ctx.registry.version > 0 and self.ctx.topic(topic_id) is None:
-                self.slots.drop_topic(topic_id, wall_ms=self.ctx.wall_ms)
+                self.slots.drop_topic(topic_id)
 
     def on_presented(self, certificate: Certificate) -> None:
         """A peer this copy of the registry has not heard of showed a valid certificate: let it in
@@ -168,14 +203,14 @@ class PeerCore:
         """Where this peer can be found now."""
         if addresses != self.ctx.my_addresses:
             self.ctx.my_addresses = addresses
-            self._routes_dirty = True
+            self.whereabouts.changed = True
 
     def deadline(self) -> float:
-        return self._next_tick
+        return min(self._next_tick, self.slots.wake(), self.liveness.wake())
 
     # ------------------------------------------------------------------------------------- handling
     def handle(self, event: Event, *, now: float, wall_ms: int) -> list[Effect]:
-        self.ctx.now, self.ctx.wall_ms = now, wall_ms
+        self._set_time(now, wall_ms)
         match event:
             case MessageArrived():
                 self._on_message(event)
@@ -194,11 +229,13 @@ class PeerCore:
             case LinkDown():
                 self.links.on_link_down(event.peer, event.reason)
             case MemberSeen():
-                self._routes_dirty |= self.links.on_member(event)
+                self.whereabouts.changed |= self.links.on_member(event)
             case LinkProbeWanted():
                 self.links.probe(event.peer)
             case EntriesRead():
                 self.registrar.on_entries_read(event.read, event.entries)
+            case SlotLogRead():
+                self.slots.on_log_read(event.slot, event.read)
             case PayloadsDeleted():
                 self.slots.on_payloads_deleted(event.slot, event.partition)
             case SessionClosed():
@@ -216,14 +253,17 @@ class PeerCore:
         return self._take()
 
     def _on_tick(self) -> None:
+        self.liveness.tick()
+        self.slots.tick()
+        if self.ctx.now < self._next_tick:
+            return
         self._next_tick = self.ctx.now + TICK_S
         self.links.tick(self.ctx.registry.peers)
         self.registrar.tick()
-        if not self._deletions_known and self.registrar.is_level:
+        if self._look_for_deleted:
             self._drop_deleted()
         self.placing.tick()
         self.admin.tick()
-        self.slots.tick(self.ctx.now, wall_ms=self.ctx.wall_ms)
         self.ctx.sessions.tick(self.ctx.now)
         if self.ctx.now >= self._recheck_at:
             self._recheck_at = self.ctx.now + RECHECK_S
@@ -231,16 +271,20 @@ class PeerCore:
 
     def checkpoint(self, *, now: float, wall_ms: int) -> list[Effect]:
         """Write all state rows (before a clean stop)."""
-        self.ctx.now, self.ctx.wall_ms = now, wall_ms
+        self._set_time(now, wall_ms)
         self.slots.checkpoint_all()
         return self._take()
 
     def _take(self) -> list[Effect]:
-        if self._routes_dirty:
-            self._routes_dirty = False
+        self.slots.flush()
+        if self.whereabouts.changed:
+            self.whereabouts.changed = False
             routes = self.routes()
             for session in self.ctx.sessions.states:
-                self.ctx.send(session, routes)
+                if session[0] != PEERS:
+                    self.ctx.send(session, routes)
+        self.whereabouts.flush()
+        self.replicating.flush()
         self.publishing.flush()
         self.reading.flush()
         out = self.ctx.out[:]
@@ -284,8 +328,10 @@ class PeerCore:
         self.ctx.sessions.open(session, principal, message.name, self.ctx.now)
         me = self.ctx.me
         version = min(VERSION_MAX, message.version_max)
-        self.ctx.send(session, Welcome(version, self.ctx.registry.mesh, me.peer, me.boot, self.ctx.wall_ms))
-        self.ctx.send(session, self.routes())
+        mesh, now_ms = self.ctx.registry.mesh, self.ctx.wall_ms
+        self.ctx.send(session, Welcome(version, mesh, me.peer, me.boot, now_ms, me.disk))
+        if session[0] != PEERS:
+            self.ctx.send(session, self.routes())
 
     def _dispatch(
         self, session: Session, principal: Principal, message: AnyMessage, payloads: tuple[Buffer, ...]
@@ -309,35 +355,49 @@ class PeerCore:
                 self.reading.on_unread(session, message)
             case Ask():
                 self.admin.on_ask(session, principal, message)
-            case PullRegistry() | ProposeRegistry() | ReleaseSlots():
-                self._on_peers_request(session, principal, message)
+            case PullRegistry() | ProposeRegistry() | Replicate() | Beat() | Leads():
+                self._on_peers_request(session, principal, message, payloads)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for a peer to receive")
 
     def _on_peers_request(
-        self, session: Session, principal: Principal, message: PullRegistry | ProposeRegistry | ReleaseSlots
+        self, session: Session, principal: Principal, message: PeerMessage, payloads: tuple[Buffer, ...]
     ) -> None:
-        if principal.kind != "peer" or session[0] != PEERS:
+        peer = principal.peer_id
+        if peer is None or principal.kind != "peer" or session[0] != PEERS:
             raise Forbidden(f"{type(message).__name__} is between peers only")
         match message:
             case PullRegistry():
                 self.registrar.on_pull(session, message)
             case ProposeRegistry():
-                self.registrar.on_propose(session, message, principal.peer_id)
-            case ReleaseSlots():
-                if principal.key != self.ctx.registry.peers[self.ctx.me.registry_peer].facts.curve_key:
-                    raise Forbidden("only the registry's holder moves slots")
-                self.placing.on_release(session, message)
+                self.registrar.on_propose(session, message)
+            case Replicate():
+                self.replicating.on_replicate(peer, message, payloads, self.slots)
+            case Beat():
+                self.liveness.on_beat(peer, message)
+            case Leads():
+                self.whereabouts.on_leads(peer, message)
 
     # ---------------------------------------------------------------------------------- other peers
     def _on_peer_up(self, peer: PeerId) -> None:
-        self.placing.placement.on_reachable_changed()
         if peer == self.ctx.me.registry_peer:
             self.registrar.pull()
+        self.whereabouts.on_peer_up(peer)
+        self.slots.on_peer_linked(peer)
 
     def _on_peer_down(self, peer: PeerId) -> None:
         self.registrar.on_link_down(peer)
-        self.placing.on_link_down(peer)
+
+    def _on_peer_gone(self, peer: PeerId) -> None:
+        self.liveness.on_gone(peer)
+
+    def _on_role(self, host: Host) -> None:
+        self.liveness.on_roles_changed()
+        self.whereabouts.on_role(host)
+        if host.leads:
+            self._look_for_deleted = True
+        else:
+            self._end_reads_of(host.slot)
 
     def _on_peer_message(self, peer: PeerId, message: ServerMessage) -> None:
         from_holder = peer == self.ctx.me.registry_peer
@@ -349,8 +409,6 @@ class PeerCore:
             case Answer() | Failure():
                 if not self.registrar.on_answer(message):
                     self.admin.on_answer(peer, message)
-            case SlotsReleased():
-                self.placing.on_released(peer, message)
             case Pong():
                 self.links.on_pong(peer, message.token)
             case _:
@@ -363,8 +421,9 @@ class PeerCore:
                 case PeersChanged():
                     self.ctx.forget_principals()
                     self.placing.on_peers_changed()
+                    self.liveness.on_peers_changed()
                     self.ctx.out.append(PeersRegistered(tuple(self.ctx.registry.peers)))
-                    self._routes_dirty = True
+                    self.whereabouts.changed = True
                 case ClientsChanged():
                     self.ctx.forget_principals()
                     self.ctx.recheck_sessions()
@@ -372,25 +431,21 @@ class PeerCore:
                     self.naming.on_topic(change.info, gone=False)
                 case TopicRemoved():
                     self._on_topic_removed(change)
-                case OwnersChanged():
-                    self._routes_dirty = True
-                    self._end_reads_elsewhere()
                 case _:
                     assert_never(change)
 
     def _on_topic_removed(self, change: TopicRemoved) -> None:
         topic_id = TopicId(change.info.topic_id)
         self.naming.on_topic(change.info, gone=True)
-        self.slots.drop_topic(topic_id, wall_ms=self.ctx.wall_ms)
+        self.slots.drop_topic(topic_id)
         for partition in self.ctx.deliveries.readers_of(topic_id):
             self.reading.on_partition_gone(partition, TopicGone(f"topic {change.info.name!r} was deleted"))
 
-    def _end_reads_elsewhere(self) -> None:
+    def _end_reads_of(self, slot: Slot) -> None:
         for partition in self.ctx.deliveries.partitions_read():
-            try:
-                owned_slot(self.ctx, self.slots, partition)
-            except MeshqError as e:
-                self.reading.on_partition_gone(partition, e)
+            if self.ctx.slot_of(partition) == slot:
+                gone = NotOwner(f"slot {slot} is not led here any more", retry_after_ms=50)
+                self.reading.on_partition_gone(partition, gone)
 
     def routes(self) -> Routes:
-        return routes_of(self.ctx, self.links)
+        return self.whereabouts.routes()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from meshq.entries import Entry, Payload, Write
+from meshq.entries import Entry, Payload, PayloadKey, Write
 from meshq.errors import InternalError, MeshqError
 from meshq.ids import Slot
 from meshq.peer.core.events import Effect, Persist, ResumeWrites
@@ -18,6 +18,7 @@ from meshq.peer.core.events import Effect, Persist, ResumeWrites
 
 @dataclass(slots=True)
 class _Outstanding:
+    since: float
     payload_bytes: int
     done: Callable[[], None]
     failed: Callable[[MeshqError], None]
@@ -29,11 +30,17 @@ class Disk:
 
     out: list[Effect]
     room_bytes: int = 0
+    now: float = 0.0
     pending_bytes: int = 0
     _outstanding: dict[int, _Outstanding] = field(default_factory=dict)
     _failing: bool = False
     _later: list[Callable[[], None]] = field(default_factory=list)
     _token: int = 0
+
+    def waiting_s(self, now: float) -> float:
+        """How long the oldest write has been waiting."""
+        first = next(iter(self._outstanding.values()), None)
+        return now - first.since if first is not None else 0.0
 
     @property
     def outstanding(self) -> int:
@@ -49,13 +56,15 @@ class Disk:
         payloads: tuple[Payload, ...] = (),
         rows: tuple[tuple[bytes, bytes | None], ...] = (),
         trim_below: int | None = None,
+        truncate_from: int | None = None,
+        dropped: tuple[PayloadKey, ...] = (),
     ) -> None:
         if self._failing:
             raise InternalError("a write was begun while failed ones are being taken back")
         self._token += 1
-        write = Write(self._token, slot, entries, payloads, rows, trim_below)
+        write = Write(self._token, slot, entries, payloads, rows, trim_below, truncate_from, dropped)
         size = write.payload_bytes()
-        self._outstanding[self._token] = _Outstanding(size, done, failed)
+        self._outstanding[self._token] = _Outstanding(self.now, size, done, failed)
         self.pending_bytes += size
         self.room_bytes -= size
         self.out.append(Persist(write))

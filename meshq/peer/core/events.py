@@ -11,6 +11,8 @@ from meshq.entries import Entry, StoredBatch, Write
 from meshq.errors import MeshqError
 from meshq.ids import PartitionKey, PeerId, Session, Slot
 from meshq.messages import AnyMessage, ServerMessage
+from meshq.replication.quorum import Node
+from meshq.replication.words import LogRead
 from meshq.streams.delivery import Fetch, SubKey
 
 CLIENTS, PEERS, LOCAL = "clients", "peers", "local"  # doors a session comes through
@@ -73,6 +75,14 @@ class TimeSought:
 class EntriesRead:
     read: ReadEntries
     entries: Sequence[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLogRead:
+    """What a ReadSlotLog asked for."""
+
+    slot: Slot
+    read: LogRead
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +153,7 @@ class Ticked:
 
 Event = (
     MessageArrived | MalformedArrived | SessionClosed | WritesDone | WritesFailed | BatchesFetched
-    | TimeSought | EntriesRead | PayloadsDeleted | LinkUp | LinkDown | LinkMessage | MemberSeen
+    | TimeSought | EntriesRead | SlotLogRead | PayloadsDeleted | LinkUp | LinkDown | LinkMessage | MemberSeen
     | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
 )  # fmt: skip
 
@@ -189,6 +199,16 @@ class ReadEntries:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadSlotLog:
+    """Entries of a slot from this index on, with their payloads, for a node that lacks them."""
+
+    slot: Slot
+    to: Node
+    from_index: int
+    bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeletePayloads:
     slot: Slot
     partition: PartitionKey
@@ -210,6 +230,7 @@ class CloseLink:
 class SendPeer:
     peer: PeerId
     message: AnyMessage
+    payloads: tuple[Buffer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +257,6 @@ class Settle:
 
 
 Effect = (
-    SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadEntries | DeletePayloads | OpenLink
-    | CloseLink | SendPeer | HintMembership | PeersRegistered | Settle
+    SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadEntries | ReadSlotLog
+    | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | PeersRegistered | Settle
 )  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
 
+from meshq.batch import Buffer
 from meshq.errors import RemoteProtocolError, StoreError
 from meshq.ids import PeerId
 from meshq.messages import (
@@ -50,6 +51,7 @@ class LinkFacts:
     reason: str = "not tried yet"
     rtt_ms: float | None = None
     boot: bytes = b""
+    disk: bytes = b""
     seen: MemberSeen | None = None  # what gossip last said of it
 
 
@@ -59,17 +61,24 @@ class Links:
     on_up: Callable[[PeerId], None]
     on_down: Callable[[PeerId], None]
     on_message: Callable[[PeerId, ServerMessage], None]
+    on_gone: Callable[[PeerId], None]  # nobody answers where it was: its process has ended
     states: dict[PeerId, LinkFacts] = field(default_factory=dict)  # one a registered peer
 
     def reachable(self) -> set[PeerId]:
         return {self.ctx.me.peer} | {p for p, x in self.states.items() if x.state is LinkState.UP}
 
-    def send(self, peer: PeerId, message: AnyMessage) -> bool:
+    def dead_for(self, seconds: float) -> set[PeerId]:
+        """Peers that membership has called dead for so long."""
+        before_ms = self.ctx.wall_ms - int(seconds * 1000)
+        seen = {peer: link.seen for peer, link in self.states.items() if link.seen is not None}
+        return {p for p, s in seen.items() if not s.alive and 0 < s.since_ms < before_ms}
+
+    def send(self, peer: PeerId, message: AnyMessage, payloads: tuple[Buffer, ...] = ()) -> bool:
         """False when there is no link; otherwise it was sent (and may still be lost with the link)."""
         link = self.states.get(peer)
         if link is None or link.state is not LinkState.UP:
             return False
-        self.ctx.out.append(SendPeer(peer, message))
+        self.ctx.out.append(SendPeer(peer, message, payloads))
         return True
 
     def on_member(self, seen: MemberSeen) -> bool:
@@ -114,11 +123,14 @@ class Links:
         link = self.states.setdefault(peer, LinkFacts())
         was_up = link.state is LinkState.UP
         link.state, link.reason = LinkState.DOWN, reason
-        link.try_at = self.ctx.now + link.pause_s
-        link.pause_s = min(link.pause_s * 2, PAUSE_S_MAX)
         if was_up:
+            link.try_at = self.ctx.now  # at once: whether somebody is still there is worth knowing
             self.ctx.out.append(HintMembership(peer, "broken"))
             self.on_down(peer)
+            return
+        link.try_at = self.ctx.now + link.pause_s
+        link.pause_s = min(link.pause_s * 2, PAUSE_S_MAX)
+        self.on_gone(peer)
 
     def _break(self, peer: PeerId, reason: str) -> None:
         self.ctx.out.append(CloseLink(peer))
@@ -137,6 +149,7 @@ class Links:
                 self._break(peer, "another peer answers at its address")
                 return
             link.state, link.pause_s, link.boot = LinkState.UP, PAUSE_S_MIN, message.boot
+            link.disk = message.disk
             link.pinged = self.ctx.now
             self.ctx.out.append(HintMembership(peer, "up"))
             self.on_up(peer)

@@ -1,105 +1,73 @@
-"""Placing: at the registry's holder, act on what placement decides; at an owner, answer the request to let
-go.
-"""
+"""Placing: at every leader, act on what placement decides for the slots led here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from meshq.errors import MeshqError, RemoteProtocolError
-from meshq.ids import PeerId, Session, Slot
-from meshq.messages import ReleaseSlots, SlotsReleased
+from meshq.errors import MeshqError
+from meshq.ids import PeerId, Slot
 from meshq.peer.core.context import Context
 from meshq.peer.core.links import Links
-from meshq.peer.core.registrar import Registrar
 from meshq.peer.core.slots import Slots
-from meshq.registry.commands import AssignSlots
-from meshq.replication.placement import Placement
+from meshq.replication.placement import ChangeMembers, MoveLeadership, Situation, steps
+from meshq.replication.quorum import Node
+from meshq.ring import owners
 
-TAKE_BACK_S = 30.0  # a slot that is fenced this long belongs to nobody: several rounds of placement went by
+ROUND_S = 1.0
+EVACUATE_S = 300.0  # a peer that has been dead for so long is replaced
 
 
 @dataclass
 class Placing:
     ctx: Context
     links: Links
-    registrar: Registrar
     slots: Slots
-    placement: Placement = field(init=False)
-    # By request; only the newest of each peer counts.
-    _asked: dict[int, tuple[PeerId, tuple[tuple[Slot, int], ...]]] = field(default_factory=dict)
+    wanted: dict[Slot, tuple[PeerId, ...]] = field(default_factory=dict)
+    moves: int = 0  # begun since the start, for `status`
+    _gone: frozenset[PeerId] = frozenset()
     _ring_changed: bool = True
-    _stuck: set[tuple[Slot, int]] = field(default_factory=set)
-    _look_at: float = 0.0
-
-    def __post_init__(self) -> None:
-        registry = self.ctx.registry
-        self.placement = Placement(registry.slots, registry.replicas)
+    _round_at: float = 0.0
 
     def on_peers_changed(self) -> None:
         """The ring is computed at the next tick: a copy that catches up hears of many peers in one turn."""
         self._ring_changed = True
 
     def tick(self) -> None:
-        self._take_back()
-        if not self.registrar.is_holder:
+        if self.ctx.now < self._round_at:
             return
-        if self._ring_changed:
-            self._ring_changed = False
-            self.placement.on_ring_changed(self.ctx.registry.ring_peers())
-        asks = self.placement.on_tick(self.ctx.registry.owners, self.links.reachable(), now=self.ctx.now)
-        for ask in asks:
-            if ask.peer == self.ctx.me.peer:
-                asked = ask.slots
-                self.slots.release(asked, lambda free, asked=asked: self._on_free(asked, free))  # type: ignore[misc]
-                continue
-            request = self.ctx.next_request()
-            self._forget_asked(ask.peer)
-            if self.links.send(ask.peer, ReleaseSlots(request, list(ask.slots))):
-                self._asked[request] = (ask.peer, ask.slots)
+        self._round_at = self.ctx.now + ROUND_S
+        gone = frozenset(self.links.dead_for(EVACUATE_S))
+        if self._ring_changed or gone != self._gone:
+            self._ring_changed, self._gone = False, gone
+            self._look_at_ring()
+        alive = self.slots.supports | {self.ctx.me.peer}
+        for step in steps(self._situations(), self.wanted, self._nodes(), alive):
+            try:
+                match step:
+                    case ChangeMembers(slot, target):
+                        self.slots.change(slot, target)
+                        self.moves += 1
+                    case MoveLeadership(slot, to):
+                        self.slots.transfer(slot, to)
+            except MeshqError:
+                continue  # it stopped leading, or was overtaken: the next round looks again
 
-    def on_release(self, session: Session, message: ReleaseSlots) -> None:
-        """The holder asks this peer. Raises: RemoteProtocolError for slots this mesh does not have."""
-        if any(slot >= self.ctx.registry.slots for slot, _ in message.slots):
-            raise RemoteProtocolError("a slot this mesh does not have")
-        asked = [(Slot(slot), epoch) for slot, epoch in message.slots]
-        self.slots.release(
-            asked,
-            lambda free: self.ctx.send(session, SlotsReleased(message.request, [(s, e) for s, e in free])),
-        )
+    def _look_at_ring(self) -> None:
+        registry = self.ctx.registry
+        peers = [p for p in registry.ring_peers() if p.peer not in self._gone]
+        found = owners(peers, slots=registry.slots, replicas=registry.replicas)
+        self.wanted = {Slot(i): o for i, o in enumerate(found)}
+        for host in self.slots.hosts.values():
+            order = self.wanted.get(host.slot, ())
+            host.replica.set_rank(order.index(self.ctx.me.peer) if self.ctx.me.peer in order else len(order))
 
-    def on_released(self, peer: PeerId, message: SlotsReleased) -> None:
-        asked_of, asked = self._asked.pop(message.request, (None, ()))
-        if asked_of == peer:
-            self._on_free(asked, [(Slot(slot), epoch) for slot, epoch in message.slots])
+    def _situations(self) -> list[Situation]:
+        found = []
+        for host in self.slots.led():
+            r = host.replica
+            found.append(Situation(host.slot, self.slots.me, r.config, r.is_settled, r.match(), r.last.index))
+        return found
 
-    def on_link_down(self, peer: PeerId) -> None:
-        self._forget_asked(peer)
-
-    def _take_back(self) -> None:
-        """Use again what was fenced here and nobody took (the holder stopped before it assigned it, say).
-
-        Should the holder assign such a slot in the same moment, the log's order decides: both commands name
-        the epoch they end, and the second one finds it ended.
-        """
-        if self.ctx.now < self._look_at:
-            return
-        self._look_at = self.ctx.now + TAKE_BACK_S
-        me, mine = self.ctx.me.peer, enumerate(self.ctx.registry.owners)
-        fenced = [(Slot(s), own.epoch) for s, own in mine if own.peer == me]
-        stuck = {(slot, epoch) for slot, epoch in fenced if self.slots.is_fenced(slot, epoch)}
-        again, self._stuck = stuck & self._stuck, stuck
-        if again:
-            self.registrar.propose(AssignSlots([(s, epoch, me) for s, epoch in sorted(again)]), _nothing)
-
-    def _forget_asked(self, peer: PeerId) -> None:
-        self._asked = {r: a for r, a in self._asked.items() if a[0] != peer}
-
-    def _on_free(self, asked: tuple[tuple[Slot, int], ...], free: list[tuple[Slot, int]]) -> None:
-        assign = self.placement.on_released(asked, free, self.ctx.registry.owners)
-        if assign is not None:
-            self.registrar.propose(AssignSlots(list(assign.moves)), _nothing)
-
-
-def _nothing(_: int | MeshqError) -> None:
-    """A refused assignment is asked for again in the next round."""
+    def _nodes(self) -> dict[PeerId, Node]:
+        nodes = {peer: Node(peer, x.disk) for peer, x in self.links.states.items() if x.disk}
+        return {**nodes, self.ctx.me.peer: self.slots.me}

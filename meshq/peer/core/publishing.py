@@ -28,17 +28,12 @@ from meshq.security.authorization import Principal
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.slot import Stored
 
-COPIES = 1  # a slot has one replica in this version
-
 
 @dataclass
 class Publishing:
     ctx: Context
-    slots: Slots = field(init=False)
+    slots: Slots
     _receipts: dict[Session, list[Accepted]] = field(default_factory=dict)  # of this turn
-
-    def __post_init__(self) -> None:
-        self.slots = Slots(self.ctx.out, self.ctx.disk, self._on_stored, self._on_refused)
 
     def on_produce(
         self, session: Session, principal: Principal, message: Produce, payloads: tuple[Buffer, ...]
@@ -59,7 +54,8 @@ class Publishing:
                 self.ctx.fail(session, item.request, e)
                 continue
             if isinstance(done, BatchReceipt):
-                self._receive(session, item.request, done.base_offset)
+                slot = self.ctx.slot_of(PartitionKey(TopicId(item.topic_id), item.partition))
+                self._receive(session, item.request, done.base_offset, self.slots.copies(slot, done.index))
 
     def _publish(
         self, session: Session, principal: Principal, item: ProduceItem, payload: Buffer
@@ -70,7 +66,7 @@ class Publishing:
                 f"{principal.name!r} may not publish to {info.name!r}: it has no capability for it"
             )
         partition = PartitionKey(TopicId(item.topic_id), item.partition)
-        slot = owned_slot(self.ctx, self.slots, partition)
+        slot = led_slot(self.ctx, self.slots, partition)
         header = batch.check(payload, record_bytes_max=info.record_bytes_max)
         done = self.slots.publish(
             slot,
@@ -79,7 +75,6 @@ class Publishing:
             payload,
             client_key=principal.key,
             ref=(session, item.request),
-            wall_ms=self.ctx.wall_ms,
         )
         if isinstance(done, MeshqError):
             raise done
@@ -96,19 +91,19 @@ class Publishing:
             )
         return info
 
-    def _on_stored(self, stored: Stored, payload: Buffer) -> None:
+    def on_stored(self, stored: Stored, payload: Buffer, copies: int) -> None:
         for session, request in stored.refs:
-            self._receive(session, request, stored.base_offset)
+            self._receive(session, request, stored.base_offset, copies)
         self.ctx.deliveries.on_committed(
             stored.partition, stored.base_offset, stored.count, stored.timestamp_ms, payload
         )
 
-    def _on_refused(self, ref: Ref, error: MeshqError) -> None:
+    def on_refused(self, ref: Ref, error: MeshqError) -> None:
         session, request = ref
         self.ctx.fail(session, request, error)
 
-    def _receive(self, session: Session, request: int, base_offset: int) -> None:
-        self._receipts.setdefault(session, []).append(Accepted(request, base_offset, COPIES))
+    def _receive(self, session: Session, request: int, base_offset: int, copies: int) -> None:
+        self._receipts.setdefault(session, []).append(Accepted(request, base_offset, copies))
 
     def flush(self) -> None:
         for session, receipts in self._receipts.items():
@@ -129,13 +124,14 @@ def find_topic(ctx: Context, topic_id: bytes, version: int) -> TopicInfo:
     return info
 
 
-def owned_slot(ctx: Context, slots: Slots, partition: PartitionKey) -> Slot:
-    """The partition's slot, if this peer owns it now. Raises: NotOwner naming who does."""
+def led_slot(ctx: Context, slots: Slots, partition: PartitionKey) -> Slot:
+    """The partition's slot, if this peer leads it now. Raises: NotOwner naming who does."""
     slot = ctx.slot_of(partition)
-    own = ctx.registry.owners[slot]
-    if own.peer != ctx.me.peer:
-        name = ctx.registry.peers[own.peer].facts.name
-        raise NotOwner(f"slot {slot} is with peer {name!r}, not with {ctx.me.name!r}")
-    if slots.is_fenced(slot, own.epoch):
-        raise NotOwner(f"slot {slot} is on its way to another peer", retry_after_ms=50)
-    return slot
+    host = slots.hosts.get(slot)
+    if host is not None and host.leads:
+        return slot
+    leader = host.replica.leader if host is not None else None
+    if leader is None or leader.peer not in ctx.registry.peers:
+        raise NotOwner(f"slot {slot} has no leader that {ctx.me.name!r} knows of", retry_after_ms=50)
+    name = ctx.registry.peers[leader.peer].facts.name
+    raise NotOwner(f"slot {slot} is led by peer {name!r}", retry_after_ms=20)

@@ -22,7 +22,7 @@ from meshq.messages import (
 )
 from meshq.peer.core.context import Context
 from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime, TimeSought
-from meshq.peer.core.publishing import find_topic, owned_slot
+from meshq.peer.core.publishing import find_topic, led_slot
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal
 from meshq.streams.delivery import Fetch, SubKey
@@ -57,7 +57,7 @@ class Reading:
             raise RemoteProtocolError(
                 f"topic {info.name!r} has {info.partitions} partitions, not {item.partition + 1}"
             )
-        state = self.slots.partition(owned_slot(self.ctx, self.slots, partition), partition)
+        state = self.slots.partition(led_slot(self.ctx, self.slots, partition), partition)
         reads = self.ctx.sessions.states[session]
         reads.add_reader(sub, partition)
         reads.seeks.pop((sub, partition), None)
@@ -88,7 +88,7 @@ class Reading:
         del state.seeks[(sub, seek.partition)]
         try:
             find_topic(self.ctx, seek.partition.topic_id, 0)
-            slot = owned_slot(self.ctx, self.slots, seek.partition)
+            slot = led_slot(self.ctx, self.slots, seek.partition)
         except MeshqError as e:
             self.ctx.end_read(session, sub, seek.partition, e)
             return

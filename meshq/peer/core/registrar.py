@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from meshq.entries import CHAIN_BYTES, Entry, EntryKind, decode_entry, follows
 from meshq.errors import (
-    Forbidden,
     MeshqError,
     Overloaded,
     RegistryUnavailable,
@@ -33,7 +32,7 @@ from meshq.peer.core.context import Context
 from meshq.peer.core.events import ReadEntries
 from meshq.peer.core.links import Links
 from meshq.registry import commands
-from meshq.registry.commands import AnyCommand, AssignSlots
+from meshq.registry.commands import AnyCommand
 from meshq.registry.state import Change
 from meshq.replication.log import SlotLog
 
@@ -106,11 +105,9 @@ class Registrar:
             return
         self._proposals[request] = _Proposal(done, self.ctx.now + PROPOSAL_S)
 
-    def on_propose(self, session: Session, message: ProposeRegistry, proposer: PeerId | None) -> None:
-        """Another peer's command. Of slots it may only take its own again, under a new epoch.
-
-        Raises: RegistryUnavailable when we are not the holder, Forbidden for a command that is the holder's
-        own to give, RemoteProtocolError.
+    def on_propose(self, session: Session, message: ProposeRegistry) -> None:
+        """Another peer's command. Raises: RegistryUnavailable when we are not the holder,
+        RemoteProtocolError.
         """
         if not self.is_holder:
             raise RegistryUnavailable(f"{self.ctx.me.name!r} does not hold the registry")
@@ -121,14 +118,7 @@ class Registrar:
             else:
                 self.ctx.send(session, Answer(message.request, result))
 
-        command = commands.decode(message.command)
-        if isinstance(command, AssignSlots) and not self._are_its_own(command, proposer):
-            raise Forbidden("only the registry's holder moves slots")
-        self._append(command, done)
-
-    def _are_its_own(self, command: AssignSlots, proposer: PeerId | None) -> bool:
-        mine = {slot for slot, own in enumerate(self.ctx.registry.owners) if own.peer == proposer}
-        return all(slot in mine and peer == proposer for slot, _, peer in command.moves)
+        self._append(commands.decode(message.command), done)
 
     def _append(self, command: AnyCommand, done: Done) -> None:
         if len(self._waiting) >= PROPOSALS_MAX:

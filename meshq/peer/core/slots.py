@@ -1,97 +1,126 @@
-"""The slots this peer owns: each one a log and the stream it means, made when first written to.
+"""The slots this peer has a replica of: each one a replicated log and the stream it means.
 
-Publishing: the stream judges the batch (sequence, offset), the log gives it a place, the disk takes it; when
-it is durable the log commits it, the stream applies it, and only then is there a receipt. State rows follow
-within a second (`checkpoint`): what they miss after a crash, the log's tail says again.
+Publishing: the stream judges the batch (sequence, offset), the replica gives it a place and takes care that a
+majority has it on disk; when that is so the stream applies it, and only then is there a receipt. State rows
+follow within a second (`checkpoint`): what they miss after a crash, the log's tail says again.
+
+A slot begins with the configuration that genesis gives it, the same on every peer. A peer that is not in it
+has no replica until a leader writes to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING
 
 from meshq.batch import BatchHeader, Buffer
-from meshq.entries import Entry, EntryKind, Payload, follows
-from meshq.errors import DiskFull, MeshqError, Overloaded, StoreCorrupt
-from meshq.ids import PartitionKey, Ref, Slot, TopicId
-from meshq.limits import LOG_ENTRIES_KEPT, PENDING_BYTES_MAX
+from meshq.entries import Entry, EntryKind, PayloadKey
+from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded
+from meshq.ids import PartitionKey, PeerId, Ref, Slot, TopicId
+from meshq.limits import KIB, LOG_ENTRIES_KEPT, PENDING_BYTES_MAX
 from meshq.peer.core.disk import Disk
-from meshq.peer.core.events import DeletePayloads, Effect
-from meshq.replication.log import SlotLog
+from meshq.peer.core.events import DeletePayloads, Effect, ReadSlotLog
+from meshq.replication import words
+from meshq.replication.machine import Replica
+from meshq.replication.quorum import Config, Node
+from meshq.replication.saved import hard_row, replica_row, restored
+from meshq.replication.state import Settings
+from meshq.replication.words import Item, Position, Role
 from meshq.streams.producers import BatchReceipt
-from meshq.streams.slot import (
-    EMPTY,
-    Dropped,
-    PartitionState,
-    SlotStream,
-    Stored,
-    encode_publish,
-)
+from meshq.streams.publish import encode_publish, payload_key_of, payload_of
+from meshq.streams.slot import EMPTY, Dropped, PartitionState, SlotStream, Stored
+
+if TYPE_CHECKING:
+    import random
 
 CHECKPOINT_S = 1.0
 CHECKPOINT_ENTRIES = 1_024
-_FENCE_ROW = b"F"
+REPLICA = Settings(memory_bytes=256 * KIB)  # times the number of slots: what followers lack is read from disk
 
 
-@dataclass(slots=True)
-class _Host:
-    log: SlotLog
+@dataclass(slots=True, eq=False)
+class Host:
+    """`leads`: it serves as the slot's leader, and its stream knows all that was decided before."""
+
+    slot: Slot
+    replica: Replica
     stream: SlotStream
-    payloads: dict[int, Buffer] = field(default_factory=dict)  # by index, until committed
-    trimmed_below: int = 1
     checkpointed: int = 0  # applied index of the last rows handed to the disk
+    leads: bool = False
+    wake: float = inf
 
 
 @dataclass
 class Slots:
-    """All slots with anything in them on this peer's disk."""
+    """`genesis(slot)`: what it begins with. `send(to, slot, message)`: to another node. `on_role(host)`: who
+    leads has changed. `on_stored`: a batch is committed, with the number of peers that have it on disk.
+    """
 
+    me: Node
     out: list[Effect]
     disk: Disk
-    on_stored: Callable[[Stored, Buffer], None]
-    on_refused: Callable[[Ref, MeshqError], None]
-    hosts: dict[Slot, _Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
-    fences: dict[Slot, int] = field(default_factory=dict)
+    rng: random.Random
+    genesis: Callable[[Slot], Config]
+    send: Callable[[Node, Slot, words.Message], None]
+    on_role: Callable[[Host], None]
+    on_stored: Callable[[Stored, Buffer, int], None] = field(init=False)
+    on_refused: Callable[[Ref, MeshqError], None] = field(init=False)
+    hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
+    supports: set[PeerId] = field(default_factory=set)
+    supported_by: set[PeerId] = field(default_factory=set)
+    damaged: int = 0
+    now: float = 0.0
+    wall_ms: int = 0
+    _dirty: dict[Host, None] = field(default_factory=dict)  # proposed to in this turn
+    _failing: dict[Host, MeshqError] = field(default_factory=dict)
     _checkpoint_at: float = 0.0
-    _fences_durable: dict[Slot, int] = field(default_factory=dict)
-    _drop_again: set[TopicId] = field(default_factory=set)  # deletions the disk refused; topics held here
+    _wake: float = inf
 
     # -------------------------------------------------------------------------------------- restart
-    def restore(
-        self,
-        slot: Slot,
-        rows: Mapping[bytes, bytes],
-        *,
-        last: Entry | None,
-        first_index: int,
-        tail: Iterable[Entry],
-    ) -> None:
-        """A slot as the disk has it; `tail` are the entries behind the rows' applied index."""
+    def restore(self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Iterable[Item], now: float) -> None:
+        """A slot as the disk has it; `tail` are the entries behind the rows' applied index, with payloads.
+
+        Raises: StoreCorrupt.
+        """
         stream = SlotStream(slot)
         stream.restore(rows.items())
-        if _FENCE_ROW in rows:
-            self.fences[slot] = self._fences_durable[slot] = int.from_bytes(rows[_FENCE_ROW], "big")
-        if last is None and stream.applied_index == 0:
-            return
-        if last is None or last.index < stream.applied_index:
-            raise StoreCorrupt(
-                f"slot {slot}: its state is at entry {stream.applied_index}, its log ends before that"
-            )
-        host = _Host(SlotLog(slot, last=last), stream, trimmed_below=first_index)
-        host.checkpointed = stream.applied_index
-        self.hosts[slot] = host
-        previous: Entry | None = None
-        for entry in tail:
-            if previous is not None and not follows(previous.chain, entry):
-                raise StoreCorrupt(f"slot {slot}: entry {entry.index} does not continue the log before it")
-            if entry.index != stream.applied_index + 1:
-                raise StoreCorrupt(f"slot {slot}: entry {stream.applied_index + 1} is missing")
-            stream.apply(entry)
-            previous = entry
-        if stream.applied_index != last.index or (previous is not None and previous.chain != last.chain):
-            raise StoreCorrupt(f"slot {slot}: its log ends at entry {last.index}, not {stream.applied_index}")
+        hard, log, configs = restored(rows, self.genesis(slot), tail)
+        self._add(slot, stream, now, hard=hard, log=log, configs=configs)
         for partition in stream.dropping:
             self.out.append(DeletePayloads(slot, partition))
+
+    def begin(self, slots: Iterable[Slot], *, now: float) -> None:
+        """Take part in the slots that genesis gave to this node, as far as the disk has none of them."""
+        for slot in slots:
+            if slot not in self.hosts and self.me in self.genesis(slot).nodes():
+                self._begin(slot, now)
+
+    def _begin(self, slot: Slot, now: float) -> Host:
+        hard, log, configs = restored({}, self.genesis(slot), ())
+        return self._add(slot, SlotStream(slot), now, hard=hard, log=log, configs=configs)
+
+    def _add(self, slot: Slot, stream: SlotStream, now: float, **state: object) -> Host:
+        replica = Replica(
+            slot,
+            self.me,
+            applied=stream.applied_index,
+            rng=self.rng,
+            now=now,
+            settings=REPLICA,
+            supports=self.supports,
+            supported_by=self.supported_by,
+            **state,  # type: ignore[arg-type]
+        )
+        host = self.hosts[slot] = Host(slot, replica, stream, stream.applied_index)
+        self._mind(host)
+        return host
+
+    def _mind(self, host: Host) -> None:
+        """When it wants to be ticked."""
+        host.wake = host.replica.deadline()
+        self._wake = min(self._wake, host.wake)
 
     # ----------------------------------------------------------------------------------- publishing
     def publish(
@@ -103,11 +132,10 @@ class Slots:
         *,
         client_key: bytes,
         ref: Ref,
-        wall_ms: int,
     ) -> BatchReceipt | MeshqError | None:
-        """Append a checked batch. None: `on_stored` will name `ref`, or `failed` its error."""
-        host = self._host(slot)
-        timestamp_ms = max(wall_ms, host.log.last_timestamp_ms)
+        """Append a checked batch to a slot led here. None: `on_stored` will name `ref`, or `on_refused`."""
+        host = self.hosts[slot]
+        timestamp_ms = max(self.wall_ms, host.replica.log.last_timestamp_ms)
         body = host.stream.judge(partition, header, client_key, ref, timestamp_ms=timestamp_ms)
         if body is None or isinstance(body, BatchReceipt | MeshqError):
             return body
@@ -118,145 +146,221 @@ class Slots:
             )
         if self.disk.pending_bytes + len(payload) > PENDING_BYTES_MAX:
             return Overloaded("this peer has as much waiting for its disk as it may", retry_after_ms=50)
-        data = encode_publish(body, payload)
-        entry = host.log.propose(EntryKind.PUBLISH, data, wall_ms=wall_ms).entries[0]
+        entry = self._propose(host, EntryKind.PUBLISH, encode_publish(body, payload), payload)
         host.stream.on_proposed(entry, body, ref)
-        host.payloads[entry.index] = payload
-        stored = Payload(partition, body.base_offset, body.count, entry.timestamp_ms, payload)
-        self._append(host, entry, (stored,))
         return None
 
-    def drop_topic(self, topic_id: TopicId, *, wall_ms: int) -> None:
-        """The registry deleted this topic: log it in every slot that holds some of it."""
+    def drop_topic(self, topic_id: TopicId) -> None:
+        """The registry deleted this topic: log it in every slot led here that holds some of it."""
         for host in self.hosts.values():
-            if host.stream.holds(topic_id):
-                entry = host.log.propose(EntryKind.DROP_TOPIC, topic_id, wall_ms=wall_ms).entries[0]
-                self._append(host, entry, ())
+            if host.leads and host.stream.holds(topic_id):
+                self._propose(host, EntryKind.DROP_TOPIC, topic_id)
 
-    def _append(self, host: _Host, entry: Entry, payloads: tuple[Payload, ...]) -> None:
-        self.disk.submit(
-            host.log.slot,
-            entries=(entry,),
-            payloads=payloads,
-            done=lambda: self._on_appended(host, entry.index),
-            failed=lambda error: self._on_append_failed(host, error),
-        )
+    def _propose(self, host: Host, kind: EntryKind, body: bytes, payload: Buffer = b"") -> Entry:
+        self._dirty[host] = None
+        return host.replica.propose(kind, body, payload, wall_ms=self.wall_ms)
 
-    def _on_appended(self, host: _Host, index: int) -> None:
-        for entry in host.log.on_appended(index).entries:
-            applied = host.stream.apply(entry)
-            if isinstance(applied, Dropped):
-                for partition in applied.partitions:
-                    self.out.append(DeletePayloads(host.log.slot, partition))
-            elif applied is not None:
-                self.on_stored(applied, host.payloads.pop(entry.index))
-        if host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
-            self._checkpoint(host)
+    def change(self, slot: Slot, target: Config) -> None:
+        """Raises: NotOwner, UsageError."""
+        host = self.hosts[slot]
+        host.replica.propose_config(target, wall_ms=self.wall_ms)
+        self._dirty[host] = None
 
-    def _on_append_failed(self, host: _Host, error: MeshqError) -> None:
-        for entry in host.log.on_append_failed():
-            if entry.kind is EntryKind.DROP_TOPIC:
-                self._drop_again.add(TopicId(entry.body))  # nobody else will say it again
-        host.payloads.clear()
-        for ref in host.stream.on_append_failed():
-            self.on_refused(ref, error)
+    def transfer(self, slot: Slot, to: Node) -> None:
+        """Raises: NotOwner, UsageError."""
+        host = self.hosts[slot]
+        host.replica.transfer(to)
+        self._dirty[host] = None
 
-    # --------------------------------------------------------------------------------- housekeeping
-    def tick(self, now: float, *, wall_ms: int) -> None:
-        if now >= self._checkpoint_at:
-            self._checkpoint_at = now + CHECKPOINT_S
-            self.checkpoint_all()
-            again, self._drop_again = self._drop_again, set()
-            for topic_id in again:
-                self.drop_topic(topic_id, wall_ms=wall_ms)
+    def flush(self) -> None:
+        """Hand on what was proposed in this turn."""
+        while self._dirty:
+            dirty, self._dirty = list(self._dirty), {}
+            for host in dirty:
+                self._carry_out(host, host.replica.flush(now=self.now, wall_ms=self.wall_ms))
 
-    def checkpoint_all(self) -> None:
-        for host in self.hosts.values():
-            if host.stream.is_dirty:
-                self._checkpoint(host)
+    # --------------------------------------------------------------------------------- what happens
+    def on_message(self, frm: Node, slot: Slot, message: words.Message) -> None:
+        """From a node of this slot. A slot that is not here is begun when its leader writes to it."""
+        host = self.hosts.get(slot)
+        if host is None:
+            if not isinstance(message, words.AppendEntries | words.InstallSnapshot):
+                return
+            host = self._begin(slot, self.now)
+        self.tell(host, words.Received(frm, message))
 
-    def _checkpoint(self, host: _Host) -> None:
-        rows = host.stream.take_rows()
-        applied = host.checkpointed = host.stream.applied_index
-        keep_from = applied - LOG_ENTRIES_KEPT + 1
-        trim = keep_from if keep_from > host.trimmed_below else None
-        host.trimmed_below = max(host.trimmed_below, keep_from)
-        self.disk.submit(
-            host.log.slot,
-            rows=rows,
-            trim_below=trim,
-            done=_nothing,
-            failed=lambda _: host.stream.mark_again(key for key, _ in rows),
-        )
+    def tell(self, host: Host, event: words.Event) -> None:
+        self._carry_out(host, host.replica.handle(event, now=self.now, wall_ms=self.wall_ms))
+
+    def tell_all(self, event: words.Event) -> None:
+        for host in list(self.hosts.values()):
+            self.tell(host, event)
+
+    def on_peer_linked(self, peer: PeerId) -> None:
+        for host in list(self.hosts.values()):
+            if host.replica.role is Role.LEADER:
+                for node in host.replica.config.nodes():
+                    if node.peer == peer:
+                        self.tell(host, words.PeerLinked(node))
+
+    def on_supported(self, event: words.SupportGiven | words.SupportGot) -> None:
+        if isinstance(event, words.SupportGiven):
+            (self.supports.add if event.given else self.supports.discard)(event.peer)
+        else:
+            (self.supported_by.add if event.got else self.supported_by.discard)(event.peer)
+        self.tell_all(event)
+
+    def on_log_read(self, slot: Slot, event: words.LogRead) -> None:
+        if slot in self.hosts:
+            self.tell(self.hosts[slot], event)
 
     def on_payloads_deleted(self, slot: Slot, partition: PartitionKey) -> None:
         if slot in self.hosts:
             self.hosts[slot].stream.on_payloads_deleted(partition)
 
-    # --------------------------------------------------------------------------------------- moving
-    def release(
-        self, asked: Collection[tuple[Slot, int]], done: Callable[[list[tuple[Slot, int]]], None]
-    ) -> None:
-        """Fence those of these (slot, epoch) that hold nothing; `done` gets them once that is durable."""
-        free = [(slot, epoch) for slot, epoch in asked if self._is_empty(slot)]
-        if not free:
-            done([])
+    # --------------------------------------------------------------------------- what replicas order
+    def _carry_out(self, host: Host, effects: list[words.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case words.Persist():
+                    self._persist(host, effect)
+                case words.Send():
+                    self.send(effect.to, host.slot, effect.message)
+                case words.Commit():
+                    self._apply(host, effect.items)
+                case words.TellRole():
+                    self._on_role(host, effect)
+                case words.ReadLog():
+                    self.out.append(ReadSlotLog(host.slot, effect.to, effect.from_index, effect.bytes_max))
+                case words.TakenBack():
+                    self._refuse_waiting(host, self._failing.get(host, DiskFull("the disk is full")))
+                case words.Damaged():
+                    self.damaged += 1
+                case words.TellConfig() | words.ReadReady() | words.ReadFailed():
+                    pass
+                case words.ReadSnapshot() | words.StoreSnapshot():
+                    pass
+        self._mind(host)
+
+    def _persist(self, host: Host, effect: words.Persist) -> None:
+        payloads = tuple(p for p in (payload_of(i.entry, i.payload) for i in effect.items) if p is not None)
+        self.disk.submit(
+            host.slot,
+            entries=tuple(i.entry for i in effect.items),
+            payloads=payloads,
+            rows=(hard_row(effect.hard),) if effect.hard else (),
+            truncate_from=effect.truncate_from,
+            dropped=tuple(_keys(effect.dropped)),
+            done=lambda: self.tell(host, words.Persisted(effect.token)),
+            failed=lambda error: self._on_persist_failed(host, error),
+        )
+
+    def _on_persist_failed(self, host: Host, error: MeshqError) -> None:
+        """Once for all that a slot had under way, when everybody's has been taken back."""
+        if host in self._failing:
             return
-        left = len(free)
-        fenced: list[tuple[Slot, int]] = []
+        self._failing[host] = error
 
-        def ended(slot: Slot, epoch: int, ok: bool) -> None:
-            nonlocal left
-            left -= 1
-            if ok:
-                self._fences_durable[slot] = max(epoch, self._fences_durable.get(slot, 0))
-                fenced.append((slot, epoch))
-            else:
-                self._unfence(slot)
-            if left == 0:
-                self.disk.when_settled(lambda: done(fenced))
+        def settle() -> None:
+            self.tell(host, words.PersistFailed())
+            del self._failing[host]
 
-        for slot, epoch in free:
-            # Fenced from now on: nothing may be appended between this decision and its being durable.
-            self.fences[slot] = max(epoch, self.fences.get(slot, 0))
-            self.disk.submit(
-                slot,
-                rows=((_FENCE_ROW, self.fences[slot].to_bytes(8, "big")),),
-                done=lambda slot=slot, epoch=epoch: ended(slot, epoch, True),  # type: ignore[misc]
-                failed=lambda _, slot=slot, epoch=epoch: ended(slot, epoch, False),  # type: ignore[misc]
-            )
+        self.disk.when_settled(settle)
 
-    def _unfence(self, slot: Slot) -> None:
-        """The fence did not reach the disk and nobody heard of it: the slot goes on as before."""
-        if slot in self._fences_durable:
-            self.fences[slot] = self._fences_durable[slot]
-        else:
-            self.fences.pop(slot, None)
+    def _apply(self, host: Host, items: tuple[Item, ...]) -> None:
+        match = host.replica.match() if host.leads else {}
+        for entry, payload in items:
+            applied = host.stream.apply(entry)
+            if isinstance(applied, Dropped):
+                for partition in applied.partitions:
+                    self.out.append(DeletePayloads(host.slot, partition))
+            elif isinstance(applied, Stored) and host.leads:
+                copies = sum(index >= entry.index for index in match.values())
+                self.on_stored(applied, payload, copies)
+        if host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
+            self._checkpoint(host)
 
-    def is_fenced(self, slot: Slot, epoch: int) -> bool:
-        return self.fences.get(slot, -1) >= epoch
+    def _on_role(self, host: Host, effect: words.TellRole) -> None:
+        leads = effect.role is Role.LEADER and effect.serves
+        if host.leads and not leads:
+            host.leads = False
+            self._refuse_waiting(host, OutcomeUnknown("the slot has another leader now: ask again"))
+        host.leads = leads
+        self.on_role(host)
+
+    def _refuse_waiting(self, host: Host, error: MeshqError) -> None:
+        for ref in host.stream.on_append_failed():
+            self.on_refused(ref, error)
+
+    # --------------------------------------------------------------------------------- housekeeping
+    def tick(self) -> None:
+        if self.now >= self._wake:
+            for host in list(self.hosts.values()):
+                if self.now >= host.wake:
+                    self.tell(host, words.Ticked())
+            self._wake = min((h.wake for h in self.hosts.values()), default=inf)
+        if self.now >= self._checkpoint_at:
+            self._checkpoint_at = self.now + CHECKPOINT_S
+            self.checkpoint_all()
+
+    def wake(self) -> float:
+        """When a tick is due; perhaps too early, never too late."""
+        return self._wake
+
+    def checkpoint_all(self) -> None:
+        for host in self.hosts.values():
+            if host.stream.is_dirty or host.stream.applied_index > host.checkpointed:
+                self._checkpoint(host)
+
+    def _checkpoint(self, host: Host) -> None:
+        log, applied = host.replica.log, host.stream.applied_index
+        keep_from = self._trim_to(host, applied)
+        start = Position(keep_from - 1, log.term_at(keep_from - 1) or 0, b"") if keep_from else log.start
+        rows = (*host.stream.take_rows(), replica_row(log, applied, host.replica.settled_config, start=start))
+        host.checkpointed = applied
+
+        def done() -> None:
+            if keep_from:
+                host.replica.trim(start)
+
+        self.disk.submit(
+            host.slot,
+            rows=rows,
+            trim_below=keep_from or None,
+            done=done,
+            failed=lambda _: host.stream.mark_again(key for key, _ in rows),
+        )
+
+    def _trim_to(self, host: Host, applied: int) -> int:
+        """The first entry to keep, or 0: as many as are kept for all, and whatever somebody still lacks."""
+        log = host.replica.log
+        keep_from = applied - LOG_ENTRIES_KEPT + 1
+        if host.replica.role is Role.LEADER:
+            keep_from = min([keep_from, *(m + 1 for m in host.replica.match().values())])
+        return keep_from if keep_from > log.first_index else 0
 
     # ---------------------------------------------------------------------------------------- facts
+    def led(self) -> Iterator[Host]:
+        return (h for h in self.hosts.values() if h.leads)
+
+    def copies(self, slot: Slot, index: int) -> int:
+        """How many nodes are known to have this entry on disk."""
+        return sum(match >= index for match in self.hosts[slot].replica.match().values())
+
     def partition(self, slot: Slot, partition: PartitionKey) -> PartitionState:
         host = self.hosts.get(slot)
         return host.stream.partitions.get(partition, EMPTY) if host else EMPTY
 
     def written(self) -> int:
-        """Slots that ever held something."""
-        return sum(h.log.last_index > 0 for h in self.hosts.values())
+        """Slots that hold records."""
+        return sum(bool(h.stream.partitions) for h in self.hosts.values())
 
     def topics_held(self) -> set[TopicId]:
-        return {p.topic_id for h in self.hosts.values() for p in h.stream.partitions}
-
-    def _is_empty(self, slot: Slot) -> bool:
-        return slot not in self.hosts or self.hosts[slot].log.last_index == 0
-
-    def _host(self, slot: Slot) -> _Host:
-        host = self.hosts.get(slot)
-        if host is None:
-            host = self.hosts[slot] = _Host(SlotLog(slot), SlotStream(slot))
-        return host
+        return {p.topic_id for h in self.hosts.values() if h.leads for p in h.stream.partitions}
 
 
-def _nothing() -> None:
-    pass
+def _keys(items: Collection[Item]) -> Iterator[PayloadKey]:
+    for item in items:
+        key = payload_key_of(item.entry)
+        if key is not None:
+            yield key

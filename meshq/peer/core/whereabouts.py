@@ -1,25 +1,85 @@
-"""Where everything is, as clients are told: every registered peer with its addresses, and the owner of every
-slot.
+"""Where everything is: who leads which slot, as far as this peer has heard, and what clients are told of it.
+
+Leaders tell every peer they have a link to. Of two that claim a slot the one of the higher term is right; a
+slot nobody was heard of is looked for where the ring would have its leader.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
+
+from meshq.ids import PeerId, Slot
 from meshq.limits import ADDRESSES_MAX
-from meshq.messages import PeerRoute, Routes
+from meshq.messages import Leads, PeerRoute, Routes
 from meshq.peer.core.context import Context
 from meshq.peer.core.links import Links
+from meshq.peer.core.placing import Placing
+from meshq.peer.core.slots import Host, Slots
 
 
-def routes_of(ctx: Context, links: Links) -> Routes:
-    """What this peer knows now."""
-    registry = ctx.registry
-    order = {peer: i for i, peer in enumerate(sorted(registry.peers))}
-    rows = []
-    for peer in order:
-        facts = registry.peers[peer].facts
-        link = links.states.get(peer)
-        here = peer == ctx.me.peer
-        addresses = ctx.my_addresses if here else (link.addresses if link else ())
+@dataclass
+class Whereabouts:
+    ctx: Context
+    links: Links
+    slots: Slots
+    placing: Placing
+    changed: bool = False  # clients have not been told yet
+    _leaders: dict[Slot, tuple[int, PeerId]] = field(default_factory=dict)  # with terms; bounded by slots
+    _news: dict[Slot, int] = field(default_factory=dict)  # slots led here since the last flush
+
+    def on_role(self, host: Host) -> None:
+        leader = host.replica.leader
+        if leader is not None:
+            self._note(host.slot, host.replica.term, leader.peer)
+        if host.leads:
+            self._news[host.slot] = host.replica.term
+
+    def on_leads(self, peer: PeerId, message: Leads) -> None:
+        for slot, term in message.slots:
+            if slot < self.ctx.registry.slots:
+                self._note(Slot(slot), term, peer)
+
+    def on_peer_up(self, peer: PeerId) -> None:
+        self.links.send(peer, Leads(sorted((int(h.slot), h.replica.term) for h in self.slots.led())))
+
+    def flush(self) -> None:
+        """Tell every peer what is led here since the last time."""
+        if self._news:
+            message = Leads(sorted((int(slot), term) for slot, term in self._news.items()))
+            self._news.clear()
+            for peer in self.links.reachable() - {self.ctx.me.peer}:
+                self.links.send(peer, message)
+
+    def leader_of(self, slot: Slot) -> PeerId:
+        known = self._leaders.get(slot)
+        if known is not None and known[1] in self.ctx.registry.peers:
+            return known[1]
+        wanted = self.placing.wanted.get(slot) or self.ctx.registry.genesis_owners[slot]
+        return wanted[0]
+
+    def counts(self) -> Counter[PeerId]:
+        """How many slots each peer leads, as far as is known here."""
+        return Counter(self.leader_of(Slot(i)) for i in range(self.ctx.registry.slots))
+
+    def routes(self) -> Routes:
+        registry = self.ctx.registry
+        order = {peer: i for i, peer in enumerate(sorted(registry.peers))}
+        rows = [self._route(peer) for peer in order]
+        slots = [Slot(i) for i in range(registry.slots)]
+        owners = [order[self.leader_of(slot)] for slot in slots]
+        return Routes(registry.version, rows, owners, [self._leaders.get(s, (0, b""))[0] for s in slots])
+
+    def _route(self, peer: PeerId) -> PeerRoute:
+        facts = self.ctx.registry.peers[peer].facts
+        link = self.links.states.get(peer)
+        here = peer == self.ctx.me.peer
+        addresses = self.ctx.my_addresses if here else (link.addresses if link else ())
         alive = here or (link is not None and link.alive)
-        rows.append(PeerRoute(peer, facts.name, facts.curve_key, list(addresses)[:ADDRESSES_MAX], alive))
-    return Routes(registry.version, rows, [order[o.peer] for o in registry.owners])
+        return PeerRoute(peer, facts.name, facts.curve_key, list(addresses)[:ADDRESSES_MAX], alive)
+
+    def _note(self, slot: Slot, term: int, peer: PeerId) -> None:
+        known = self._leaders.get(slot)
+        if known is None or term > known[0] or (term == known[0] and peer != known[1]):
+            self._leaders[slot] = (term, peer)
+            self.changed = True

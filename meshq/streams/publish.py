@@ -1,0 +1,71 @@
+"""The body of a PUBLISH entry, and the payload it stands for.
+
+The body has all that state needs, so state can be rebuilt from entries alone; the payload, a batch as its
+producer made it, is stored and sent beside it. The body names the payload's checksum and size, and is itself
+under the entry's chain, so a payload can be told to be the right one wherever it comes from.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from meshq.batch import Buffer, read_header
+from meshq.entries import Entry, EntryKind, Payload, PayloadKey
+from meshq.errors import RemoteProtocolError
+from meshq.ids import PartitionKey, TopicId
+
+
+class PublishBody(msgspec.Struct, frozen=True, array_like=True):
+    """A PUBLISH entry's body: all that state needs, so that it can be rebuilt without the payload."""
+
+    topic_id: bytes
+    partition: int
+    base_offset: int
+    count: int
+    client_key: bytes
+    producer_id: bytes
+    producer_epoch: int
+    first_sequence: int
+    payload_crc: int
+    payload_bytes: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(PublishBody)
+
+
+def encode_publish(body: PublishBody, payload: Buffer) -> bytes:
+    return _encoder.encode(msgspec.structs.replace(body, payload_bytes=len(payload)))
+
+
+def decode_publish(body: bytes) -> PublishBody:
+    return _decoder.decode(body)
+
+
+def payload_of(entry: Entry, payload: Buffer) -> Payload | None:
+    """What of this entry is stored apart."""
+    if entry.kind is not EntryKind.PUBLISH:
+        return None
+    b = _decoder.decode(entry.body)
+    partition = PartitionKey(TopicId(b.topic_id), b.partition)
+    return Payload(partition, b.base_offset, b.count, entry.timestamp_ms, payload)
+
+
+def payload_key_of(entry: Entry) -> PayloadKey | None:
+    """Where it is stored."""
+    if entry.kind is not EntryKind.PUBLISH:
+        return None
+    b = _decoder.decode(entry.body)
+    partition = PartitionKey(TopicId(b.topic_id), b.partition)
+    return PayloadKey(partition, b.base_offset, entry.timestamp_ms, b.count)
+
+
+def check_payload(entry: Entry, payload: Buffer) -> None:
+    """Raises: RemoteProtocolError when the payload is not this entry's."""
+    try:
+        body = _decoder.decode(entry.body)
+    except msgspec.MsgspecError as e:
+        raise RemoteProtocolError(f"entry {entry.index} cannot be read: {e}") from None
+    header = read_header(payload)
+    if (len(payload), header.body_crc, header.count) != (body.payload_bytes, body.payload_crc, body.count):
+        raise RemoteProtocolError(f"entry {entry.index} came with another payload")
