@@ -86,7 +86,7 @@ class Receiving:
     def on_piece(self, frm: Node, m: InstallSnapshot) -> None:
         s = self.state
         last = m.meta.last
-        if last.index <= s.delivered or (s.log.term_at(last.index) == last.term and not s.repair_until):
+        if last.index <= s.delivered or (s.log.term_at(last.index) == last.term and not s.hard.repair_until):
             s.commit_to(last.index)
             s.promise(frm, AppendReply(s.term, True, max(last.index, s.delivered)))
             return

@@ -95,9 +95,8 @@ class State:
     configs: Configs
     commit: int  # known to be decided; what was handed on with Commit is `delivered`
     rank: int = 0  # this peer's place in the ring's order for the slot: only delays its campaigns
-    frozen: bool = False  # rolled back or damaged: it copies, and promises nobody a vote
+    rolled_back: bool = False  # what it promised may be forgotten: it copies, and promises nothing
     may_lead: bool = True
-    repair_until: int = 0  # the log was damaged before this index and is being replaced
     role: Role = Role.FOLLOWER
     leader: Node | None = None
     now: float = 0.0
@@ -125,12 +124,28 @@ class State:
     def config(self) -> Config:
         return self.configs.newest
 
+    @property
+    def frozen(self) -> bool:
+        """Rolled back or damaged: no votes."""
+        return self.rolled_back or self.hard.repair_until > 0
+
     def is_me(self, peer: PeerId) -> bool:
         return peer == self.me.peer
 
     # ----------------------------------------------------------------------------------------- disk
     def set_hard(self, term: int, vote: Node | None) -> None:
-        hard = Hard(term, vote)
+        self._keep(Hard(term, vote, self.hard.repair_until))
+
+    def repair(self, until: int) -> None:
+        """Entries up to this index are damaged and have to come again."""
+        self._keep(self.hard._replace(repair_until=max(until, self.hard.repair_until)))
+
+    def thaw(self, have: int) -> None:
+        """A damaged log was replaced up to here: when that is where it had ended, its promises hold again."""
+        if self.hard.repair_until and have >= self.hard.repair_until:
+            self._keep(self.hard._replace(repair_until=0))
+
+    def _keep(self, hard: Hard) -> None:
         if hard != self.hard:
             self.hard = hard
             self._hard_dirty = True
@@ -157,9 +172,7 @@ class State:
         self._truncate_from = None
         self._ends.clear()
         self.commit = self.delivered = last.index
-        if self.repair_until and last.index >= self.repair_until:
-            self.repair_until = 0
-            self.frozen = False
+        self.thaw(last.index)
 
     def drop_damaged(self) -> None:
         """What is on disk behind the good part of a damaged log goes with the next Persist."""

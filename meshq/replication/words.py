@@ -43,10 +43,15 @@ class Item(NamedTuple):
 
 
 class Hard(NamedTuple):
-    """What a node must never forget: the newest term it knows, and whom it voted for in it."""
+    """What a node must never forget: the newest term it knows, and whom it voted for in it.
+
+    `repair_until`: a damaged log was cut off, and what it had acknowledged up to this index is not here again
+    yet. It is kept with the rest, or a second crash would forget that votes have to wait.
+    """
 
     term: int
     vote: Node | None
+    repair_until: int = 0
 
 
 class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
