@@ -125,10 +125,15 @@ class Log:
             del self.items[:count]
 
     def trim(self, start: Position) -> None:
-        """Entries up to this position are gone from disk."""
+        """Entries up to this position are gone from disk, so they go from memory too."""
+        if not self.start.index <= start.index <= self.durable:
+            raise InternalError(f"trimmed up to {start.index}, on disk is {self.start.index}-{self.durable}")
         self.start = start
         if self.base.index < start.index:
-            raise InternalError("trimmed beyond what was applied")
+            count = start.index - self.base.index
+            self.bytes -= sum(map(_size, self.items[:count]))
+            del self.items[:count]
+            self.base = start
         while len(self._terms) > 1 and self._terms[1][0] <= start.index + 1:
             del self._terms[0]
         if self._terms and self._terms[0][0] <= start.index:
