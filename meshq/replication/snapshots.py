@@ -110,7 +110,7 @@ class Receiving:
             return
         self.partial = None
         last = event.meta.last
-        s.replace_log(last, event.meta.config)
+        s.replace_log(event.meta)
         s.out.append(TellConfig(event.meta.config, last.index))
         if to is not None:
             s.promise(to, AppendReply(s.term, True, last.index))

@@ -23,9 +23,9 @@ from meshq.replication.words import (
     Item,
     Message,
     Persist,
-    Position,
     Role,
     Send,
+    SnapshotMeta,
     TellConfig,
     TellRole,
 )
@@ -164,10 +164,11 @@ class State:
         # What is on its way to disk counts only as far as it is still this log.
         self._ends = deque((token, min(end, from_index - 1)) for token, end in self._ends)
 
-    def replace_log(self, last: Position, config: Config) -> None:
+    def replace_log(self, meta: SnapshotMeta) -> None:
         """A snapshot is in place of everything, on disk and here."""
-        self.log.reset(last)
-        self.configs = Configs([(last.index, config)])
+        last = meta.last
+        self.log.reset(last, meta.timestamp_ms)
+        self.configs = Configs([(last.index, meta.config)])
         self._unwritten.clear()
         self._truncate_from = None
         self._ends.clear()

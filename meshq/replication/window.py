@@ -20,7 +20,11 @@ from meshq.replication.words import GENESIS, Item, Position
 
 
 class Log:
-    """`start` is before the first entry kept on disk, `base` before the first one in memory."""
+    """`start` is before the first entry kept on disk, `base` before the first one in memory.
+
+    `terms`: (first index, term) of what is behind `start` up to `base`. `timestamp_ms`: the newest time up to
+    `base`, or time would go back where a slot starts without entries in memory.
+    """
 
     def __init__(
         self,
@@ -29,6 +33,7 @@ class Log:
         base: Position | None = None,
         terms: Iterable[tuple[int, int]] = (),
         items: Iterable[Item] = (),
+        timestamp_ms: int = 0,
     ) -> None:
         self.start = start
         self.base = base or start
@@ -36,7 +41,7 @@ class Log:
         self.bytes = 0
         self._terms: list[tuple[int, int]] = list(terms)  # (first index of the term, term), rising
         self.last = self.base
-        self.last_timestamp_ms = 0
+        self.last_timestamp_ms = timestamp_ms
         for item in items:
             self.append(item)
         self.durable = self.last.index
@@ -141,8 +146,9 @@ class Log:
         if self._terms and self._terms[0][0] > self.last.index:
             self._terms.clear()
 
-    def reset(self, start: Position) -> None:
+    def reset(self, start: Position, timestamp_ms: int) -> None:
         """A snapshot took the place of everything."""
+        self.last_timestamp_ms = max(self.last_timestamp_ms, timestamp_ms)
         self.start = self.base = self.last = start
         self.items.clear()
         self._terms.clear()

@@ -55,10 +55,14 @@ class Hard(NamedTuple):
 
 
 class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
-    """The state a log's beginning adds up to: everything up to `last`, under `config`."""
+    """The state a log's beginning adds up to: everything up to `last`, under `config`.
+
+    `timestamp_ms` is the newest time up to there, since time must not go back after it.
+    """
 
     last: Position
     config: Config
+    timestamp_ms: int = 0
 
 
 class Role(Enum):

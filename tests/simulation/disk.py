@@ -35,6 +35,7 @@ class Applied(NamedTuple):
     position: Position = GENESIS
     count: int = 0  # records: the next offset
     digest: int = 0
+    timestamp_ms: int = 0
 
 
 class Apply(NamedTuple):
@@ -165,7 +166,7 @@ class Image:
         if last.index < self.applied.position.index:
             raise Wrong(f"a snapshot at {last.index} over a state at {self.applied.position.index}")
         self.partial = None
-        self.applied = unpack_state(last, data)
+        self.applied = unpack_state(op.meta, data)
         self.config = (last.index, op.meta.config)
         self.start = last
         self.items.clear()
@@ -178,10 +179,11 @@ def pack_state(applied: Applied) -> bytes:
     return head + bytes(16 + applied.position.index % 64)
 
 
-def unpack_state(position: Position, data: bytes) -> Applied:
-    if data[16:] != bytes(16 + position.index % 64):
+def unpack_state(meta: SnapshotMeta, data: bytes) -> Applied:
+    if data[16:] != bytes(16 + meta.last.index % 64):
         raise Wrong("a snapshot was put together wrongly")
-    return Applied(position, int.from_bytes(data[:8], "big"), int.from_bytes(data[8:16], "big"))
+    count, digest = int.from_bytes(data[:8], "big"), int.from_bytes(data[8:16], "big")
+    return Applied(meta.last, count, digest, meta.timestamp_ms)
 
 
 @dataclass(slots=True)

@@ -173,7 +173,7 @@ class Host:
         for item in image.items[: applied.index - image.start.index]:
             if not terms or terms[-1][1] != item.entry.term:
                 terms.append((item.entry.index, item.entry.term))
-        log = Log(image.start, base=applied, terms=terms, items=items)
+        log = Log(image.start, base=applied, terms=terms, items=items, timestamp_ms=image.applied.timestamp_ms)
         configs = [c for c in image.configs() if c[0] <= good]
         partial = image.partial and (image.partial[0], len(image.partial[1]))
         replica = Replica(
@@ -304,7 +304,7 @@ class Host:
         image = self.disk.images[copy.slot]
         position = e.position
         if e.meta is None or copy.snapshot is None or copy.snapshot[0] != e.meta:
-            meta = SnapshotMeta(image.applied.position, image.config[1])
+            meta = SnapshotMeta(image.applied.position, image.config[1], image.applied.timestamp_ms)
             copy.snapshot = (meta, pack_state(image.applied))
             position = 0
         meta, data = copy.snapshot

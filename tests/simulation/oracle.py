@@ -61,7 +61,7 @@ def advance(applied: Applied, item: Item) -> Applied:
             raise Wrong(f"entry {entry.index} has another record's payload")
         count += 1
     position = Position(entry.index, entry.term, entry.chain)
-    return Applied(position, count, zlib.crc32(entry.chain, applied.digest))
+    return Applied(position, count, zlib.crc32(entry.chain, applied.digest), entry.timestamp_ms)
 
 
 class Oracle:
