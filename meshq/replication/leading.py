@@ -242,8 +242,13 @@ class Leading:
         """It lacks what came before, or holds others' entries there: go back to where both may agree.
 
         What it says is below what was asked, so this comes to an end; a late answer costs some sending again.
+        Where its log ends before ours begins, there is nothing to compare: it needs a snapshot.
         """
-        p.probe_from(self._state.log.last_not_above(reply.match, reply.match_term) + 1)
+        log = self._state.log
+        agreed = reply.match
+        if agreed >= log.start.index:
+            agreed = log.last_not_above(agreed, reply.match_term)
+        p.probe_from(agreed + 1)
 
     def _advance(self) -> None:
         s = self._state

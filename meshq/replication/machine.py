@@ -301,7 +301,7 @@ class Replica:
         self._elections.on_heard_leader()
         if isinstance(message, InstallSnapshot):
             self._receiving.on_piece(frm, message)
-        elif not self._receiving.installing:
+        elif not s.installing:
             self._following.on_append(frm, message)
 
     # ------------------------------------------------------------------------------------ time and support

@@ -79,7 +79,6 @@ class Receiving:
 
     state: State
     partial: tuple[SnapshotMeta, int] | None = None
-    installing: bool = False  # the whole is being put in place: nothing is appended meanwhile
     _writing: bool = False
     _from: Node | None = None
 
@@ -96,12 +95,12 @@ class Receiving:
         if m.position != has:
             s.promise(frm, SnapshotReply(s.term, last.index, has))
             return
-        self._writing, self.installing, self._from = True, m.done, frm
+        self._writing, s.installing, self._from = True, m.done, frm
         s.out.append(StoreSnapshot(frm, m.meta, m.position, m.data, m.done))
 
     def on_stored(self, event: SnapshotStored) -> None:
         s = self.state
-        self._writing = self.installing = False
+        self._writing = s.installing = False
         to = self._from
         if not event.done:
             self.partial = (event.meta, event.position)

@@ -97,6 +97,7 @@ class State:
     rank: int = 0  # this peer's place in the ring's order for the slot: only delays its campaigns
     rolled_back: bool = False  # what it promised may be forgotten: it copies, and promises nothing
     may_lead: bool = True
+    installing: bool = False  # a whole snapshot is on its way to disk: nothing is appended or applied before it
     role: Role = Role.FOLLOWER
     leader: Node | None = None
     now: float = 0.0
@@ -224,7 +225,7 @@ class State:
     def deliver(self) -> None:
         """Hand on what is decided and durable here: only that survives a crash together with what it did."""
         upto = min(self.commit, self.log.durable)
-        if upto <= self.delivered:
+        if upto <= self.delivered or self.installing:
             return
         items = self.log.between(self.delivered, upto)
         self.delivered = upto
