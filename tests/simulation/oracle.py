@@ -121,7 +121,7 @@ class Oracle:
             self.states[slot].append(advance(self.states[slot][-1], item))
         last = items[-1].entry
         if self._strict:
-            if not image.has(last.index, last.chain):
+            if not image.has(last.index, last.chain) and last.index not in image.damaged:
                 raise Wrong(f"{show(node)} applies entry {last.index} of slot {slot} before it is durable")
             if len(decided) > known:
                 self._check_majority(slot, config, last.index, last.chain)

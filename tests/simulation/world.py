@@ -240,7 +240,7 @@ class World:
         due = copy.replica.deadline()
         if due < copy.timer:
             copy.timer = due
-            t = (due - host.ahead_s) / host.rate
+            t = (due - host.ahead_s) / host.rate + 1e-6  # rounding must not make it early
             self.at(t if t > self.now else self.now, self._timer, host, copy, due)
 
     def _timer(self, host: Host, copy: Copy, due: float) -> None:
@@ -250,7 +250,7 @@ class World:
             self.at(self.paused[host.number], self._timer, host, copy, due)
             return
         copy.timer = inf
-        if copy.replica.deadline() <= host.local(self.now) + 1e-9:
+        if copy.replica.deadline() <= host.local(self.now):
             self._step(host, copy, _TICKED)
         self.set_timer(host, copy)
 
