@@ -35,7 +35,7 @@ class Following:
         match = m.prev.index + len(m.items)
         s.commit_to(min(m.commit, match))
         s.thaw(s.log.last.index)
-        s.promise(frm, AppendReply(s.term, True, match, round=m.round))
+        s.promise(frm, AppendReply(s.term, True, match, round=m.round, commit=s.commit))
 
     def _take(self, item: Item) -> bool:
         """Whether the log now has this entry."""

@@ -213,6 +213,7 @@ class Leading:
             return
         s = self._state
         p.round_heard = max(p.round_heard, reply.round)
+        p.commit_heard = max(p.commit_heard, reply.commit)
         if reply.ok:
             if reply.match > s.log.last.index:
                 raise RemoteProtocolError(f"a follower has entry {reply.match}, the leader does not")
@@ -232,7 +233,11 @@ class Leading:
             self._snapshots.drop(frm)
             p.pipeline()
         p.waiting = False
-        quiet = p.match >= p.next - 1 and p.round_heard >= p.round_sent
+        quiet = (
+            p.match >= p.next - 1
+            and p.round_heard >= p.round_sent
+            and p.commit_heard >= min(p.commit_sent, p.match)
+        )
         p.due = inf if quiet else s.now + s.settings.resend_s
         self._advance()
         if frm == self._transfer_to and p.match == s.log.last.index:
@@ -344,7 +349,7 @@ class Leading:
             self._snapshots.again(node, p)
             return
         p.probe_from(p.match + 1 if p.match else p.next)
-        p.commit_sent = p.round_sent = 0
+        p.commit_sent = p.commit_heard = p.round_sent = 0
         p.reading = False
         self._probe(node, p)
 

@@ -102,13 +102,17 @@ class AppendEntries(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 
 class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """`ok`: durable and equal to the leader's up to `match`. Else: go back to `match`, of `match_term`."""
+    """`ok`: durable and equal to the leader's up to `match`. Else: go back to `match`, of `match_term`.
+
+    `commit`: it knows to be decided up to here, or the leader would have to trust that news of that arrived.
+    """
 
     term: int
     ok: bool
     match: int
     match_term: int = 0
     round: int = 0
+    commit: int = 0
 
 
 class InstallSnapshot(msgspec.Struct, frozen=True, array_like=True, tag=5):
