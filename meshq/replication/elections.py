@@ -76,8 +76,14 @@ class Elections:
 
     # --------------------------------------------------------------------------------------- campaigning
     def may_campaign(self) -> bool:
+        """A voter of the newest configuration, or of one that may still hold since the newest is not decided.
+
+        A node that the newest one leaves out may be the only one to have it on disk: unless it leads once
+        more nobody can be elected (section 4.2.2).
+        """
         s = self._state
-        return s.may_lead and not s.frozen and s.config.is_voter(s.me) and s.role is not Role.LEADER
+        is_voter = any(config.is_voter(s.me) for _, config in s.configs.history)
+        return s.may_lead and not s.frozen and is_voter and s.role is not Role.LEADER
 
     def on_tick(self) -> None:
         s = self._state

@@ -34,8 +34,8 @@ class Following:
                 return
         match = m.prev.index + len(m.items)
         s.commit_to(min(m.commit, match))
-        self._thaw()
-        s.promise(frm, AppendReply(s.term, True, match, round=m.round))
+        s.thaw(s.log.last.index)
+        s.promise(frm, AppendReply(s.term, True, match, round=m.round, commit=s.commit))
 
     def _take(self, item: Item) -> bool:
         """Whether the log now has this entry."""
@@ -70,7 +70,7 @@ class Following:
         s = self.state
         s.out.append(Damaged(index))
         if index > s.delivered:
-            s.frozen, s.repair_until = True, max(s.repair_until, s.log.last.index)
+            s.repair(until=s.log.last.index)
             s.truncate(index)
         return False
 
@@ -79,10 +79,3 @@ class Following:
         index = max(s.log.last_not_above(m.prev.index - 1, m.prev.term), s.delivered)
         index = min(index, s.log.last.index)
         s.promise(frm, AppendReply(s.term, False, index, match_term=s.log.term_at(index) or 0, round=m.round))
-
-    def _thaw(self) -> None:
-        """A damaged log has been replaced up to where it had ended: its promises hold again."""
-        s = self.state
-        if s.repair_until and s.log.last.index >= s.repair_until:
-            s.repair_until = 0
-            s.frozen = False

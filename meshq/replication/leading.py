@@ -215,6 +215,7 @@ class Leading:
             return
         s = self._state
         p.round_heard = max(p.round_heard, reply.round)
+        p.commit_heard = max(p.commit_heard, reply.commit)
         if reply.ok:
             if reply.match > s.log.last.index:
                 raise RemoteProtocolError(f"a follower has entry {reply.match}, the leader does not")
@@ -234,7 +235,11 @@ class Leading:
             self._snapshots.drop(frm)
             p.pipeline()
         p.waiting = False
-        quiet = p.match >= p.next - 1 and p.round_heard >= p.round_sent
+        quiet = (
+            p.match >= p.next - 1
+            and p.round_heard >= p.round_sent
+            and p.commit_heard >= min(p.commit_sent, p.match)
+        )
         p.due = inf if quiet else s.now + s.settings.resend_s
         self._advance()
         if frm == self._transfer_to and p.match == s.log.last.index:
@@ -244,8 +249,13 @@ class Leading:
         """It lacks what came before, or holds others' entries there: go back to where both may agree.
 
         What it says is below what was asked, so this comes to an end; a late answer costs some sending again.
+        Where its log ends before ours begins, there is nothing to compare: it needs a snapshot.
         """
-        p.probe_from(self._state.log.last_not_above(reply.match, reply.match_term) + 1)
+        log = self._state.log
+        agreed = reply.match
+        if agreed >= log.start.index:
+            agreed = log.last_not_above(agreed, reply.match_term)
+        p.probe_from(agreed + 1)
 
     def _advance(self) -> None:
         s = self._state
@@ -354,7 +364,7 @@ class Leading:
             self._snapshots.again(node, p)
             return
         p.probe_from(p.match + 1 if p.match else p.next)
-        p.commit_sent = p.round_sent = 0
+        p.commit_sent = p.commit_heard = p.round_sent = 0
         p.reading = False
         self._probe(node, p)
 

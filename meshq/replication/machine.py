@@ -89,14 +89,14 @@ class Replica:
         self._state = s = State(
             slot, me, settings or Settings(), rng, hard, log, Configs(configs), applied, rank=rank, now=now
         )
-        s.frozen = frozen or bool(repair_until)
-        s.repair_until = repair_until
+        s.rolled_back = frozen
         s.supports, s.supported_by = set(supports), set(supported_by)
         self._leading = Leading(s, self._resign)
         self._elections = Elections(s, self._leading)
         self._following = Following(s)
         self._receiving = Receiving(s, partial)
         if repair_until:
+            s.repair(repair_until)
             s.drop_damaged()
         self._elections.arm()
 
@@ -130,6 +130,11 @@ class Replica:
     def config(self) -> Config:
         """The newest appended one: the one that holds."""
         return self._state.config
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it promises nobody a vote, because of what may be lost here."""
+        return self._state.frozen
 
     @property
     def serves(self) -> bool:
@@ -311,7 +316,7 @@ class Replica:
         self._elections.on_heard_leader()
         if isinstance(message, InstallSnapshot):
             self._receiving.on_piece(frm, message)
-        elif not self._receiving.installing:
+        elif not s.installing:
             self._following.on_append(frm, message)
 
     # ------------------------------------------------------------------------------------ time and support

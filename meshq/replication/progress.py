@@ -34,6 +34,7 @@ class Progress:
     reading: bool = False
     due: float = inf  # when an answer is overdue
     commit_sent: int = 0
+    commit_heard: int = 0
     round_sent: int = 0
     round_heard: int = 0
     bytes: int = 0

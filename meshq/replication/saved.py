@@ -28,6 +28,7 @@ REPLICA_ROW: Final = b"R"
 class _Hard(msgspec.Struct, frozen=True, array_like=True):
     term: int
     vote: tuple[bytes, bytes] | None
+    repair_until: int = 0
 
 
 class _Saved(msgspec.Struct, frozen=True, array_like=True):
@@ -44,7 +45,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 def hard_row(hard: Hard) -> tuple[bytes, bytes]:
     vote = (hard.vote.peer, hard.vote.disk) if hard.vote else None
-    return HARD_ROW, _encoder.encode(_Hard(hard.term, vote))
+    return HARD_ROW, _encoder.encode(_Hard(hard.term, vote, hard.repair_until))
 
 
 def replica_row(
@@ -92,4 +93,4 @@ def restored(
         if item.entry.kind is EntryKind.CONFIG:
             configs.append((item.entry.index, decode_config(item.entry.body)))
     log.durable = log.last.index
-    return Hard(hard.term, vote), log, configs
+    return Hard(hard.term, vote, hard.repair_until), log, configs

@@ -79,14 +79,13 @@ class Receiving:
 
     state: State
     partial: tuple[SnapshotMeta, int] | None = None
-    installing: bool = False  # the whole is being put in place: nothing is appended meanwhile
     _writing: bool = False
     _from: Node | None = None
 
     def on_piece(self, frm: Node, m: InstallSnapshot) -> None:
         s = self.state
         last = m.meta.last
-        if last.index <= s.delivered or (s.log.term_at(last.index) == last.term and not s.repair_until):
+        if last.index <= s.delivered or (s.log.term_at(last.index) == last.term and not s.hard.repair_until):
             s.commit_to(last.index)
             s.promise(frm, AppendReply(s.term, True, max(last.index, s.delivered)))
             return
@@ -96,12 +95,12 @@ class Receiving:
         if m.position != has:
             s.promise(frm, SnapshotReply(s.term, last.index, has))
             return
-        self._writing, self.installing, self._from = True, m.done, frm
+        self._writing, s.installing, self._from = True, m.done, frm
         s.out.append(StoreSnapshot(frm, m.meta, m.position, m.data, m.done))
 
     def on_stored(self, event: SnapshotStored) -> None:
         s = self.state
-        self._writing = self.installing = False
+        self._writing = s.installing = False
         to = self._from
         if not event.done:
             self.partial = (event.meta, event.position)
@@ -110,7 +109,7 @@ class Receiving:
             return
         self.partial = None
         last = event.meta.last
-        s.replace_log(last, event.meta.config)
+        s.replace_log(event.meta)
         s.out.append(TellConfig(event.meta.config, last.index))
         if to is not None:
             s.promise(to, AppendReply(s.term, True, last.index))

@@ -23,9 +23,9 @@ from meshq.replication.words import (
     Item,
     Message,
     Persist,
-    Position,
     Role,
     Send,
+    SnapshotMeta,
     TakenBack,
     TellConfig,
     TellRole,
@@ -99,9 +99,11 @@ class State:
     configs: Configs
     commit: int  # known to be decided; what was handed on with Commit is `delivered`
     rank: int = 0  # this peer's place in the ring's order for the slot: only delays its campaigns
-    frozen: bool = False  # rolled back or damaged: it copies, and promises nobody a vote
+    rolled_back: bool = False  # what it promised may be forgotten: it copies, and promises nothing
     may_lead: bool = True
-    repair_until: int = 0  # the log was damaged before this index and is being replaced
+    installing: bool = (
+        False  # a whole snapshot is on its way to disk: nothing is appended or applied before it
+    )
     role: Role = Role.FOLLOWER
     leader: Node | None = None
     now: float = 0.0
@@ -132,12 +134,28 @@ class State:
     def config(self) -> Config:
         return self.configs.newest
 
+    @property
+    def frozen(self) -> bool:
+        """Rolled back or damaged: no votes."""
+        return self.rolled_back or self.hard.repair_until > 0
+
     def is_me(self, peer: PeerId) -> bool:
         return peer == self.me.peer
 
     # ----------------------------------------------------------------------------------------- disk
     def set_hard(self, term: int, vote: Node | None) -> None:
-        hard = Hard(term, vote)
+        self._keep(Hard(term, vote, self.hard.repair_until))
+
+    def repair(self, until: int) -> None:
+        """Entries up to this index are damaged and have to come again."""
+        self._keep(self.hard._replace(repair_until=max(until, self.hard.repair_until)))
+
+    def thaw(self, have: int) -> None:
+        """A damaged log was replaced up to here: when that is where it had ended, its promises hold again."""
+        if self.hard.repair_until and have >= self.hard.repair_until:
+            self._keep(self.hard._replace(repair_until=0))
+
+    def _keep(self, hard: Hard) -> None:
         if hard != self.hard:
             self.hard = hard
             self._hard_dirty = True
@@ -157,19 +175,18 @@ class State:
         # What is on its way to disk counts only as far as it is still this log.
         self._ends = deque((token, min(end, from_index - 1)) for token, end in self._ends)
 
-    def replace_log(self, last: Position, config: Config) -> None:
+    def replace_log(self, meta: SnapshotMeta) -> None:
         """A snapshot is in place of everything, on disk and here."""
-        self.log.reset(last)
-        self.configs = Configs([(last.index, config)])
+        last = meta.last
+        self.log.reset(last, meta.timestamp_ms)
+        self.configs = Configs([(last.index, meta.config)])
         self._unwritten.clear()
         self._truncate_from = None
         self._ends.clear()
         self._dropped.clear()
         self._drops.clear()
         self.commit = self.delivered = last.index
-        if self.repair_until and last.index >= self.repair_until:
-            self.repair_until = 0
-            self.frozen = False
+        self.thaw(last.index)
 
     def drop_damaged(self) -> None:
         """What is on disk behind the good part of a damaged log goes with the next Persist."""
@@ -250,7 +267,7 @@ class State:
     def deliver(self) -> None:
         """Hand on what is decided and durable here: only that survives a crash together with what it did."""
         upto = min(self.commit, self.log.durable)
-        if upto <= self.delivered:
+        if upto <= self.delivered or self.installing:
             return
         items = self.log.between(self.delivered, upto)
         self.delivered = upto

@@ -20,7 +20,11 @@ from meshq.replication.words import GENESIS, Item, Position
 
 
 class Log:
-    """`start` is before the first entry kept on disk, `base` before the first one in memory."""
+    """`start` is before the first entry kept on disk, `base` before the first one in memory.
+
+    `terms`: (first index, term) of what is behind `start` up to `base`. `timestamp_ms`: the newest time up to
+    `base`, or time would go back where a slot starts without entries in memory.
+    """
 
     def __init__(
         self,
@@ -29,6 +33,7 @@ class Log:
         base: Position | None = None,
         terms: Iterable[tuple[int, int]] = (),
         items: Iterable[Item] = (),
+        timestamp_ms: int = 0,
     ) -> None:
         self.start = start
         self.base = base or start
@@ -36,7 +41,7 @@ class Log:
         self.bytes = 0
         self._terms: list[tuple[int, int]] = list(terms)  # (first index of the term, term), rising
         self.last = self.base
-        self.last_timestamp_ms = 0
+        self.last_timestamp_ms = timestamp_ms
         for item in items:
             self.append(item)
         self.durable = self.last.index
@@ -131,12 +136,15 @@ class Log:
             del self.items[:count]
 
     def trim(self, start: Position) -> None:
-        """Entries up to this position are gone from disk."""
-        if self.base.index < start.index:
-            self.forget(start.index, keep_bytes=-1)
-        if self.base.index < start.index:
-            raise InternalError("trimmed beyond what is durable")
+        """Entries up to this position are gone from disk, so they go from memory too."""
+        if not self.start.index <= start.index <= self.durable:
+            raise InternalError(f"trimmed up to {start.index}, on disk is {self.start.index}-{self.durable}")
         self.start = start
+        if self.base.index < start.index:
+            count = start.index - self.base.index
+            self.bytes -= sum(map(_size, self.items[:count]))
+            del self.items[:count]
+            self.base = start
         while len(self._terms) > 1 and self._terms[1][0] <= start.index + 1:
             del self._terms[0]
         if self._terms and self._terms[0][0] <= start.index:
@@ -144,8 +152,9 @@ class Log:
         if self._terms and self._terms[0][0] > self.last.index:
             self._terms.clear()
 
-    def reset(self, start: Position) -> None:
+    def reset(self, start: Position, timestamp_ms: int) -> None:
         """A snapshot took the place of everything."""
+        self.last_timestamp_ms = max(self.last_timestamp_ms, timestamp_ms)
         self.start = self.base = self.last = start
         self.items.clear()
         self._terms.clear()

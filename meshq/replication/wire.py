@@ -60,6 +60,7 @@ class _Snapshot(Struct, frozen=True, array_like=True, tag=5):
     voters: Annotated[list[tuple[Id16, Id16]], Meta(max_length=VOTERS_MAX)]
     outgoing: Annotated[list[tuple[Id16, Id16]], Meta(max_length=VOTERS_MAX)]
     learners: Annotated[list[tuple[Id16, Id16]], Meta(max_length=LEARNERS_MAX)]
+    timestamp_ms: U63
     position: U63
     data: bytes
     done: bool
@@ -89,6 +90,7 @@ def encode(slot: Slot, frm: Node, to: Node, message: Message) -> tuple[msgspec.R
             _plain(config.voters),
             _plain(config.outgoing),
             _plain(config.learners),
+            message.meta.timestamp_ms,
             message.position,
             bytes(message.data),
             message.done,
@@ -141,7 +143,7 @@ def _inner(wire: _Wire, frames: Any, check: Callable[[Entry, Buffer], None]) -> 
         members = (wire.voters, wire.outgoing, wire.learners)
         voters, outgoing, learners = (tuple(Node(PeerId(p), d) for p, d in x) for x in members)
         config = Config(voters, outgoing, learners)
-        meta = SnapshotMeta(Position(*wire.last), config)
+        meta = SnapshotMeta(Position(*wire.last), config, wire.timestamp_ms)
         return InstallSnapshot(wire.term, meta, wire.position, wire.data, wire.done)
     return wire
 

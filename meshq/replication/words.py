@@ -43,17 +43,26 @@ class Item(NamedTuple):
 
 
 class Hard(NamedTuple):
-    """What a node must never forget: the newest term it knows, and whom it voted for in it."""
+    """What a node must never forget: the newest term it knows, and whom it voted for in it.
+
+    `repair_until`: a damaged log was cut off, and what it had acknowledged up to this index is not here again
+    yet. It is kept with the rest, or a second crash would forget that votes have to wait.
+    """
 
     term: int
     vote: Node | None
+    repair_until: int = 0
 
 
 class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
-    """The state a log's beginning adds up to: everything up to `last`, under `config`."""
+    """The state a log's beginning adds up to: everything up to `last`, under `config`.
+
+    `timestamp_ms` is the newest time up to there, since time must not go back after it.
+    """
 
     last: Position
     config: Config
+    timestamp_ms: int = 0
 
 
 class Role(Enum):
@@ -93,13 +102,17 @@ class AppendEntries(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 
 class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """`ok`: durable and equal to the leader's up to `match`. Else: go back to `match`, of `match_term`."""
+    """`ok`: durable and equal to the leader's up to `match`. Else: go back to `match`, of `match_term`.
+
+    `commit`: it knows to be decided up to here, or the leader would have to trust that news of that arrived.
+    """
 
     term: int
     ok: bool
     match: int
     match_term: int = 0
     round: int = 0
+    commit: int = 0
 
 
 class InstallSnapshot(msgspec.Struct, frozen=True, array_like=True, tag=5):

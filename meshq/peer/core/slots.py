@@ -315,7 +315,9 @@ class Slots:
     def _checkpoint(self, host: Host) -> None:
         log, applied = host.replica.log, host.stream.applied_index
         keep_from = self._trim_to(host, applied)
-        start = Position(keep_from - 1, log.term_at(keep_from - 1) or 0, b"") if keep_from else log.start
+        before = keep_from - 1
+        there = log.position(before) or Position(before, log.term_at(before) or 0, b"")
+        start = there if keep_from else log.start
         rows = (*host.stream.take_rows(), replica_row(log, applied, host.replica.settled_config, start=start))
         host.checkpointed = applied
 

@@ -1,0 +1,226 @@
+"""What strikes in a schedule, and how a seed becomes one.
+
+Each kind of fault is in about half of the schedules ("swarm testing", Groce et al. 2012): where all of them
+are always there, the frequent ones hide what the rare ones would do. A disk is harmed only while a majority of
+every configuration can do without it, because more was never promised.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from meshq.replication.quorum import VOTERS_MAX
+from tests.simulation.disk import Image
+from tests.simulation.host import Host
+from tests.simulation.network import Weather
+from tests.simulation.world import Plan, World
+
+HOSTS = (1, 2, 3, 3, 3, 3, 5, 5)
+
+
+def draw(seed: int, *, events: int = 4_500, hosts: int | None = None) -> Plan:
+    rng = random.Random(seed * 7_919 + 1)
+    count = hosts or rng.choice(HOSTS)
+    voters = {1: 1, 2: 1, 3: 3}.get(count) or rng.choice((3, 5))
+    weather = Weather(
+        loss=rng.choice((0.0, 0.0, 0.02, 0.15)),
+        twice=rng.choice((0.0, 0.0, 0.05)),
+        delay_s=rng.choice((0.0002, 0.001, 0.01)),
+        jitter_s=rng.choice((0.0005, 0.005, 0.03)),
+        late=rng.choice((0.0, 0.0, 0.02)),
+        in_order=rng.random() < 0.5,
+    )
+    return Plan(
+        hosts=count,
+        slots=rng.randint(1, 4),
+        voters=voters,
+        weather=weather,
+        faults=frozenset(f for f in sorted(FAULTS) if rng.random() < 0.5),
+        fault_s=rng.choice((0.1, 0.3, 1.0)),
+        client_s=rng.choice((0.005, 0.02, 0.05)),
+        burst=rng.choice((1, 3, 12)),
+        events=events,
+        drift=rng.choice((0.0, 0.01, 0.1)),
+        fsync_s=rng.choice((0.0005, 0.005, 0.03)),
+    )
+
+
+class Nemesis:
+    """Strikes at random times until the world heals."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rng = world.rng
+        self._kinds = sorted(world.plan.faults & FAULTS.keys())
+        self._copies: dict[int, tuple[int, dict[int, Image], int]] = {}  # by host: an old directory
+        if self._kinds:
+            world.at(self._pause(), self._strike)
+
+    def _pause(self) -> float:
+        return self._rng.expovariate(1 / self._world.plan.fault_s)
+
+    def _strike(self) -> None:
+        world = self._world
+        if world.now >= world.healed_at:
+            return
+        world.at(world.now + self._pause(), self._strike)
+        kind = self._rng.choice(self._kinds)
+        host = self._rng.choice(world.hosts)
+        world.tell(host, -1, f"fault: {kind}")
+        world.events += 1
+        FAULTS[kind](self, host)
+
+    def _later(self, mean_s: float, what: Callable[..., None], *args: object) -> None:
+        """If the world has not been healed by then: that mends everything."""
+        self._world.at(self._world.now + self._rng.expovariate(1 / mean_s), self._unless_healed, what, args)
+
+    def _unless_healed(self, what: Callable[..., None], args: tuple[object, ...]) -> None:
+        if self._world.now < self._world.healed_at:
+            what(*args)
+
+    # --------------------------------------------------------------------------------------------- processes
+    def crash(self, host: Host) -> None:
+        self._world.crash(host, noticed=self._rng.random() < 0.7)
+        self._later(self._rng.choice((0.05, 1.0)), self._world.start, host)
+
+    def crash_all(self, host: Host) -> None:
+        for host in self._world.hosts:
+            self.crash(host)
+
+    def pause(self, host: Host) -> None:
+        until = self._world.now + self._rng.choice((0.1, 0.5, 3.0)) * self._rng.random()
+        self._world.paused[host.number] = max(self._world.paused[host.number], until)
+
+    def shy(self, host: Host) -> None:
+        """It is asked not to lead for a while: its disk fills up, or it is about to leave."""
+        for copy in host.copies:
+            copy.replica.set_may_lead(False)
+        self._later(1.0, self._bold, host)
+
+    def _bold(self, host: Host) -> None:
+        for copy in host.copies:
+            copy.replica.set_may_lead(True)
+
+    # ----------------------------------------------------------------------------------------------- network
+    def _cut(self, pairs: list[tuple[int, int]]) -> None:
+        for a, b in pairs:
+            self._world.network.cut(a, b, self._world.now)
+        self._later(self._rng.choice((0.3, 2.0)), self._mend, pairs)
+
+    def _mend(self, pairs: list[tuple[int, int]]) -> None:
+        for a, b in pairs:
+            self._world.network.links[a][b].cut = False
+
+    def one_way(self, host: Host) -> None:
+        others = [h.number for h in self._world.hosts if h is not host and self._rng.random() < 0.7]
+        out = self._rng.random() < 0.5
+        self._cut([(host.number, n) if out else (n, host.number) for n in others])
+
+    def isolate(self, host: Host) -> None:
+        others = [h.number for h in self._world.hosts if h is not host]
+        self._cut([p for n in others for p in ((host.number, n), (n, host.number))])
+
+    def split(self, host: Host) -> None:
+        """Two halves; now and then with a bridge that hears both."""
+        numbers = [h.number for h in self._world.hosts]
+        self._rng.shuffle(numbers)
+        bridge = self._rng.random() < 0.3
+        middle = self._rng.randint(0, len(numbers))
+        left, right = numbers[:middle], numbers[middle + bridge :]
+        self._cut([p for a in left for b in right for p in ((a, b), (b, a))])
+
+    def break_link(self, host: Host) -> None:
+        others = [h for h in self._world.hosts if h is not host]
+        if others:
+            other = self._rng.choice(others)
+            if host.up and other.up:
+                self._world.break_link(host.number, other.number, back_s=self._rng.random() * 0.3)
+
+    # -------------------------------------------------------------------------------------------------- disks
+    def slow_disk(self, host: Host) -> None:
+        self._world.stuck_disks.add(host.number)
+        self._later(1.0, self._world.stuck_disks.discard, host.number)
+
+    def full_disk(self, host: Host) -> None:
+        host.full = True
+        self._later(0.5, setattr, host, "full", False)
+
+    def flip(self, host: Host) -> None:
+        """A bit of a stored entry: seen at the next start, or when it is read for somebody."""
+        found = [s for s, image in host.disk.images.items() if image.items]
+        if not found or not self._world.can_spare(host):
+            return
+        image = host.disk.images[self._rng.choice(found)]
+        back = min(self._rng.choice((1, 3, 1_000)), len(image.items))
+        image.damaged.add(image.last_index + 1 - self._rng.randint(1, back))
+        if self._rng.random() < 0.8:
+            self.crash(host)
+
+    def wipe(self, host: Host) -> None:
+        if self._world.can_spare(host):
+            self._world.wipe(host)
+            self._later(0.3, self._world.start, host)
+
+    def take_copy(self, host: Host) -> None:
+        self._copies[host.number] = (host.epoch, host.disk.copy_images(), host.disk_number)
+
+    def roll_back(self, host: Host) -> None:
+        """An old copy of the directory is put back; a while later somebody gives it a new name."""
+        epoch, images, disk_number = self._copies.get(host.number, (0, {}, -1))
+        if disk_number != host.disk_number or host.rolled_back or not self._world.can_spare(host):
+            self.take_copy(host)
+            return
+        del self._copies[host.number]
+        self._world.crash(host)
+        host.epoch, host.disk.images, host.rolled_back = epoch, images, True
+        self._later(0.1, self._world.start, host)
+        self._later(2.0, self._rename, host)
+
+    def _rename(self, host: Host) -> None:
+        if host.rolled_back:
+            self._world.wipe(host)
+            self._later(0.1, self._world.start, host)
+
+    # ------------------------------------------------------------------------------------------------- members
+    def members(self, host: Host) -> None:
+        """Somebody wants other members for a slot."""
+        world, rng = self._world, self._rng
+        numbers = [h.number for h in world.hosts]
+        rng.shuffle(numbers)
+        least = world.plan.voters if world.plan.hosts < 5 else 3
+        voters = rng.randint(least, min(VOTERS_MAX, 5 if world.plan.hosts == 5 else least))
+        learners = rng.randint(0, len(numbers) - voters)
+        world.wanted[rng.randrange(world.plan.slots)] = (
+            numbers[:voters],
+            numbers[voters : voters + learners],
+        )
+
+
+FAULTS: dict[str, Callable[[Nemesis, Host], None]] = {
+    "break_link": Nemesis.break_link,
+    "crash": Nemesis.crash,
+    "crash_all": Nemesis.crash_all,
+    "flip": Nemesis.flip,
+    "full_disk": Nemesis.full_disk,
+    "isolate": Nemesis.isolate,
+    "members": Nemesis.members,
+    "one_way": Nemesis.one_way,
+    "pause": Nemesis.pause,
+    "roll_back": Nemesis.roll_back,
+    "shy": Nemesis.shy,
+    "slow_disk": Nemesis.slow_disk,
+    "split": Nemesis.split,
+    "transfer": lambda nemesis, host: None,  # by the clients
+    "wipe": Nemesis.wipe,
+}
+
+
+def run(seed: int, **options: object) -> World:
+    """One schedule to its end. Raises: Wrong, or what a machine raised."""
+    events = options.pop("events", 4_500)
+    hosts = options.pop("hosts", None)
+    world = World(seed, draw(seed, events=events, hosts=hosts), **options)
+    Nemesis(world)
+    world.run()
+    return world

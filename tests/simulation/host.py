@@ -1,0 +1,389 @@
+"""A host: one support machine, a copy of each slot, a disk; the shell that carries effects out.
+
+This is what the peer's shell does, with a disk and a network that can be broken. What differs between a
+schedule drawn at random and a script read from a file (who delivers, when a sync ends, when time passes) is
+the `Environment`'s.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from meshq.entries import EntryKind
+from meshq.ids import PeerId, Slot
+from meshq.replication.machine import Replica
+from meshq.replication.quorum import Node, decode_config
+from meshq.replication.state import Settings
+from meshq.replication.support import (
+    Beat,
+    LeadsOnly,
+    Led,
+    PeerRestarted,
+    SendBeat,
+    Support,
+    SupportEffect,
+    SupportSettings,
+)
+from meshq.replication.window import Log
+from meshq.replication.words import (
+    Commit,
+    Damaged,
+    Effect,
+    Event,
+    Item,
+    LeaderGone,
+    LogRead,
+    Message,
+    Persist,
+    Persisted,
+    ReadFailed,
+    ReadLog,
+    ReadReady,
+    ReadSnapshot,
+    Role,
+    Send,
+    SnapshotMeta,
+    SnapshotRead,
+    SnapshotStored,
+    StoreSnapshot,
+    SupportGiven,
+    SupportGot,
+    TellConfig,
+    TellRole,
+)
+from tests.simulation.disk import Applied, Apply, Disk, Image, Op, Trim, pack_state
+from tests.simulation.oracle import Oracle, advance
+
+
+def peer_of(number: int) -> PeerId:
+    return PeerId(number.to_bytes(16, "big"))
+
+
+def number_of(peer: PeerId) -> int:
+    return int.from_bytes(peer, "big")
+
+
+def node_of(number: int, disk: int = 0) -> Node:
+    return Node(peer_of(number), bytes([disk]))
+
+
+@dataclass(slots=True)
+class Copy:
+    """One slot on one host, while the process runs."""
+
+    slot: int
+    node: Node
+    replica: Replica
+    applied: Applied
+    next_offset: int = 0  # at a leader: of the record that comes next
+    timer: float = float("inf")  # when the environment will look at its deadline
+    snapshot: tuple[SnapshotMeta, bytes] | None = None  # what is being sent
+    live: bool = True
+
+
+class Environment(Protocol):
+    oracle: Oracle
+    now: float
+    keep_entries: int  # entries behind which the log is trimmed
+    piece_bytes: int  # of a snapshot
+
+    def send(self, host: Host, copy: Copy, to: Node, message: Message) -> None: ...
+    def send_beat(self, host: Host, peer: PeerId, beat: Beat) -> None: ...
+    def want_sync(self, host: Host) -> None: ...
+    def answer(self, host: Host, copy: Copy, event: Event) -> None: ...
+    def set_timer(self, host: Host, copy: Copy) -> None: ...
+    def on_committed(self, host: Host, copy: Copy, items: tuple[Item, ...], news: int) -> None: ...
+    def tell(self, host: Host, slot: int, what: object) -> None: ...
+
+
+@dataclass
+class Host:
+    env: Environment
+    number: int
+    rng: random.Random
+    settings: Settings
+    support_settings: SupportSettings = field(default_factory=SupportSettings)
+    rate: float = 1.0  # its clock's seconds in a second
+    ahead_s: float = 0.0
+    wall_ahead_ms: int = 0
+    disk: Disk = field(default_factory=Disk)
+    disk_number: int = 0
+    epoch: int = 0
+    up: bool = False
+    rolled_back: bool = False
+    full: bool = False
+    copies: list[Copy] = field(default_factory=list)
+    support: Support = field(init=False)
+    partners: tuple[PeerId, ...] = ()
+    boots: int = 0  # how often it started: what belongs to an earlier process is void
+
+    @property
+    def peer(self) -> PeerId:
+        return peer_of(self.number)
+
+    @property
+    def node(self) -> Node:
+        return node_of(self.number, self.disk_number)
+
+    def local(self, t: float) -> float:
+        return t * self.rate + self.ahead_s
+
+    def wall_ms(self) -> int:
+        return int(self.env.now * 1_000) + self.wall_ahead_ms
+
+    # ------------------------------------------------------------------------------------ start and end
+    def start(self) -> None:
+        self.boots += 1
+        self.epoch += 1
+        self.up = True
+        self.full = False
+        self.support = Support(
+            epoch=self.epoch,
+            now=self.local(self.env.now),
+            led=self.led,
+            believed=self.believed,
+            settings=self.support_settings,
+        )
+        self.copies = []
+        for slot in sorted(self.disk.images):
+            self.copies.append(self._load(slot))
+        self.on_support(self.support.on_partners(self.partners))
+
+    def crash(self, keep: int = 0) -> None:
+        self.disk.crash(keep)
+        self.up = False
+        for copy in self.copies:
+            copy.live = False
+        self.copies = []
+
+    def _load(self, slot: int) -> Copy:
+        """A replica from what is on disk, as the peer's shell makes it."""
+        image, node = self.disk.images[slot], self.node
+        self.env.oracle.check_state(slot, node, image.applied)
+        applied = image.applied.position
+        repair_until = self._scan(image)
+        if repair_until:
+            good = min(image.damaged) - 1
+        else:
+            good = image.last_index
+        items = image.items[applied.index - image.start.index : good - image.start.index]
+        terms: list[tuple[int, int]] = []
+        for item in image.items[: applied.index - image.start.index]:
+            if not terms or terms[-1][1] != item.entry.term:
+                terms.append((item.entry.index, item.entry.term))
+        log = Log(image.start, base=applied, terms=terms, items=items, timestamp_ms=image.applied.timestamp_ms)
+        configs = [c for c in image.configs() if c[0] <= good]
+        partial = image.partial and (image.partial[0], len(image.partial[1]))
+        replica = Replica(
+            Slot(slot),
+            node,
+            hard=image.hard,
+            log=log,
+            configs=configs,
+            applied=applied.index,
+            rng=self.rng,
+            now=self.local(self.env.now),
+            settings=self.settings,
+            rank=(self.number + slot) % 3,
+            supports=self.support.given(),
+            supported_by=self.support.got(),
+            frozen=self.rolled_back,
+            repair_until=repair_until,
+            partial=partial,
+        )
+        copy = Copy(slot, node, replica, image.applied)
+        self.env.set_timer(self, copy)
+        return copy
+
+    @staticmethod
+    def _scan(image: Image) -> int:
+        """Damage behind what is applied has to be repaired; before it, the log is let go of."""
+        applied = image.applied.position
+        if any(i <= applied.index for i in image.damaged):
+            image.trim(applied)
+        return image.last_index if image.damaged else 0
+
+    def rebuild(self, slot: int) -> Copy:
+        """The disk refused a write of this slot: it begins again from what is there."""
+        self.disk.refuse(slot)
+        for place, copy in enumerate(self.copies):
+            if copy.slot == slot:
+                copy.live = False
+                self.copies[place] = self._load(slot)
+                return self.copies[place]
+        raise KeyError(slot)
+
+    def copy(self, slot: int) -> Copy:
+        return next(c for c in self.copies if c.slot == slot)
+
+    # ----------------------------------------------------------------------------------------- effects
+    def handle(self, copy: Copy, event: Event) -> None:
+        now = self.env.now
+        effects = copy.replica.handle(event, now=now * self.rate + self.ahead_s, wall_ms=self.wall_ms())
+        if effects:
+            self.carry_out(copy, effects)
+        self.env.set_timer(self, copy)
+
+    def flush(self, copy: Copy) -> None:
+        self.carry_out(copy, copy.replica.flush(now=self.local(self.env.now), wall_ms=self.wall_ms()))
+        self.env.set_timer(self, copy)
+
+    def carry_out(self, copy: Copy, effects: list[Effect]) -> None:
+        env, slot = self.env, copy.slot
+        for e in effects:
+            kind = type(e)
+            if kind is Send:
+                env.oracle.on_send(slot, copy.node, e.to, self.disk.images[slot], e.message)
+                env.send(self, copy, e.to, e.message)
+            elif kind is Persist:
+                env.oracle.on_persist(slot, e)
+                if self.full and any(i.payload for i in e.items):
+                    self.rebuild(slot)
+                    return
+                self.write(slot, e)
+            elif kind is Commit:
+                self._apply(copy, e.items)
+            elif kind is TellRole:
+                env.oracle.on_role(slot, copy.node, copy.replica, e)
+                if e.serves:
+                    copy.next_offset = copy.applied.count
+            elif kind is ReadLog:
+                env.answer(self, copy, self._read_log(copy, e))
+            elif kind is ReadSnapshot:
+                env.answer(self, copy, self._read_snapshot(copy, e))
+            elif kind is StoreSnapshot:
+                self.write(slot, e)
+            elif kind is ReadReady:
+                env.oracle.on_read_over(slot, e.refs, e.index)
+            elif kind is ReadFailed:
+                env.oracle.on_read_over(slot, e.refs, None)
+            else:
+                assert kind is TellConfig or kind is Damaged, e
+            env.tell(self, slot, e)
+
+    def write(self, slot: int, op: Op) -> None:
+        if self.disk.write(self.env.now, slot, op):
+            self.env.want_sync(self)
+
+    def _apply(self, copy: Copy, items: tuple[Item, ...]) -> None:
+        image = self.disk.images[copy.slot]
+        news = self.env.oracle.on_commit(copy.slot, copy.node, copy.replica.config, image, items)
+        applied, config = copy.applied, None
+        for item in items:
+            if item.entry.index != applied.position.index + 1:
+                raise AssertionError(f"entry {item.entry.index} after {applied.position.index}")
+            applied = advance(applied, item)
+            if item.entry.kind is EntryKind.CONFIG:
+                config = (item.entry.index, decode_config(item.entry.body))
+        copy.applied = applied
+        self.write_applied(copy.slot, applied, config)
+        self.env.on_committed(self, copy, items, news)
+
+    def write_applied(self, slot: int, applied: Applied, config: object) -> None:
+        self.write(slot, Apply(applied, config))
+
+    def _read_log(self, copy: Copy, e: ReadLog) -> LogRead:
+        image = self.disk.images[copy.slot]
+        begin = e.from_index - image.start.index - 1
+        if begin < 0 or e.from_index > image.last_index:
+            return LogRead(e.to, image.start, ())
+        items: list[Item] = []
+        size = 0
+        for item in image.items[begin:]:
+            if item.entry.index in image.damaged or (items and size > e.bytes_max):
+                break
+            items.append(item)
+            size += len(item.payload) + len(item.entry.body)
+        if not items:  # it cannot be read: who lacks it gets the state instead
+            self.write(copy.slot, Trim(image.applied.position))
+        return LogRead(e.to, image.position(e.from_index - 1), tuple(items))
+
+    def _read_snapshot(self, copy: Copy, e: ReadSnapshot) -> SnapshotRead:
+        image = self.disk.images[copy.slot]
+        position = e.position
+        if e.meta is None or copy.snapshot is None or copy.snapshot[0] != e.meta:
+            meta = SnapshotMeta(image.applied.position, image.config[1], image.applied.timestamp_ms)
+            copy.snapshot = (meta, pack_state(image.applied))
+            position = 0
+        meta, data = copy.snapshot
+        end = position + self.env.piece_bytes
+        return SnapshotRead(e.to, meta, position, data[position:end], end >= len(data))
+
+    # -------------------------------------------------------------------------------------------- disk
+    def on_synced(self, done: list[tuple[int, Op]]) -> None:
+        """Tell every slot what is durable now, once."""
+        tokens: dict[int, int] = {}
+        for slot, op in done:
+            kind = type(op)
+            if kind is Persist:
+                tokens[slot] = op.token
+            elif kind is StoreSnapshot:
+                if slot in tokens:
+                    self.handle(self.copy(slot), Persisted(tokens.pop(slot)))
+                self._on_snapshot_stored(self.copy(slot), op)
+            elif kind is Trim:
+                replica = self.copy(slot).replica
+                if op.start.index > replica.log.start.index:
+                    replica.trim(op.start)
+            else:
+                self._maybe_trim(slot)
+        for slot, token in tokens.items():
+            self.handle(self.copy(slot), Persisted(token))
+
+    def _on_snapshot_stored(self, copy: Copy, op: StoreSnapshot) -> None:
+        if op.done:
+            copy.applied = self.disk.images[copy.slot].applied
+            self.env.oracle.check_state(copy.slot, copy.node, copy.applied)
+            copy.snapshot = None
+        self.handle(copy, SnapshotStored(op.meta, op.position + len(op.data), op.done))
+
+    def _maybe_trim(self, slot: int) -> None:
+        image = self.disk.images[slot]
+        keep = self.env.keep_entries
+        at = image.applied.position.index
+        if at - image.start.index > 2 * keep:
+            self.write(slot, Trim(image.position(at - keep)))
+
+    # ------------------------------------------------------------------------------------------ support
+    def led(self, peer: PeerId) -> Led:
+        """What this host leads of the slots that are there too."""
+        return tuple(
+            (Slot(c.slot), c.replica.term)
+            for c in self.copies
+            if c.replica.role is Role.LEADER and any(n.peer == peer for n in c.replica.config.nodes())
+        )
+
+    def believed(self, peer: PeerId) -> Led:
+        return tuple(
+            (Slot(c.slot), c.replica.term)
+            for c in self.copies
+            if c.replica.leader is not None and c.replica.leader.peer == peer
+        )
+
+    def on_support(self, effects: list[SupportEffect]) -> None:
+        for e in effects:
+            kind = type(e)
+            if kind is SendBeat:
+                self.env.send_beat(self, e.peer, e.beat)
+                continue
+            self.env.tell(self, -1, e)
+            if kind is SupportGiven or kind is SupportGot:
+                for copy in list(self.copies):
+                    self.handle(copy, e)
+            elif kind is PeerRestarted:
+                self._forget_leader(e.peer, frozenset())
+            else:
+                assert kind is LeadsOnly
+                self._forget_leader(e.peer, e.slots)
+
+    def _forget_leader(self, peer: PeerId, leads: frozenset[tuple[int, int]]) -> None:
+        for copy in list(self.copies):
+            leader, term = copy.replica.leader, copy.replica.term
+            if leader is not None and leader.peer == peer and (copy.slot, term) not in leads:
+                self.handle(copy, LeaderGone(peer, term))
+
+    def is_stalled(self) -> bool:
+        since = self.disk.since
+        return since is not None and (self.env.now - since) * self.rate > self.support_settings.stall_s

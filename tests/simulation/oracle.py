@@ -1,0 +1,176 @@
+"""What must hold after every step, by what an all-seeing observer knows.
+
+    one leader           at most one node leads a slot in a term
+    log matching         an index and a term name one chain, wherever they are written
+    leader completeness  who comes to lead has everything that was decided
+    state machine        what is decided at an index is the same bytes everywhere, and never changes
+    durability           what is decided is on the disks of a majority; what is applied is on this one
+    promises             a vote, a candidacy, an acknowledgement leave after their cause is on disk
+    density              offsets are 0, 1, 2, ...; time never goes back
+    linearizable reads   a read sees everything that was decided before it was asked
+
+The second block of names is Ongaro's (2014, figure 3.2). `strict=False` leaves out durability and promises,
+which see many faults before they did any harm: without them it shows what the harm is.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from meshq.entries import EntryKind
+from meshq.replication.quorum import Config, Node
+from meshq.replication.words import (
+    AppendReply,
+    Item,
+    Message,
+    Persist,
+    Position,
+    RequestVote,
+    Role,
+    TellRole,
+    VoteReply,
+)
+from tests.simulation.disk import Applied, Image, Wrong
+
+if TYPE_CHECKING:
+    from meshq.replication.machine import Replica
+
+NUMBER = 8  # bytes of a record's number, and of its offset, in an entry's body
+HasIt = Callable[[int, Node, int, bytes], bool]  # (slot, node, index, chain): on that node's disk
+
+
+def record_body(number: int, offset: int, payload: bytes) -> bytes:
+    return (
+        number.to_bytes(NUMBER, "big")
+        + offset.to_bytes(NUMBER, "big")
+        + zlib.crc32(payload).to_bytes(4, "big")
+    )
+
+
+def advance(applied: Applied, item: Item) -> Applied:
+    """The state after one more entry: what every host computes for itself."""
+    entry = item.entry
+    count = applied.count
+    if entry.kind is EntryKind.PUBLISH:
+        offset = int.from_bytes(entry.body[NUMBER : 2 * NUMBER], "big")
+        if offset != count:
+            raise Wrong(f"offset {offset} at entry {entry.index}, where {count} is next")
+        if zlib.crc32(item.payload) != int.from_bytes(entry.body[2 * NUMBER :], "big"):
+            raise Wrong(f"entry {entry.index} has another record's payload")
+        count += 1
+    position = Position(entry.index, entry.term, entry.chain)
+    return Applied(position, count, zlib.crc32(entry.chain, applied.digest), entry.timestamp_ms)
+
+
+class Oracle:
+    def __init__(self, slots: int, has_it: HasIt, *, strict: bool = True) -> None:
+        self._has_it = has_it
+        self._strict = strict
+        self.decided: list[list[Item]] = [[] for _ in range(slots)]
+        self.states: list[list[Applied]] = [[Applied()] for _ in range(slots)]  # after each index
+        self.leaders: dict[tuple[int, int], Node] = {}
+        self._chains: list[dict[tuple[int, int], bytes]] = [{} for _ in range(slots)]
+        self._floors: dict[object, int] = {}  # of reads under way
+
+    # ------------------------------------------------------------------------------------------- roles
+    def on_role(self, slot: int, node: Node, replica: Replica, told: TellRole) -> None:
+        if told.role is not Role.LEADER:
+            return
+        other = self.leaders.setdefault((slot, told.term), node)
+        if other != node:
+            raise Wrong(f"slot {slot} has two leaders in term {told.term}: {show(other)} and {show(node)}")
+        decided = self.decided[slot]
+        if decided:
+            last = decided[-1].entry
+            here = replica.log.position(last.index)
+            if replica.log.term_at(last.index) != last.term or (here and here.chain != last.chain):
+                raise Wrong(f"{show(node)} leads slot {slot} in term {told.term} without entry {last.index}")
+
+    # -------------------------------------------------------------------------------------------- logs
+    def on_persist(self, slot: int, persist: Persist) -> None:
+        chains = self._chains[slot]
+        for item in persist.items:
+            entry = item.entry
+            if chains.setdefault((entry.index, entry.term), entry.chain) != entry.chain:
+                raise Wrong(f"slot {slot}: two entries {entry.index} of term {entry.term}")
+
+    def on_commit(
+        self, slot: int, node: Node, config: Config, image: Image, items: tuple[Item, ...]
+    ) -> int:
+        """Returns how many of them were not known to be decided before."""
+        decided = self.decided[slot]
+        known = len(decided)
+        for item in items:
+            entry = item.entry
+            index = entry.index
+            if index <= len(decided):
+                there = decided[index - 1]
+                if there.entry.chain != entry.chain or there.payload != item.payload:
+                    raise Wrong(
+                        f"slot {slot}: entry {index} was decided in term {there.entry.term},"
+                        f" and {show(node)} decides another one of term {entry.term}"
+                    )
+                continue
+            if index != len(decided) + 1:
+                raise Wrong(f"slot {slot}: entry {index} is decided, {len(decided) + 1} is not")
+            if decided and decided[-1].entry.timestamp_ms > entry.timestamp_ms:
+                raise Wrong(f"slot {slot}: time goes back at entry {index}")
+            decided.append(item)
+            self.states[slot].append(advance(self.states[slot][-1], item))
+        last = items[-1].entry
+        if self._strict:
+            if not image.has(last.index, last.chain) and last.index not in image.damaged:
+                raise Wrong(f"{show(node)} applies entry {last.index} of slot {slot} before it is durable")
+            if len(decided) > known:
+                self._check_majority(slot, config, last.index, last.chain)
+        return len(decided) - known
+
+    def _check_majority(self, slot: int, config: Config, index: int, chain: bytes) -> None:
+        for voters in (config.voters, config.outgoing):
+            having = [v for v in voters if self._has_it(slot, v, index, chain)]
+            if voters and len(having) * 2 <= len(voters):
+                raise Wrong(
+                    f"slot {slot}: entry {index} counts as decided, {len(having)} of {len(voters)} voters have it"
+                )
+
+    def check_state(self, slot: int, node: Node, applied: Applied) -> None:
+        """The state that a host starts from, or was sent."""
+        index = applied.position.index
+        if index >= len(self.states[slot]) or self.states[slot][index] != applied:
+            raise Wrong(f"{show(node)} has another state of slot {slot} at entry {index}: {applied}")
+
+    # ---------------------------------------------------------------------------------------- promises
+    def on_send(self, slot: int, frm: Node, to: Node, image: Image, message: Message) -> None:
+        if not self._strict:
+            return
+        hard = image.hard
+        kind = type(message)
+        if kind is AppendReply:
+            if hard.term < message.term:
+                raise Wrong(f"{show(frm)} answers in term {message.term}, on its disk is {hard.term}")
+            if message.ok and image.last_index < message.match:
+                raise Wrong(
+                    f"{show(frm)} acknowledges {message.match} of slot {slot}, on its disk are {image.last_index}"
+                )
+        elif kind is VoteReply:
+            if message.granted and not message.pre and (hard.term, hard.vote) != (message.term, to):
+                raise Wrong(f"{show(frm)} votes for {show(to)} in term {message.term}, on its disk is {hard}")
+        elif kind is RequestVote and not message.pre and (hard.term, hard.vote) != (message.term, frm):
+            raise Wrong(f"{show(frm)} asks for votes in term {message.term}, on its disk is {hard}")
+
+    # ------------------------------------------------------------------------------------------- reads
+    def on_read(self, slot: int, ref: object) -> None:
+        self._floors[ref] = len(self.decided[slot])
+
+    def on_read_over(self, slot: int, refs: tuple[object, ...], index: int | None) -> None:
+        for ref in refs:
+            floor = self._floors.pop(ref)
+            if index is not None and index < floor:
+                raise Wrong(f"slot {slot}: a read sees {index} entries, {floor} were decided before it")
+
+
+def show(node: Node) -> str:
+    """n1, or n1' after its disk was replaced once."""
+    return f"n{int.from_bytes(node.peer, 'big')}" + "'" * int.from_bytes(node.disk, "big")

@@ -1,0 +1,516 @@
+"""One schedule: hosts, network and clients on one heap of events, drawn from one random source.
+
+    safety phase     clients write and read, an operator changes members, faults strike (faults.py)
+    liveness phase   faults end for a majority; within LIVENESS_S every slot decides a new record and every
+                     live member applies it
+
+The oracle looks on after every step. The same seed gives the same events in the same order, and `trace` is
+their hash.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+from meshq.entries import EntryKind
+from meshq.errors import MeshqError
+from meshq.ids import PeerId
+from meshq.replication.quorum import Config, Node, config_of
+from meshq.replication.state import Settings
+from meshq.replication.support import Beat
+from meshq.replication.words import Event, Item, Message, PeerLinked, Received, Role, Ticked
+from tests.simulation.disk import NOBODY, Image, Wrong
+from tests.simulation.host import Copy, Host, node_of, peer_of
+from tests.simulation.network import Link, Network, Weather
+from tests.simulation.oracle import Oracle, record_body, show
+
+LIVENESS_S = 10.0
+SAFETY_S = 120.0  # the safety phase ends then, however little happened
+BUSY_MAX = 200_000  # events of one phase, some forty times what is usual
+_TICKED = Ticked()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one schedule is like. `draw` makes it of a seed; each fault is in about half of them."""
+
+    hosts: int
+    slots: int
+    voters: int
+    weather: Weather
+    faults: frozenset[str]
+    fault_s: float  # mean time between faults
+    client_s: float  # mean time between a client's calls
+    burst: int
+    events: int  # of the safety phase
+    drift: float
+    fsync_s: float
+
+
+class World:
+    def __init__(self, seed: int, plan: Plan, *, strict: bool = True, tell: Callable[..., None] | None = None):
+        self.rng = rng = random.Random(seed)
+        self.plan = plan
+        self.now = 0.0
+        self.events = 0
+        self.trace = 0
+        self.acked = 0
+        self.reads = 0
+        self.keep_entries = rng.randint(4, 30)
+        self.piece_bytes = rng.choice((16, 24, 1 << 20))
+        self.teller = tell
+        self.oracle = Oracle(plan.slots, self._has_it, strict=strict)
+        self.network = Network(plan.hosts, plan.weather, rng)
+        self.heap: list[tuple[float, int, Callable[..., None], tuple]] = []
+        self._seq = 0
+        self._number = 0
+        self._ref = 0
+        self.paused = [0.0] * plan.hosts
+        self.stuck_disks: set[int] = set()
+        self.wanted: list[tuple[list[int], list[int]]] = []  # (voters, learners) by slot, hosts
+        self.finals: dict[int, tuple[int, float]] = {}  # by slot: (index, when it was proposed)
+        self.clients_run = True
+        self.healed_at = inf
+        self.hosts = [self._make_host(n) for n in range(plan.hosts)]
+        self._by_peer = {h.peer: h for h in self.hosts}
+        self._found()
+        for host in self.hosts:
+            host.start()
+            self.at(0.0, self._support_tick, host, host.boots)
+        for a in range(plan.hosts):
+            for b in range(a):
+                self.at(0.001, self._relink, a, b)
+        self.at(rng.random() * 0.1, self._client)
+        self.at(0.5, self._operator)
+
+    def _make_host(self, number: int) -> Host:
+        rng, drift = self.rng, self.plan.drift
+        settings = Settings(
+            append_bytes=rng.choice((200, 1_000, 1 << 20)),
+            in_flight_bytes=rng.choice((500, 1 << 20)),
+            in_flight_count=rng.choice((2, 64)),
+            memory_bytes=rng.choice((0, 1_000, 1 << 20)),
+            lag_count=8,
+        )
+        host = Host(self, number, rng, settings)
+        host.rate = 1.0 + rng.uniform(-drift, drift)
+        host.ahead_s = rng.uniform(0, 1_000)
+        host.wall_ahead_ms = rng.randint(-3_600_000, 3_600_000) + 4_000_000
+        host.partners = tuple(peer_of(n) for n in range(self.plan.hosts) if n != number)
+        return host
+
+    def _found(self) -> None:
+        """Every directory holds the slots' first configurations."""
+        plan = self.plan
+        for slot in range(plan.slots):
+            order = [(slot + n) % plan.hosts for n in range(plan.hosts)]
+            voters, learners = order[: plan.voters], order[plan.voters :][:1]
+            self.wanted.append((voters, learners))
+            genesis = config_of([node_of(n) for n in voters], [node_of(n) for n in learners])
+            for host in self.hosts:
+                host.disk.images[slot] = Image((0, genesis if host.number in voters + learners else NOBODY))
+
+    # --------------------------------------------------------------------------------------------- loop
+    def at(self, t: float, what: Callable[..., None], *args: object) -> None:
+        self._seq += 1
+        heapq.heappush(self.heap, (t, self._seq, what, args))
+
+    def run(self) -> None:
+        """Raises: Wrong, or whatever a machine raises."""
+        self._run_until(lambda: self.events >= self.plan.events or self.now > SAFETY_S)
+        self.heal()
+        self._run_until(self._is_live)
+        self._check_end()
+
+    def _run_until(self, over: Callable[[], bool]) -> None:
+        heap, pop = self.heap, heapq.heappop
+        count = 0
+        while True:
+            count += 1
+            if count & 15 == 0 and over():
+                return
+            if count > BUSY_MAX:
+                raise Wrong(f"{count} events and no end: somebody is busy with nothing")
+            t, _, what, args = pop(heap)
+            self.now = t
+            what(*args)
+
+    def _step(self, host: Host, copy: Copy, event: Event) -> None:
+        """One event at one replica."""
+        self.events += 1
+        if self.teller is not None:
+            self.teller(self, host, copy, event)
+        host.handle(copy, event)
+        r = copy.replica
+        self.trace = hash((self.trace, self.now, host.number, copy.slot, r.term, r.commit_index, r.last.index))
+
+    # ------------------------------------------------------------------------------- the hosts' environment
+    def tell(self, host: Host, slot: int, what: object) -> None:
+        if self.teller is not None:
+            self.teller(self, host, slot, what)
+
+    def send(self, host: Host, copy: Copy, to: Node, message: Message) -> None:
+        there = self._by_peer[to.peer]
+        link = self.network.links[host.number][there.number]
+        for t in self.network.arrivals(link, self.now):
+            self.at(t, self._deliver, link, link.broken, there, copy.slot, to, copy.node, message)
+
+    def _deliver(
+        self, link: Link, broken: int, host: Host, slot: int, to: Node, frm: Node, message: Message
+    ) -> None:
+        if link.broken != broken or not host.up or host.disk_number != to.disk[0]:
+            return
+        if self.paused[host.number] > self.now:
+            args = (link, broken, host, slot, to, frm, message)
+            self.at(self.paused[host.number], self._deliver, *args)
+            return
+        self._step(host, host.copies[slot], Received(frm, message))
+
+    def send_beat(self, host: Host, peer: PeerId, beat: Beat) -> None:
+        if host.is_stalled():
+            raise Wrong(f"n{host.number}'s disk is stalled, and it says that it is alive")
+        there = self._by_peer[peer]
+        link = self.network.links[host.number][there.number]
+        for t in self.network.arrivals(link, self.now):
+            self.at(t, self._deliver_beat, link, link.broken, there, host, beat)
+
+    def _deliver_beat(self, link: Link, broken: int, host: Host, frm: Host, beat: Beat) -> None:
+        if link.broken != broken or not host.up:
+            return
+        if self.paused[host.number] > self.now:
+            self.at(self.paused[host.number], self._deliver_beat, link, broken, host, frm, beat)
+            return
+        self.events += 1
+        host.on_support(host.support.on_beat(frm.peer, beat, now=host.local(self.now)))
+        back = self.network.links[host.number][frm.number]
+        self._check_support(host, frm, back)
+
+    def _check_support(self, host: Host, frm: Host, back: Link) -> None:
+        """Whom a host treats as alive has heard it not long ago: support needs both directions."""
+        if back.cut and back.cut_at + 3.0 < self.now and frm.peer in host.support.given():
+            raise Wrong(f"n{host.number} supports n{frm.number}, which has not heard it for 3 s")
+
+    def _support_tick(self, host: Host, boots: int) -> None:
+        if not host.up or host.boots != boots:
+            return
+        if self.paused[host.number] > self.now:
+            self.at(self.paused[host.number], self._support_tick, host, boots)
+            return
+        self.events += 1
+        host.support.on_disk(stalled=host.is_stalled())
+        host.on_support(host.support.on_tick(now=host.local(self.now)))
+        t = (host.support.deadline() - host.ahead_s) / host.rate
+        self.at(max(t, self.now + 0.001), self._support_tick, host, boots)
+
+    def want_sync(self, host: Host) -> None:
+        delay = self.plan.fsync_s * (0.5 + self.rng.random())
+        if host.number in self.stuck_disks:
+            delay += self.rng.random() * 2.0
+        self.at(self.now + delay, self._synced, host, host.boots)
+
+    def _synced(self, host: Host, boots: int) -> None:
+        if not host.up or host.boots != boots:
+            return
+        if self.paused[host.number] > self.now:
+            self.at(self.paused[host.number], self._synced, host, boots)
+            return
+        self.events += 1
+        done = host.disk.end_sync()
+        if host.disk.since is not None:
+            self.want_sync(host)
+        host.on_synced(done)
+        self.trace = hash((self.trace, self.now, host.number, len(done)))
+
+    def answer(self, host: Host, copy: Copy, event: Event) -> None:
+        self.at(self.now + self.rng.random() * 0.002, self._answer, host, copy, event)
+
+    def _answer(self, host: Host, copy: Copy, event: Event) -> None:
+        if not copy.live:
+            return
+        if self.paused[host.number] > self.now:
+            self.at(self.paused[host.number], self._answer, host, copy, event)
+            return
+        self._step(host, copy, event)
+
+    def set_timer(self, host: Host, copy: Copy) -> None:
+        due = copy.replica.deadline()
+        if due < copy.timer:
+            copy.timer = due
+            t = (due - host.ahead_s) / host.rate + 1e-6  # rounding must not make it early
+            self.at(t if t > self.now else self.now, self._timer, host, copy, due)
+
+    def _timer(self, host: Host, copy: Copy, due: float) -> None:
+        if not copy.live or copy.timer != due:
+            return
+        if self.paused[host.number] > self.now:
+            self.at(self.paused[host.number], self._timer, host, copy, due)
+            return
+        copy.timer = inf
+        if copy.replica.deadline() <= host.local(self.now):
+            self._step(host, copy, _TICKED)
+        self.set_timer(host, copy)
+
+    def on_committed(self, host: Host, copy: Copy, items: tuple[Item, ...], news: int) -> None:
+        if copy.replica.role is Role.LEADER:
+            term = copy.replica.term
+            self.acked += sum(i.entry.kind is EntryKind.PUBLISH and i.entry.term == term for i in items)
+
+    # ------------------------------------------------------------------------------------------ connections
+    def _relink(self, a: int, b: int) -> None:
+        if not (self.hosts[a].up and self.hosts[b].up):
+            return
+        self.network.restore_link(a, b)
+        for here, there in ((a, b), (b, a)):
+            host, node = self.hosts[here], self.hosts[there].node
+            for copy in list(host.copies):
+                self._step(host, copy, PeerLinked(node))
+
+    def break_link(self, a: int, b: int, *, back_s: float) -> None:
+        self.network.break_link(a, b)
+        self.at(self.now + back_s, self._relink, a, b)
+
+    # ------------------------------------------------------------------------------------------------ hosts
+    def crash(self, host: Host, *, noticed: bool = True) -> None:
+        """kill -9 or a power cut: of what was not synced a prefix is there, or nothing."""
+        if not host.up:
+            return
+        keep = self.rng.choice((0, self.rng.randint(0, len(host.disk.queue))))
+        host.crash(keep)
+        self.paused[host.number] = 0.0
+        for other in self.hosts:
+            if other is not host:
+                self.network.break_link(host.number, other.number)
+                if noticed:
+                    self.at(self.now + self.rng.random() * 0.1, self._gone, other, other.boots, host, host.boots)
+
+    def _gone(self, host: Host, boots: int, lost: Host, lost_boots: int) -> None:
+        if host.up and host.boots == boots and not (lost.up and lost.boots == lost_boots):
+            if self.paused[host.number] > self.now:
+                self.at(self.paused[host.number], self._gone, host, boots, lost, lost_boots)
+                return
+            host.on_support(host.support.on_gone(lost.peer))
+
+    def start(self, host: Host) -> None:
+        if host.up:
+            return
+        host.start()
+        self.at(self.now, self._support_tick, host, host.boots)
+        for other in self.hosts:
+            if other is not host:
+                self.at(self.now + 0.001 + self.rng.random() * 0.05, self._relink, host.number, other.number)
+
+    def wipe(self, host: Host) -> None:
+        """The disk is replaced: another node under the same name, which knows nothing."""
+        self.crash(host)
+        host.disk_number += 1
+        host.rolled_back = False
+        host.epoch = host.disk_number << 32
+        host.disk.images = {slot: Image() for slot in host.disk.images}
+
+    # ---------------------------------------------------------------------------------------------- clients
+    def leaders(self, slot: int) -> list[tuple[Host, Copy]]:
+        """Who believes to lead and serves: it may be several, of several terms."""
+        return [
+            (h, h.copies[slot])
+            for h in self.hosts
+            if h.up and self.paused[h.number] <= self.now and h.copies[slot].replica.serves
+        ]
+
+    def _client(self) -> None:
+        if not self.clients_run:
+            return
+        rng, plan = self.rng, self.plan
+        self.at(self.now + rng.random() * 2 * plan.client_s, self._client)
+        slot = rng.randrange(plan.slots)
+        leaders = self.leaders(slot)
+        if not leaders:
+            return
+        host, copy = leaders[0] if len(leaders) == 1 else rng.choice(leaders)
+        self.events += 1
+        draw = rng.random()
+        if draw < 0.15:
+            self._read(host, copy)
+        elif draw < 0.17 and "transfer" in plan.faults:
+            self._transfer(host, copy)
+        else:
+            self._propose(host, copy, rng.randint(1, plan.burst))
+
+    def _propose(self, host: Host, copy: Copy, count: int) -> int:
+        """The index of the last of them, 0 when it hands over just now."""
+        index = 0
+        for _ in range(count):
+            self._number += 1
+            payload = self._number.to_bytes(4, "big") * self.rng.randint(1, 40)
+            body = record_body(self._number, copy.next_offset, payload)
+            try:
+                entry = copy.replica.propose(EntryKind.PUBLISH, body, payload, wall_ms=host.wall_ms())
+            except MeshqError:
+                break
+            copy.next_offset += 1
+            index = entry.index
+        host.flush(copy)
+        return index
+
+    def _read(self, host: Host, copy: Copy) -> None:
+        self._ref += 1
+        self.oracle.on_read(copy.slot, self._ref)
+        self.reads += 1
+        copy.replica.read(self._ref)
+        host.flush(copy)
+
+    def _transfer(self, host: Host, copy: Copy) -> None:
+        to = [n for n in copy.replica.config.voters if n != copy.node]
+        if to:
+            copy.replica.transfer(self.rng.choice(to))
+            host.flush(copy)
+
+    # --------------------------------------------------------------------------------------------- operator
+    def _operator(self) -> None:
+        """Walk every slot's members toward what is wanted, a step at a time."""
+        self.at(self.now + 0.2, self._operator)
+        for slot, (voters, learners) in enumerate(self.wanted):
+            for host, copy in self.leaders(slot):
+                self._step_toward(host, copy, voters, learners)
+
+    def _step_toward(self, host: Host, copy: Copy, voters: list[int], learners: list[int]) -> None:
+        now = copy.replica.config
+        if now.is_joint:
+            return
+        fit = {h.node for h in self.hosts if not h.rolled_back}
+        want = [self.hosts[n].node for n in voters]
+        if not fit.issuperset(want):
+            return
+        target = config_of(want, [self.hosts[n].node for n in learners if n not in voters])
+        if now == target:
+            return
+        lacking = set(want) - now.nodes()
+        if lacking:  # they begin as learners
+            keep = set(now.voters)
+            target = config_of(now.voters, (set(now.learners) | set(target.nodes())) - keep)
+        try:
+            copy.replica.propose_config(target, wall_ms=host.wall_ms())
+        except MeshqError:
+            return
+        host.flush(copy)
+
+    # ------------------------------------------------------------------------------------- what is known of all
+    def configs(self, slot: int) -> list[Config]:
+        """Every configuration that some node might act by."""
+        found: list[Config] = []
+        for host in self.hosts:
+            found += [config for _, config in host.disk.images[slot].configs()]
+            if host.up:
+                found.append(host.copies[slot].replica.config)
+        return [c for c in found if c.voters]
+
+    def is_bad(self, slot: int, node: Node) -> bool:
+        """Whether what this node once acknowledged may be gone."""
+        host = self._by_peer[node.peer]
+        if host.disk_number != node.disk[0] or host.rolled_back or host.disk.images[slot].damaged:
+            return True
+        return host.disk.images[slot].hard.repair_until > 0 or (
+            host.up and host.copies[slot].replica.frozen
+        )
+
+    def can_spare(self, host: Host) -> bool:
+        """Whether a majority of every configuration is left without this host and all that is bad."""
+        for slot in range(self.plan.slots):
+            for config in self.configs(slot):
+                for voters in (config.voters, config.outgoing):
+                    bad = sum(n.peer == host.peer or self.is_bad(slot, n) for n in voters)
+                    if voters and 2 * bad >= len(voters):
+                        return False
+        return True
+
+    def _has_it(self, slot: int, node: Node, index: int, chain: bytes) -> bool:
+        if self.is_bad(slot, node):
+            return True
+        return self._by_peer[node.peer].disk.images[slot].has(index, chain)
+
+    # ---------------------------------------------------------------------------------------- liveness phase
+    def heal(self) -> None:
+        """Faults end, but for a host that a majority can do without."""
+        self.healed_at = self.now
+        self.clients_run = False
+        self.network.heal()
+        self.network.weather.loss = min(self.network.weather.loss, 0.02)
+        self.stuck_disks.clear()
+        for host in self.hosts:
+            self.paused[host.number] = min(self.paused[host.number], self.now)
+            host.full = False
+            if host.rolled_back:
+                self.wipe(host)
+            self.start(host)
+            for copy in host.copies:
+                copy.replica.set_may_lead(True)
+        for a in range(len(self.hosts)):
+            for b in range(a):
+                if not self.network.links[a][b].up:
+                    self.at(self.now + 0.01, self._relink, a, b)
+        self.excluded: set[int] = set()
+        candidates = [h for h in self.hosts if self.can_spare(h)]
+        if candidates and self.rng.random() < 0.6:
+            self._exclude(self.rng.choice(candidates))
+        self.at(self.now + 0.05, self._final)
+
+    def _exclude(self, host: Host) -> None:
+        self.excluded.add(host.number)
+        others = [n for n in range(len(self.hosts)) if n != host.number]
+        kind = self.rng.choice(("down", "cut off", "deaf", "mute", "stalled", "stopped"))
+        if kind == "down":
+            self.crash(host, noticed=self.rng.random() < 0.5)
+        elif kind == "stalled":
+            self.stuck_disks.add(host.number)
+        elif kind == "stopped":
+            self.paused[host.number] = self.now + 10 * LIVENESS_S
+        for n in others:
+            if kind in ("cut off", "deaf"):
+                self.network.cut(n, host.number, self.now)
+            if kind in ("cut off", "mute"):
+                self.network.cut(host.number, n, self.now)
+
+    def _final(self) -> None:
+        self.at(self.now + 0.1, self._final)
+        for slot in range(self.plan.slots):
+            index, since = self.finals.get(slot, (0, -inf))
+            if index and (len(self.oracle.decided[slot]) >= index or self.now - since < 1.0):
+                continue
+            leaders = [x for x in self.leaders(slot) if x[0].number not in self.excluded]
+            if leaders:
+                index = self._propose(*max(leaders, key=lambda x: x[1].replica.term), 1)
+                self.finals[slot] = (index, self.now)
+
+    def _is_live(self) -> bool:
+        late = [text for slot in range(self.plan.slots) if (text := self._what_is_late(slot))]
+        if late and self.now > self.healed_at + LIVENESS_S:
+            raise Wrong(f"{LIVENESS_S:g} s after all was healed: " + "; ".join(late))
+        return not late
+
+    def _what_is_late(self, slot: int) -> str:
+        index, _ = self.finals.get(slot, (0, 0.0))
+        if not index:
+            return f"slot {slot} has no leader that serves"
+        if len(self.oracle.decided[slot]) < index:
+            return f"slot {slot} does not decide entry {index}"
+        leader = max(self.leaders(slot), key=lambda x: x[1].replica.term, default=None)
+        if leader is None:
+            return f"slot {slot} lost its leader"
+        for node in sorted(leader[1].replica.config.nodes()):
+            host = self._by_peer[node.peer]
+            if host.number not in self.excluded and host.node == node:
+                at = host.copies[slot].applied.position.index
+                if at < index:
+                    return f"{show(node)} has applied slot {slot} up to {at} of {index}"
+        return ""
+
+    def _check_end(self) -> None:
+        """Everybody's state is what the oracle says, on disk too."""
+        for host in self.hosts:
+            for slot in host.disk.images:
+                self.oracle.check_state(slot, host.node, host.disk.images[slot].applied)
+                if host.up:
+                    self.oracle.check_state(slot, host.node, host.copies[slot].applied)
