@@ -22,7 +22,7 @@ from meshq import errors, limits, messages
 from meshq.gossip import wire
 from meshq.registry import commands
 from meshq.security import certificates, door, genesis, signing, tokens
-from meshq.streams import slot
+from meshq.streams import publish, slot
 
 HEAD = """# Messages
 
@@ -63,7 +63,7 @@ def page() -> str:
     parts.append(_section("Gossip", "Inside a sealed datagram.", _structs(wire)))
     parts.append(_section("Registry commands", "Bodies of the system slot's entries.", _structs(commands)))
     parts.append(
-        _section("Entry bodies", "The body of a `PUBLISH` entry of a slot's log.", [slot.PublishBody])
+        _section("Entry bodies", "The body of a `PUBLISH` entry of a slot's log.", [publish.PublishBody])
     )
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts))
 
