@@ -32,7 +32,7 @@ def status(as_json: bool, where: Where) -> None:
             "peers": f"{found['peers_reachable']} of {found['peers']} reachable",
             "registry": f"version {registry['version']:,}, held by {registry['holder']}{away}",
             "topics": found["topics"],
-            "slots": f"{slots['owned']} of {slots['total']} owned here, {slots['written']} written to",
+            "slots": _slots(slots),
             "disk": f"{show_bytes(disk['room_bytes'])} free, {show_bytes(disk['pending_bytes'])} on the way",
             "clients": f"{found['sessions']} connected, {found['readers']} partitions being read",
         }
@@ -40,6 +40,15 @@ def status(as_json: bool, where: Where) -> None:
     if counters := {k: v for k, v in found["counters"].items() if v}:
         click.echo()
         print_facts(counters)
+
+
+def _slots(slots: dict[str, int]) -> str:
+    """What this peer has to do with them, and what is wrong with any."""
+    said = [f"{slots['led']} of {slots['total']} led here", f"{slots['replicas']} with a copy here"]
+    for name in ("under_replicated", "moving", "leaderless"):
+        if slots[name]:
+            said.append(f"{slots[name]} {name.replace('_', '-')}")
+    return ", ".join(said)
 
 
 @click.command()

@@ -77,6 +77,7 @@ from meshq.store.store import Store
 from meshq.transport.context import make_context
 
 log = logging.getLogger(__name__)
+HAND_OVER_S = 2.0  # how long a stop waits for others to lead
 FLUSH_S = 5.0  # how long a stop waits for the disk
 TALLY_S = 1.0
 
@@ -232,6 +233,7 @@ class PeerShell:
             self._stop_serving()
         elif hasattr(self, "disk"):
             log.info("The peer stops", extra={"event": "PeerStopping"})
+            await self._hand_over()
             self._guarded(self._checkpoint)
             await self._flushed()
         closers, self._closers = self._closers, []
@@ -251,6 +253,17 @@ class PeerShell:
         for part in ("sockets", "door"):
             if hasattr(self, part):
                 getattr(self, part).close()
+
+    async def _hand_over(self) -> None:
+        """Have others lead what is led here, so that nobody has to notice that this peer is gone."""
+        end = self._now() + HAND_OVER_S
+        left = 1
+        while left and self._now() < end and not self.failed.done():
+            left, effects = self.core.hand_over(now=self._now(), wall_ms=_wall_ms())
+            self._guarded(self._execute, effects)
+            if left:
+                self.tell(Ticked())
+                await asyncio.sleep(0.02)
 
     def _checkpoint(self) -> None:
         self._execute(self.core.checkpoint(now=self._now(), wall_ms=_wall_ms()))

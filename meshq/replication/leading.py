@@ -334,6 +334,10 @@ class Leading:
         s.out.append(ReadReady(ready, s.commit))
 
     # ------------------------------------------------------------------------------------------- hand-over
+    @property
+    def is_handing_over(self) -> bool:
+        return self._transfer_to is not None
+
     def transfer(self, to: Node) -> None:
         """Hand leadership over: no more proposals, bring it level, let it campaign (section 3.10).
 

@@ -269,6 +269,12 @@ class PeerCore:
             self._recheck_at = self.ctx.now + RECHECK_S
             self.ctx.recheck_sessions()
 
+    def hand_over(self, *, now: float, wall_ms: int) -> tuple[int, list[Effect]]:
+        """Before a clean stop: let others lead. How many slots still have to be given away; ask again."""
+        self._set_time(now, wall_ms)
+        left = self.slots.hand_over()
+        return left, self._take()
+
     def checkpoint(self, *, now: float, wall_ms: int) -> list[Effect]:
         """Write all state rows (before a clean stop)."""
         self._set_time(now, wall_ms)
