@@ -30,6 +30,7 @@ from tests.simulation.oracle import Oracle, record_body, show
 
 LIVENESS_S = 10.0
 SAFETY_S = 120.0  # the safety phase ends then, however little happened
+UNDECIDED_MAX = 60  # entries; a peer too refuses what it can't decide soon
 BUSY_MAX = 200_000  # events of one phase, some forty times what is usual
 _TICKED = Ticked()
 
@@ -336,7 +337,7 @@ class World:
             self._read(host, copy)
         elif draw < 0.17 and "transfer" in plan.faults:
             self._transfer(host, copy)
-        else:
+        elif copy.replica.last.index - copy.replica.commit_index < UNDECIDED_MAX:
             self._propose(host, copy, rng.randint(1, plan.burst))
 
     def _propose(self, host: Host, copy: Copy, count: int) -> int:
