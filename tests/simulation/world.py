@@ -220,7 +220,7 @@ class World:
             self.at(self.paused[host.number], self._synced, host, boots)
             return
         self.events += 1
-        done = host.disk.end_sync()
+        done = host.disk.end_sync(self.now)
         if host.disk.since is not None:
             self.want_sync(host)
         host.on_synced(done)
