@@ -97,9 +97,9 @@ class Oracle:
                 raise Wrong(f"slot {slot}: two entries {entry.index} of term {entry.term}")
 
     def on_commit(
-        self, slot: int, node: Node, config: Config, image: Image, items: tuple[Item, ...]
+        self, slot: int, node: Node, config: Config | None, image: Image, items: tuple[Item, ...]
     ) -> int:
-        """Returns how many of them were not known to be decided before."""
+        """`config`: the leader's that decided it, if it still leads. Returns how many of them are news."""
         decided = self.decided[slot]
         known = len(decided)
         for item in items:
@@ -123,7 +123,7 @@ class Oracle:
         if self._strict:
             if not image.has(last.index, last.chain) and last.index not in image.damaged:
                 raise Wrong(f"{show(node)} applies entry {last.index} of slot {slot} before it is durable")
-            if len(decided) > known:
+            if len(decided) > known and config is not None:
                 self._check_majority(slot, config, last.index, last.chain)
         return len(decided) - known
 

@@ -432,6 +432,16 @@ class World:
             return True
         return self._by_peer[node.peer].disk.images[slot].has(index, chain)
 
+    def deciding_config(self, copy: Copy) -> Config | None:
+        leader = copy.replica.leader
+        if leader is None:
+            return None
+        host = self._by_peer[leader.peer]
+        there = host.copies[copy.slot].replica if host.up else None
+        if there is None or there.role is not Role.LEADER or there.term != copy.replica.term:
+            return None
+        return there.config
+
     # ---------------------------------------------------------------------------------------- liveness phase
     def heal(self) -> None:
         """Faults end, but for a host that a majority can do without."""
