@@ -27,6 +27,7 @@ from meshq.replication.words import (
     ReadFailed,
     ReadLog,
     ReadReady,
+    Role,
     Send,
     SnapshotRead,
     SnapshotReply,
@@ -45,6 +46,7 @@ class Leading:
         self.followers: dict[Node, Progress] = {}
         self._snapshots = Sending(state)
         self._term_began = 0  # index of this term's first entry
+        self._told_serving = False
         self._unsupported_since = inf
         self._round = 0
         self._reads: list[tuple[int, object]] = []  # (round to be confirmed, who asks)
@@ -56,6 +58,7 @@ class Leading:
     def begin(self) -> None:
         s = self._state
         self._term_began = s.log.last.index + 1
+        self._told_serving = False
         self._unsupported_since = inf
         self._round = 0
         self._transfer_to = None
@@ -73,8 +76,12 @@ class Leading:
 
     @property
     def serves(self) -> bool:
-        """Whether its first entry is decided: from then on it knows all that was decided before it."""
-        return self._state.commit >= self._term_began
+        """Whether its first entry is decided and handed on: so is all that was decided before it.
+
+        Decided alone is not enough: a majority may be without this node's own disk, and then the state is not
+        yet what an offset or an answer has to be taken from.
+        """
+        return self._state.delivered >= self._term_began
 
     # ------------------------------------------------------------------------------------------ proposing
     def propose(self, kind: EntryKind, body: bytes, payload: Buffer) -> Entry:
@@ -220,8 +227,9 @@ class Leading:
             self._on_level(frm, p, reply.match)
         elif p.pace is not Pace.SNAPSHOT:
             self._on_rejected(p, reply)
-        self._confirm_reads()
-        self._replicate(frm, p)
+        if s.role is Role.LEADER:  # what it decided may have been that this node is no member
+            self._confirm_reads()
+            self._replicate(frm, p)
 
     def _on_level(self, frm: Node, p: Progress, match: int) -> None:
         s = self._state
@@ -262,11 +270,9 @@ class Leading:
         index = s.config.committed(match)
         if index <= s.commit or s.log.term_at(index) != s.term:
             return
-        served = self.serves
         s.commit_to(index)
         self._dirty = True
-        if not served and self.serves:
-            s.tell_role(serves=True)
+        self._tell_serving()
         if s.configs.index <= s.commit:
             self._on_config_committed()
         self._confirm_reads()
@@ -283,6 +289,13 @@ class Leading:
 
     def on_persisted(self) -> None:
         self._advance()
+        if self._state.role is Role.LEADER:
+            self._tell_serving()
+
+    def _tell_serving(self) -> None:
+        if not self._told_serving and self.serves:
+            self._told_serving = True
+            self._state.tell_role(serves=True)
 
     # ----------------------------------------------------------------------------------- linearizable reads
     def read(self, ref: object) -> None:

@@ -53,7 +53,7 @@ from meshq.replication.words import (
     TellConfig,
     TellRole,
 )
-from tests.simulation.disk import Applied, Apply, Disk, Image, Op, Trim, pack_state
+from tests.simulation.disk import Applied, Apply, ApplyIndexOnly, Disk, Image, Op, Trim, pack_state
 from tests.simulation.oracle import Oracle, advance
 
 
@@ -236,7 +236,8 @@ class Host:
         for e in effects:
             kind = type(e)
             if kind is Send:
-                env.oracle.on_send(slot, copy.node, e.to, self.disk.images[slot], e.message)
+                image = self.disk.images[slot]
+                env.oracle.on_send(slot, copy.node, e.to, image, copy.replica.config, e.message)
                 env.send(self, copy, e.to, e.message)
             elif kind is Persist:
                 env.oracle.on_persist(slot, e)
@@ -257,7 +258,7 @@ class Host:
             elif kind is StoreSnapshot:
                 self.write(slot, e)
             elif kind is ReadReady:
-                env.oracle.on_read_over(slot, e.refs, e.index)
+                env.oracle.on_read_over(slot, e.refs, e.index, copy.replica)
             elif kind is ReadFailed:
                 env.oracle.on_read_over(slot, e.refs, None)
             else:
