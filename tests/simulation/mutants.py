@@ -49,7 +49,7 @@ class Edit:
 
 MUTANTS: dict[str, tuple[Edit, ...]] = {
     "ack before fsync": (
-        Edit(State, "promise", "if token <= self.persisted:", "if isinstance(message, AppendReply):"),
+        Edit(State, "promise", "if token <= self.persisted:", "if token <= self.persisted or type(message) is AppendReply:"),
     ),
     "vote not persisted": (
         Edit(
