@@ -5,10 +5,11 @@ be seen. `#` begins a remark. `pytest --rewrite` writes down what is seen now.
 
     > members 1 2 3 learning 4     found the slot; the first command
     > campaign 1                   its timer goes off
+    > elect 1 2 3                  it campaigns, 2 and 3 hear it, until it leads; other messages wait
     > lose 2 1                     2 ceases to support 1, which hears of it
     > support 2 1
     > propose 1 3                  three records at 1
-    > change 1 to 1 2 learning 3   new members, proposed at 1
+    > change 1 1 2 learning 3      new members, proposed at 1
     > transfer 1 2
     > read 1
     > sync 1 2                     their disks finish what waits
@@ -43,10 +44,12 @@ from meshq.replication.words import (
     Message,
     PeerLinked,
     Received,
+    RequestVote,
     Role,
     SupportGiven,
     SupportGot,
     Ticked,
+    VoteReply,
 )
 from tests.simulation.disk import NOBODY, Image, Trim, Wrong
 from tests.simulation.host import Copy, Host, number_of, peer_of
@@ -185,6 +188,31 @@ class Story:
         self.now = max(self.now, due)
         host.handle(copy, Ticked())
 
+    def do_elect(self, number: str, *others: str) -> None:
+        among = {int(number), *map(int, others)}
+        _, copy = self._copy(number)
+        for _ in range(3):
+            self.do_campaign(number)
+            while True:
+                for n in sorted(among):
+                    self._sync(self.hosts[n])
+                votes = [
+                    w
+                    for w in self.on_the_way
+                    if isinstance(w[3], RequestVote | VoteReply) and self._is_among(w, among)
+                ]
+                if not votes:
+                    break
+                self.on_the_way = [w for w in self.on_the_way if w not in votes]
+                self._arrive(votes)
+            if copy.replica.role is Role.LEADER:
+                return
+        raise Wrong(f"n{number} is not elected")
+
+    @staticmethod
+    def _is_among(way: Way, among: set[int]) -> bool:
+        return way[0] in among and number_of(way[2].peer) in among
+
     def do_wait(self, seconds: str) -> None:
         self.now += float(seconds)
         for host in self.hosts.values():
@@ -216,7 +244,7 @@ class Story:
             copy.next_offset += 1
         host.flush(copy)
 
-    def do_change(self, number: str, to: str, *words: str) -> None:
+    def do_change(self, number: str, *words: str) -> None:
         host, copy = self._copy(number)
         voters, learners = ([self.hosts[n].node for n in ns] for ns in _members(words))
         copy.replica.propose_config(config_of(voters, learners), wall_ms=0)
@@ -277,7 +305,7 @@ class Story:
             busy = [h for n, h in self.hosts.items() if n in among and h.up and h.disk.queue]
             for host in busy:
                 self._sync(host)
-            arriving = [w for w in self.on_the_way if w[0] in among and number_of(w[2].peer) in among]
+            arriving = [w for w in self.on_the_way if self._is_among(w, among)]
             self.on_the_way = [w for w in self.on_the_way if w not in arriving]
             self._arrive(arriving)
             if not busy and not arriving:
