@@ -64,7 +64,7 @@ class Story:
     """The environment of its hosts: nothing happens by itself."""
 
     keep_entries = 1_000
-    piece_bytes = 1 << 20
+    piece_bytes = 16
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -205,8 +205,8 @@ class Story:
                     break
                 self.on_the_way = [w for w in self.on_the_way if w not in votes]
                 self._arrive(votes)
-            if copy.replica.role is Role.LEADER:
-                return
+                if copy.replica.role is Role.LEADER:
+                    return
         raise Wrong(f"n{number} is not elected")
 
     @staticmethod
