@@ -188,5 +188,19 @@ class VerdictsDiscarded:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class UdpBlocked:
+    """No datagram of it arrives here any more, while it answers over its connection."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class UdpUnblocked:
+    """Its datagrams arrive again, or it does not answer over its connection either."""
+
+    member: Member
+
+
 Verdict = MemberAlive | MemberSuspect | MemberDead | MemberLeft | MemberChanged
-Effect = SendDatagram | ProbeLink | Verdict | OwnRecordOutdated | VerdictsDiscarded
+Effect = SendDatagram | ProbeLink | Verdict | UdpBlocked | UdpUnblocked | OwnRecordOutdated | VerdictsDiscarded
