@@ -9,6 +9,8 @@ from meshq.gossip.wire import Claim, MemberRecord, Signed
 from meshq.gossip.words import Evidence, Member, State
 from meshq.ids import PeerId
 
+_RTT_GAIN = 1 / 8
+
 
 @dataclass(slots=True)
 class Known:
@@ -25,6 +27,7 @@ class Known:
     evidence: Evidence | None = None
     heard: float | None = None
     via: str = ""
+    rtt_s: float | None = None  # smoothed
     linked: bool = False
     direct: str | None = None  # the address its own datagrams come from
     direct_at: float = 0.0
@@ -53,4 +56,9 @@ class Known:
             self.heard,
             self.via,
             self.evidence,
+            self.rtt_s,
         )
+
+    def on_round_trip(self, seconds: float) -> None:
+        """Smoothed as TCP does it (RFC 6298, section 2): one that was slow once does not show for long."""
+        self.rtt_s = seconds if self.rtt_s is None else self.rtt_s + (seconds - self.rtt_s) * _RTT_GAIN

@@ -35,6 +35,7 @@ _TOKEN_BITS = 62
 class _Probe:
     peer: PeerId
     token: int
+    asked_at: float
     helpers_at: float
     until: float
     helped: bool = False  # helpers have been asked
@@ -100,7 +101,7 @@ class Probing:
             return
         s, scale = self._settings, self._awareness.scale
         token = self.token()
-        self._probes[token] = _Probe(known.peer, token, now + scale(s.ping_s), now + scale(s.fail_s))
+        self._probes[token] = _Probe(known.peer, token, now, now + scale(s.ping_s), now + scale(s.fail_s))
         self.ping(known, token, now)
 
     def ping(self, known: Known, token: int, now: float) -> None:
@@ -125,6 +126,8 @@ class Probing:
         """Only the one who was asked can answer."""
         probe = self._probes.get(token)
         if probe is not None and probe.peer == sender:
+            if not probe.helped:  # asked twice, it is not known which question was answered (Karn, 1987)
+                self._table.known[sender].on_round_trip(now - probe.asked_at)
             self._succeed(probe, "direct", now)
 
     def on_vouched(self, token: int, now: float) -> None:

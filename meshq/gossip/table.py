@@ -95,7 +95,7 @@ class Table:
         if fresh or before is not None:
             self._broadcasts.put(known.peer, signed)
         if before is not None and _differs(before, record):
-            known.direct = None
+            known.direct = known.rtt_s = None
             self._out.append(MemberChanged(known.view()))
         if record.left:
             self._enter(known, State.LEFT, None, now)

@@ -51,6 +51,7 @@ class Member:
     heard: float | None  # when it last answered or wrote itself
     via: str
     evidence: Evidence | None  # when suspect or dead
+    rtt_s: float | None = None  # round trip of its direct answers, smoothed; None: none of this boot yet
 
 
 # ------------------------------------------------------------------------------------------------- events

@@ -172,6 +172,26 @@ def test_one_that_answers_is_never_suspected() -> None:
     assert of(m, 2).via == "direct"
 
 
+def test_the_round_trip_is_measured_and_smoothed() -> None:
+    m = knowing(2)
+    assert of(m, 2).rtt_s is None
+    for at, rtt_s in ((0.0, 0.008), (1.0, 0.016)):
+        ((_, asked),) = [x for x in sent(m.handle(LinkBroken(peer_id(2)), now=at)) if x[1].ask]
+        hear(m, 2, Gossip(answered=asked.ask), now=at + rtt_s)
+    assert of(m, 2).rtt_s == pytest.approx(0.009)
+    hear(m, 2, records=[signed(2, boot=2)], now=2.0)
+    assert of(m, 2).rtt_s is None  # another boot, perhaps at another place
+
+
+def test_an_answer_after_asking_twice_measures_nothing() -> None:
+    """Karn and Partridge, 1987: it is not known which of the two was answered."""
+    m = knowing(2)
+    ((_, asked),) = sent(m.handle(LinkBroken(peer_id(2)), now=0.0))
+    m._probing.expire(LAN.ping_s)
+    hear(m, 2, Gossip(answered=asked.ask), now=LAN.ping_s + 0.001)
+    assert (of(m, 2).rtt_s, of(m, 2).via) == (None, "direct")
+
+
 def test_who_does_not_answer_is_asked_by_way_of_others_before_it_is_suspected() -> None:
     """SWIM, section 3.1: ping, then ping-req to k members, then the verdict."""
     m = knowing(2, 3, 4, 5, 6)
