@@ -1,8 +1,8 @@
-"""Is UDP blocked between here and there? A firewall that lets TCP pass and drops datagrams kills nobody, since an
-answer over the connection counts; but it has to be named, or it is looked for for days.
+"""Is UDP blocked between here and there? A firewall that lets TCP pass and drops datagrams kills nobody, as
+an answer over the connection counts; but it has to be named, or it is looked for for days.
 
-One probe that only the connection answered says little: datagrams get lost. BLOCKED_AFTER of them in a row, with
-no datagram of that member since before the first, say that none arrives. Any one that does ends it.
+One probe that only the connection answered says little: datagrams get lost. BLOCKED_AFTER of them in a row,
+and no datagram of that member since before the first, say that none arrives. Any one that does ends it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Blockage:
     def on_link_answered(self, known: Known) -> None:
         """Also when helpers vouched first: that the member lives is not the question here."""
         since, known.link_asked = known.link_asked, None
-        if since is None or (known.direct is not None and known.direct_at >= since):
+        if since is None or known.direct_at >= since:
             return
         known.unheard += 1
         if known.unheard == BLOCKED_AFTER:

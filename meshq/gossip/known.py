@@ -31,7 +31,7 @@ class Known:
     linked: bool = False
     direct: str | None = None  # the address its own datagrams come from
     direct_at: float = 0.0
-    link_asked: float | None = None  # it is asked over its connection, for a ping of that time was not answered
+    link_asked: float | None = None  # asked over its connection, since a ping of that time was not answered
     unheard: int = 0  # probes in a row that its connection answered, and no datagram of it since
 
     @property

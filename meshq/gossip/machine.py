@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, assert_never
 from meshq.errors import RemoteProtocolError
 from meshq.gossip import wire
 from meshq.gossip.awareness import Awareness
+from meshq.gossip.blockage import Blockage
 from meshq.gossip.broadcasts import Broadcasts
 from meshq.gossip.errands import Errands
 from meshq.gossip.known import Known
@@ -93,7 +94,10 @@ class Membership:
         self._own = OwnRecord(MemberRecord(me, boot_epoch, boot_id, name, list(addresses), 1), sign)
         self._awareness = Awareness(settings.awareness_max)
         self._mail = Mail(self._broadcasts, rng, self._out)
-        self._probing = Probing(settings, self._awareness, self._table, self._mail, rng, self._out)
+        self._blockage = Blockage(self._out)
+        self._probing = Probing(
+            settings, self._awareness, self._table, self._mail, rng, self._out, self._blockage
+        )
         self._errands = Errands(settings, self._mail)
         self._notes = Notes(self._table, self._own)
         self._suggestions = Suggestions()
@@ -200,12 +204,15 @@ class Membership:
         if known is None:
             return
         known.linked = False
+        self._blockage.on_link_broken(known)
         if known.present:
             self._probing.probe(known, now)
 
     def _on_link_answered(self, peer: PeerId, now: float) -> None:
         if self._probing.on_link_answered(peer, now):
             self.counts["udp_blocked"] += 1
+        if peer in self._table.known:
+            self._blockage.on_link_answered(self._table.known[peer])
 
     # -------------------------------------------------------------------------------------------- datagrams
     def _on_datagram(self, payload: bytes, sender: PeerId, address: str, now: float) -> None:
@@ -223,6 +230,7 @@ class Membership:
         known = self._table.known.get(sender)
         if known is not None:
             known.direct, known.direct_at = address, now
+            self._blockage.on_datagram(known)
             self._table.on_heard(known, now)
             if known.record is None:
                 lacking.append(sender)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshq.gossip.awareness import Awareness
+from meshq.gossip.blockage import Blockage
 from meshq.gossip.known import Known
 from meshq.gossip.mail import Mail
 from meshq.gossip.settings import Settings
@@ -56,6 +57,7 @@ class Probing:
         mail: Mail,
         rng: random.Random,
         out: list[Effect],
+        blockage: Blockage,
     ) -> None:
         self._settings = settings
         self._awareness = awareness
@@ -63,6 +65,7 @@ class Probing:
         self._mail = mail
         self._rng = rng
         self._out = out
+        self._blockage = blockage
         self._order: list[PeerId] = []
         self._place = 0
         self._probes: dict[int, _Probe] = {}  # by token; at most PROBES_MAX
@@ -119,6 +122,7 @@ class Probing:
             self._mail.send(helper, Gossip(helping=probe.token, whom=probe.peer), now)
         self.ping(known, probe.token, now)  # once more itself: one datagram may have been lost
         if known.linked:
+            self._blockage.on_link_asked(known, probe.asked_at)
             self._out.append(ProbeLink(known.peer))
 
     # --------------------------------------------------------------------------------------------- the answer

@@ -204,4 +204,6 @@ class UdpUnblocked:
 
 
 Verdict = MemberAlive | MemberSuspect | MemberDead | MemberLeft | MemberChanged
-Effect = SendDatagram | ProbeLink | Verdict | UdpBlocked | UdpUnblocked | OwnRecordOutdated | VerdictsDiscarded
+Effect = (
+    SendDatagram | ProbeLink | Verdict | UdpBlocked | UdpUnblocked | OwnRecordOutdated | VerdictsDiscarded
+)

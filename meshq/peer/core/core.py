@@ -62,19 +62,23 @@ from meshq.peer.core.events import (
     LinkUp,
     MalformedArrived,
     MemberSeen,
+    MembershipNoticed,
     MessageArrived,
     PayloadsDeleted,
     PeersRegistered,
     ProposalMade,
     RoomMeasured,
+    RoundTripsMeasured,
     SessionClosed,
     Settle,
     Ticked,
     TimeSought,
+    UdpSeen,
     WritesDone,
     WritesFailed,
 )
 from meshq.peer.core.links import Links
+from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing, owned_slot
@@ -113,7 +117,8 @@ class PeerCore:
         self.reading = Reading(ctx, self.slots)
         self.naming = Naming(ctx, self.registrar)
         self.placing = Placing(ctx, self.links, self.registrar, self.slots)
-        self.admin = Admin(ctx, self.links, self.registrar, self.slots)
+        self.membership = MembershipView(ctx, self.links)
+        self.admin = Admin(ctx, self.links, self.registrar, self.slots, self.membership.journal)
         self._routes_dirty = False
         self._deletions_known = False
         self._next_tick = 0.0
@@ -138,6 +143,7 @@ class PeerCore:
     def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
         """After restoring: what was left undone is taken up again."""
         self.ctx.now, self.ctx.wall_ms = now, wall_ms
+        self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
         self.ctx.out.append(PeersRegistered(tuple(self.ctx.registry.peers)))
         if self.registrar.is_holder:
@@ -164,11 +170,9 @@ class PeerCore:
             self.ctx.presented.pop(next(iter(self.ctx.presented)))
         self.ctx.presented[certificate.curve_key] = certificate
 
-    def on_addresses(self, addresses: tuple[str, ...]) -> None:
-        """Where this peer can be found now."""
-        if addresses != self.ctx.my_addresses:
-            self.ctx.my_addresses = addresses
-            self._routes_dirty = True
+    def on_own_record(self, addresses: tuple[str, ...], incarnation: tuple[int, int]) -> None:
+        """Where this peer can be found now, and the incarnation in which it says so."""
+        self._routes_dirty |= self.membership.on_own_record(addresses, incarnation)
 
     def deadline(self) -> float:
         return self._next_tick
@@ -193,8 +197,8 @@ class PeerCore:
                 self.links.on_link_up(event.peer)
             case LinkDown():
                 self.links.on_link_down(event.peer, event.reason)
-            case MemberSeen():
-                self._routes_dirty |= self.links.on_member(event)
+            case MemberSeen() | UdpSeen() | RoundTripsMeasured() | MembershipNoticed():
+                self._routes_dirty |= self.membership.on_news(event)
             case LinkProbeWanted():
                 self.links.probe(event.peer)
             case EntriesRead():

@@ -172,7 +172,8 @@ class Ticked:
 Event = (
     MessageArrived | MalformedArrived | SessionClosed | WritesDone | WritesFailed | BatchesFetched
     | TimeSought | EntriesRead | PayloadsDeleted | LinkUp | LinkDown | LinkMessage | MemberSeen
-    | MembershipNoticed | UdpSeen | RoundTripsMeasured | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
+    | UdpSeen | RoundTripsMeasured | MembershipNoticed | LinkProbeWanted | ProposalMade | RoomMeasured
+    | Ticked
 )  # fmt: skip
 
 

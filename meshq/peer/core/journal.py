@@ -16,11 +16,11 @@ from itertools import islice
 from typing import Any
 
 from meshq.errors import Overloaded, UsageError
-from meshq.ids import Session, show_id
+from meshq.ids import PeerId, Session, show_id
 from meshq.limits import MEMBER_EVENT_READERS_MAX, MEMBER_EVENTS_KEPT
 from meshq.messages import Answer, Ask
 from meshq.peer.core.context import Context
-from meshq.peer.core.events import MemberSeen, MembershipNoticed
+from meshq.peer.core.events import MemberSeen, MembershipNoticed, UdpSeen
 
 PAGE = 100  # most in one answer
 WAIT_MS_MAX = 10_000  # shorter than what a client lets an answer take, and than a session may be silent
@@ -44,13 +44,21 @@ class Journal:
     def on_member(self, before: MemberSeen | None, seen: MemberSeen) -> None:
         """A change of a member's state, or of what it says of itself: then it was restarted, or moved."""
         if seen.event != "MemberChanged":
-            self._add(seen.event, _facts(seen, self._name_of(seen)))
+            self._add(seen.event, _facts(seen, self._name_of(seen.peer)))
             return
         was = {"boot": before.boot.hex(), "addresses": list(before.addresses)} if before else {}
         if before is None or before.boot != seen.boot:
-            self._add("MemberRestarted", _facts(seen, self._name_of(seen)) | {"was": was})
+            self._add("MemberRestarted", _facts(seen, self._name_of(seen.peer)) | {"was": was})
         elif before.addresses != seen.addresses:
-            self._add("MemberMoved", _facts(seen, self._name_of(seen)) | {"was": was})
+            self._add("MemberMoved", _facts(seen, self._name_of(seen.peer)) | {"was": was})
+
+    def on_udp(self, seen: UdpSeen) -> None:
+        name = self._name_of(seen.peer)
+        facts = {"name": name, "id": show_id(seen.peer)}
+        if seen.blocked:
+            self._add("UdpBlocked", facts | {"text": udp_blocked(self.ctx.me.name, name)})
+        else:
+            self._add("UdpUnblocked", facts)
 
     def on_noticed(self, noticed: MembershipNoticed) -> None:
         """Something about this peer's own view."""
@@ -63,8 +71,8 @@ class Journal:
         for w in waiting:  # all of them had seen everything before this one
             self._answer(w.session, w.request, self._last - 1)
 
-    def _name_of(self, seen: MemberSeen) -> str | None:
-        registered = self.ctx.registry.peers.get(seen.peer)
+    def _name_of(self, peer: PeerId) -> str | None:
+        registered = self.ctx.registry.peers.get(peer)
         return registered.facts.name if registered else None
 
     # ---------------------------------------------------------------------------------------- who reads
@@ -125,6 +133,10 @@ def _facts(seen: MemberSeen, name: str | None) -> dict[str, Any]:
         "evidence": dict(seen.proof) if seen.proof else None,
         "text": seen.evidence or None,
     }
+
+
+def udp_blocked(here: str, there: str | None) -> str:
+    return f"UDP blocked between {here} and {there}: let port and protocol pass in both directions"
 
 
 def show_incarnation(incarnation: tuple[int, int]) -> str | None:

@@ -7,7 +7,7 @@ be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -24,7 +24,7 @@ from meshq.messages import (
     Welcome,
 )
 from meshq.peer.core.context import Context
-from meshq.peer.core.events import CloseLink, HintMembership, MemberSeen, OpenLink, SendPeer
+from meshq.peer.core.events import CloseLink, HintMembership, MemberSeen, OpenLink, SendPeer, UdpSeen
 
 PAUSE_S_MIN = 0.1
 PAUSE_S_MAX = 3.0
@@ -51,6 +51,8 @@ class LinkFacts:
     rtt_ms: float | None = None
     boot: bytes = b""
     seen: MemberSeen | None = None  # what gossip last said of it
+    gossip_rtt_ms: float | None = None
+    udp_blocked: bool = False
 
 
 @dataclass
@@ -84,6 +86,13 @@ class Links:
             link.try_at, link.pause_s = 0.0, PAUSE_S_MIN
         link.addresses, link.alive = addresses or link.addresses, alive
         return before != (link.addresses, link.alive)
+
+    def on_udp(self, seen: UdpSeen) -> None:
+        self.states.setdefault(seen.peer, LinkFacts()).udp_blocked = seen.blocked
+
+    def on_round_trips(self, rtt_ms: Mapping[PeerId, float]) -> None:
+        for peer, link in self.states.items():
+            link.gossip_rtt_ms = rtt_ms.get(peer)
 
     def tick(self, registered: Collection[PeerId]) -> None:
         for peer, link in self.states.items():
