@@ -78,6 +78,7 @@ async def following(
     `EventsLost` with a `count` stands where the peer has forgotten older ones than it was asked for.
     """
     seen: dict[str, Any] = {"after": 0} if past else {}
+    peer = name = None
     away = False
     while True:
         first = "boot" not in seen
@@ -93,9 +94,16 @@ async def following(
             await asyncio.sleep(AGAIN_S)
             continue
         away = False
+        changes = [{**x, "by": answer["name"]} for x in answer["events"]]
+        if answer["lost"]:
+            changes.insert(0, {"event": "EventsLost", "count": answer["lost"], "by": answer["name"]})
+        if not first and answer["peer"] != peer:
+            # Another peer answers for the one that is away: its past is not the other one's future.
+            changes = [{"event": "FollowingAnother", "by": answer["name"], "instead_of": name}]
+            answer["last"] = answer["newest"]
+        peer, name = answer["peer"], answer["name"]
         seen = {"after": answer["last"], "boot": answer["boot"]}
-        lost = [{"event": "EventsLost", "count": answer["lost"]}] if answer["lost"] else []
-        if first or idle or answer["events"]:
-            yield lost + answer["events"]
+        if first or idle or changes:
+            yield changes
         elif not follow:
             return

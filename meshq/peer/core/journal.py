@@ -108,6 +108,7 @@ class Journal:
             "name": self.ctx.me.name,
             "boot": self.ctx.me.boot.hex(),
             "last": found[-1]["seq"] if found else self._last,
+            "newest": self._last,
             "lost": lost,
             "events": found,
         }
