@@ -45,9 +45,11 @@ from meshq.security.signing import is_signed_by
 from meshq.transport.interfaces import host_addresses
 from meshq.transport.sealed import Dropped, Opener, Sealer
 from meshq.transport.udp import Udp
+from meshq.transport.watch import AddressWatch
 
 log = logging.getLogger(__name__)
-LOOK_S = 5.0  # how often this host's addresses are looked at
+LOOK_S = 5.0  # how often this host's addresses are looked at, also when nothing told that they changed
+SETTLE_S = 0.05  # after a change; an interface that comes up gets its addresses one after the other
 REMEMBER_S = 30.0
 SLEPT_S = 0.5  # the loop's clock stops while the host is suspended; more than this apart is a suspension
 _RECORD = b"member"
@@ -98,6 +100,8 @@ class Neighbours:
         self._discovery = Discovery(
             instance, settings.port, self._interfaces(), papers.keyring.mdns_tag, self._on_suggested
         )
+        self._changed = asyncio.Event()
+        self._watch = AddressWatch(self._changed.set)
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._slept_s = _suspended_s(self._loop)
@@ -132,6 +136,7 @@ class Neighbours:
             self._save()
         finally:
             self._stopping = True
+            self._watch.close()
             self._udp.close()
 
     def on_registered(self, peers: Iterable[PeerId]) -> None:
@@ -228,7 +233,10 @@ class Neighbours:
         """Interfaces come and go; what this peer says of itself follows."""
         before = self._interfaces()
         while True:
-            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), LOOK_S)
+                await asyncio.sleep(SETTLE_S)
+            self._changed.clear()
             try:
                 found = self._interfaces()
                 if found == before:
