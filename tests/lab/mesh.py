@@ -134,7 +134,8 @@ class LabPeer:
 def _address(text: str) -> str:
     """As in /proc/net/tcp: 32-bit words, each in the host's byte order."""
     words = [int(text[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(text), 8)]
-    return str(ipaddress.ip_address(b"".join(words)))
+    found = ipaddress.ip_address(b"".join(words))
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 @dataclass

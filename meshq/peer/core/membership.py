@@ -47,4 +47,5 @@ class MembershipView:
         if addresses != before and before:
             facts = {"addresses": list(addresses), "was": {"addresses": list(before)}}
             self.journal.on_noticed(MembershipNoticed("OwnAddressesChanged", facts))
+            self.links.on_moved()
         return addresses != before
