@@ -26,7 +26,7 @@ class Blockage:
     def on_link_answered(self, known: Known) -> None:
         """Also when helpers vouched first: that the member lives is not the question here."""
         since, known.link_asked = known.link_asked, None
-        if since is None or known.direct_at >= since:
+        if since is None or known.direct_at > since:
             return
         known.unheard += 1
         if known.unheard == BLOCKED_AFTER:

@@ -1,9 +1,9 @@
 """Links: one connection from here to every other registered peer whose address is known.
 
 A link that breaks is tried again with doubling pauses; news of the peer (another address, alive again) cuts a
-pause short. When either end has other addresses, the connection is asked whether it still carries: an address
-that is gone tells nobody, and silence alone would take SILENCE_S to show. A link counts as up only when the other side's Welcome has shown that it is the peer it should
-be.
+pause short. When either end has other addresses, the link is asked whether it still carries: an address that
+is gone tells nobody, and silence alone takes SILENCE_S to show. A link counts as up only when the other
+side's Welcome has shown that it is the peer it should be.
 """
 
 from __future__ import annotations
