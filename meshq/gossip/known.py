@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meshq.gossip.suspicion import Suspicion
+from meshq.gossip.transitions import Belief
 from meshq.gossip.wire import Claim, MemberRecord, Signed
 from meshq.gossip.words import Evidence, Member, State
 from meshq.ids import PeerId
@@ -14,12 +15,11 @@ _RTT_GAIN = 1 / 8
 
 @dataclass(slots=True)
 class Known:
-    """One registered peer. It is `doubted` when it is dead only because nothing was heard of it yet."""
+    """One registered peer."""
 
     peer: PeerId
     since: float
-    state: State = State.DEAD
-    doubted: bool = True
+    belief: Belief = Belief.UNHEARD
     record: MemberRecord | None = None
     signed: Signed | None = None
     claim: Claim | None = None  # what is said of its present incarnation, when suspect or dead
@@ -33,8 +33,12 @@ class Known:
     direct_at: float = 0.0
 
     @property
+    def state(self) -> State:
+        return self.belief.state
+
+    @property
     def present(self) -> bool:
-        return self.state is State.ALIVE or self.state is State.SUSPECT
+        return self.belief is Belief.ALIVE or self.belief is Belief.SUSPECT
 
     @property
     def order(self) -> tuple[int, int]:

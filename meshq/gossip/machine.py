@@ -15,7 +15,7 @@ compare notes, a datagram's worth at a time, which mends what rumour lost.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, assert_never
 
 from meshq.errors import RemoteProtocolError
@@ -31,6 +31,7 @@ from meshq.gossip.probing import Probing
 from meshq.gossip.settings import LAN, Settings
 from meshq.gossip.suggestions import Suggestion, Suggestions
 from meshq.gossip.table import Table, read
+from meshq.gossip.transitions import Belief
 from meshq.gossip.wire import Claim, Gossip, MemberRecord, Signed
 from meshq.gossip.words import (
     AddressesChanged,
@@ -46,7 +47,6 @@ from meshq.gossip.words import (
     OwnRecordOutdated,
     Registered,
     Slept,
-    State,
     Tick,
     VerdictsDiscarded,
 )
@@ -242,9 +242,9 @@ class Membership:
         if not self._table.on_record(record, signed, fresh=fresh, now=now):
             return
         known = self._table.known[PeerId(record.peer)]
-        if known.doubted:
+        if known.belief is Belief.UNHEARD:
             self._probing.probe(known, now)
-        if known.state is State.ALIVE and not was_present:
+        if known.belief is Belief.ALIVE and not was_present:
             self._notes.hurry()
             self._next_sync = min(self._next_sync, now + self._settings.gossip_s)
 
@@ -272,12 +272,14 @@ class Membership:
             answer.append(self._own.signed)
 
     def _on_tokens(self, heard: Gossip, sender: PeerId, address: str, now: float) -> None:
-        self._probing.on_answered(heard.answered, sender, now)
-        self._errands.on_answered(heard.answered, sender)
         if heard.answered > _ASK_DEAD:
+            self._probing.on_answered(heard.answered, sender, now)
+            self._errands.on_answered(heard.answered, sender)
             self._suggestions.answered(heard.answered, sender)
-        self._probing.on_vouched(heard.vouched, now)
-        self._probing.on_refused(heard.refused)
+        if heard.vouched:
+            self._probing.on_vouched(heard.vouched, now)
+        if heard.refused:
+            self._probing.on_refused(heard.refused)
         if heard.helping:
             self._on_help_asked(heard.helping, PeerId(heard.whom), address, now)
 
@@ -294,7 +296,7 @@ class Membership:
         """Answer a question, hand out what was asked for or is newer here, ask for what is lacking."""
         notes, claims, more = self._notes.compare(heard)
         lacking += [p for p in more if p != self.me or not self._own.outdated_said]
-        if heard.ask and known is not None and known.claim is not None:
+        if heard.ask and known is not None and known.claim is not None and self._settings.buddy:
             claims = [known.claim, *(c for c in claims if c != known.claim)]
         if heard.ask and heard.records:
             records = [self._own.signed]  # who shows its own record may not know ours
@@ -319,17 +321,14 @@ class Membership:
     def _compare_notes(self, now: float) -> None:
         wait_s = self._settings.gossip_s if self._notes.is_hurried() else self._settings.sync_s
         self._next_sync = now + wait_s
-        alive = [k for k in self._table.known.values() if k.state is State.ALIVE]
+        alive = [k for k in self._table.known.values() if k.belief is Belief.ALIVE]
         if alive:
             self._mail.emit(self._mail.address_of(self._rng.choice(alive), now), self._notes.page())
 
     def _reach_out(self, now: float) -> None:
         """One dead member and one suggested address: how those come back who do not know us, or lost us."""
+        self._table.reclaim(now)
         gone = [k for k in self._table.known.values() if not k.present and k.record is not None]
-        for k in gone:
-            if k.claim is not None and now - k.since > self._settings.reclaim_s:
-                k.claim = k.evidence = k.direct = None
-                k.doubted = True
         # Many watch few: it is enough that some of them write to each.
         share = self._settings.reach_each * len(gone) / (1 + len(self._table.known) - len(gone))
         if gone and self._rng.random() < share:
@@ -344,7 +343,7 @@ class Membership:
         self._suggestions.tried(suggestion, now=now)
         self._mail.emit(suggestion.address, self._question(suggestion.token))
 
-    def _question(self, token: int, claims: Iterable[Claim] = ()) -> list[bytes]:
+    def _question(self, token: int, claims: Collection[Claim] = ()) -> list[bytes]:
         return wire.pack(Gossip(ask=token, hearsay=True), records=[self._own.signed], claims=claims)
 
     # ------------------------------------------------------------------------------------------ configuration

@@ -19,8 +19,9 @@ from meshq.gossip.known import Known
 from meshq.gossip.mail import Mail
 from meshq.gossip.settings import Settings
 from meshq.gossip.table import Table
+from meshq.gossip.transitions import Belief
 from meshq.gossip.wire import Gossip
-from meshq.gossip.words import Effect, ProbeLink, State
+from meshq.gossip.words import Effect, ProbeLink
 from meshq.ids import PeerId
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Probing:
     def probe_next(self, now: float) -> None:
         for _ in range(len(self._order)):
             known = self._table.known[self._next()]
-            new = known.doubted and known.record is not None and now - known.since < _NEW_S
+            new = known.belief is Belief.UNHEARD and known.record is not None and now - known.since < _NEW_S
             if known.present or new:
                 self.probe(known, now)
                 return
@@ -106,14 +107,15 @@ class Probing:
 
     def ping(self, known: Known, token: int, now: float) -> None:
         """With what is said against it, so that it can refute at once (Lifeguard IV-C, buddy system)."""
-        self._mail.send(known, Gossip(ask=token), now, claims=[known.claim] if known.claim else [])
+        told = [known.claim] if known.claim and self._settings.buddy else []
+        self._mail.send(known, Gossip(ask=token), now, claims=told)
 
     def token(self) -> int:
         return self._rng.getrandbits(_TOKEN_BITS) | 1 << _TOKEN_BITS
 
     def _ask_helpers(self, probe: _Probe, known: Known, now: float) -> None:
         probe.helped = True
-        others = [k for k in self._table.known.values() if k.state is State.ALIVE and k.peer != probe.peer]
+        others = [k for k in self._table.known.values() if k.belief is Belief.ALIVE and k.peer != probe.peer]
         for helper in self._rng.sample(others, min(self._settings.helpers, len(others))):
             probe.asked += 1
             self._mail.send(helper, Gossip(helping=probe.token, whom=probe.peer), now)
@@ -170,4 +172,4 @@ class Probing:
         self._probes.clear()
 
     def wake(self) -> float:
-        return min((p.wake for p in self._probes.values()), default=float("inf"))
+        return min([p.wake for p in self._probes.values()]) if self._probes else float("inf")
