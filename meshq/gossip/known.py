@@ -11,6 +11,7 @@ from meshq.gossip.words import Evidence, Member, State
 from meshq.ids import PeerId
 
 _RTT_GAIN = 1 / 8
+_ODD_MAX = 3  # answers in a row by another way than before, until that is how it is reached
 
 
 @dataclass(slots=True)
@@ -27,6 +28,8 @@ class Known:
     evidence: Evidence | None = None
     heard: float | None = None
     via: str = ""
+    reach: str = ""
+    odd: int = 0  # answers in a row that came by another way
     rtt_s: float | None = None  # smoothed
     linked: bool = False
     direct: str | None = None  # the address its own datagrams come from
@@ -59,7 +62,17 @@ class Known:
             self.via,
             self.evidence,
             self.rtt_s,
+            self.reach,
         )
+
+    def on_answered(self, via: str) -> bool:
+        """Whether it is now reached by another way than before; a single lost datagram changes nothing."""
+        self.via = via
+        self.odd = self.odd + 1 if via != self.reach else 0
+        if not self.odd or (self.reach and via != "direct" and self.odd < _ODD_MAX):
+            return False
+        before, self.reach, self.odd = self.reach, via, 0
+        return bool(before)
 
     def on_round_trip(self, seconds: float) -> None:
         """Smoothed as TCP does it (RFC 6298, section 2): one that was slow once does not show for long."""

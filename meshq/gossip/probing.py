@@ -21,7 +21,7 @@ from meshq.gossip.settings import Settings
 from meshq.gossip.table import Table
 from meshq.gossip.transitions import Belief
 from meshq.gossip.wire import Gossip
-from meshq.gossip.words import Effect, ProbeLink
+from meshq.gossip.words import Effect, ReachChanged
 from meshq.ids import PeerId
 
 if TYPE_CHECKING:
@@ -72,10 +72,13 @@ class Probing:
     def add(self, peers: Iterable[PeerId]) -> None:
         """Newcomers take a random place: not all at the same time everywhere (SWIM, section 4.3)."""
         for peer in peers:
-            self._order.insert(self._rng.randint(0, len(self._order)), peer)
+            place = self._rng.randint(0, len(self._order))
+            self._order.insert(place, peer)
+            self._place += place < self._place  # whose turn it was keeps it
 
     def remove(self, peers: Iterable[PeerId]) -> None:
         gone = set(peers)
+        self._place -= sum(p in gone for p in self._order[: self._place])  # nobody's turn is passed over
         self._order = [p for p in self._order if p not in gone]
         self._probes = {t: p for t, p in self._probes.items() if p.peer not in gone}
 
@@ -121,7 +124,7 @@ class Probing:
             self._mail.send(helper, Gossip(helping=probe.token, whom=probe.peer), now)
         self.ping(known, probe.token, now)  # once more itself: one datagram may have been lost
         if known.linked:
-            self._out.append(ProbeLink(known.peer))
+            self._mail.by_link(known, Gossip(ask=probe.token))
 
     # --------------------------------------------------------------------------------------------- the answer
     def on_answered(self, token: int, sender: PeerId, now: float) -> None:
@@ -131,6 +134,10 @@ class Probing:
             if not probe.helped:  # asked twice, it is not known which question was answered (Karn, 1987)
                 self._table.known[sender].on_round_trip(now - probe.asked_at)
             self._succeed(probe, "direct", now)
+
+    def is_asked(self, token: int, peer: PeerId) -> bool:
+        probe = self._probes.get(token)
+        return probe is not None and probe.peer == peer
 
     def on_vouched(self, token: int, now: float) -> None:
         probe = self._probes.get(token)
@@ -153,7 +160,9 @@ class Probing:
         del self._probes[probe.token]
         self._awareness.add(-1)
         known = self._table.known[probe.peer]
-        known.via = via
+        before = known.reach
+        if known.on_answered(via):
+            self._out.append(ReachChanged(known.view(), before))
         self._table.on_heard(known, now)
 
     # ------------------------------------------------------------------------------------------------- time

@@ -92,7 +92,7 @@ class Table:
             self._broadcasts.put(known.peer, signed)
         if before is not None and _differs(before, record):
             known.direct = known.rtt_s = None
-            self._out.append(MemberChanged(known.view()))
+            self._out.append(MemberChanged(known.view(), restarted=before.boot_id != record.boot_id))
         # From old notes: it was there when it signed this; whether it still is, is for itself to say.
         cause = Cause.SAID_LEFT if record.left else Cause.RENEWED if fresh else Cause.NOTED
         self._enter(known, cause, None, now)
@@ -169,7 +169,7 @@ class Table:
                 k.suspicion.postpone(late_s)
 
     def reclaim(self, now: float) -> None:
-        """What was said of those that are dead for long goes; their records stay while they are registered."""
+        """What was said of those that are long dead goes; their records stay while they are registered."""
         for known in self.known.values():
             if known.belief is Belief.DEAD and now - known.since > self._settings.reclaim_s:
                 known.direct = None

@@ -1,23 +1,22 @@
 """Membership simulated: many machines, one heap of events, one random source; the same seed, the same trace.
 
-`python -m tests.gossip.simulation` prints a table of detection times, false deaths and traffic;
-`--help` has its options.
+The network loses, delays, duplicates and reorders; hosts are cut off, stopped, moved, restarted. What is done
+to a world and measured in it is in `scenarios.py`, the tables of docs/membership.md come from `simulate.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import heapq
 import hmac
 import random
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from meshq.gossip import wire
 from meshq.gossip.machine import Membership
-from meshq.gossip.settings import LAN, PROFILES, Settings
+from meshq.gossip.settings import LAN, Settings
 from meshq.gossip.transitions import Belief
 from meshq.gossip.words import (
     AddressesChanged,
@@ -25,9 +24,11 @@ from meshq.gossip.words import (
     DatagramReceived,
     Effect,
     Event,
+    LinkAnswered,
     LinkBroken,
+    LinkCarried,
+    LinkUp,
     MemberDead,
-    MemberSuspect,
     ProbeLink,
     Registered,
     SendDatagram,
@@ -73,6 +74,7 @@ def member(
     addresses: list[str] | None = None,
     settings: Settings = LAN,
     seed: int = 0,
+    links_carry: bool = False,
 ) -> Membership:
     m = Membership(
         peer_id(n),
@@ -85,6 +87,7 @@ def member(
         rng=random.Random(f"{seed} {n} {boot}"),
         now=now,
         settings=settings,
+        links_carry=links_carry,
     )
     m.handle(Registered([peer_id(x) for x in registered]), now=now)
     return m
@@ -92,7 +95,9 @@ def member(
 
 @dataclass
 class World:
-    """`size` machines, numbered from 1. `warm`: they know each other; else all know the first's address."""
+    """`size` machines, numbered from 1. `warm`: they know each other; else all know the first's address.
+    `links`: each has a connection to each, which carries payloads; `udp_blocked`: those have nothing else.
+    """
 
     size: int
     seed: int = 1
@@ -101,6 +106,8 @@ class World:
     delay_s: float = 0.001
     settings: Settings = LAN
     warm: bool = True
+    links: bool = False
+    udp_blocked: set[int] = field(default_factory=set)
     now: float = 0.0
     peers: dict[int, Membership] = field(default_factory=dict)
     boots: dict[int, int] = field(default_factory=dict)
@@ -140,7 +147,12 @@ class World:
             registered=everybody,
             settings=self.settings,
             seed=self.seed,
+            links_carry=self.links,
         )
+        for other in everybody if self.links else ():
+            self.tell(n, LinkUp(peer_id(other)))
+            if other in self.peers:
+                self.tell(other, LinkUp(peer_id(n)))
         self._push(self.now + self.rng.random() * self.settings.probe_s, _TICK, n)
         if tell:
             for seed in (1, 2):
@@ -195,7 +207,9 @@ class World:
         for effect in effects:
             if isinstance(effect, SendDatagram):
                 self._send(n, effect)
-            elif not isinstance(effect, ProbeLink):
+            elif isinstance(effect, ProbeLink):
+                self._ask_over_link(n, number(effect.peer), effect.payload)
+            else:
                 self.log.append((self.now, n, effect))
         due = self.peers[n].deadline()
         if due < self._wakes.get(n, float("inf")):
@@ -216,7 +230,7 @@ class World:
                 return seconds
             at, _, kind, a, b, what = heapq.heappop(self._heap)
             self.now = max(self.now, at)
-            self._trace.update(_EVENT.pack(at, kind, a, b, len(what) if isinstance(what, bytes) else 0))
+            self._note(at, kind, a, b, what)
             if kind == _TICK:
                 self._on_tick(a, at)
             elif kind == _CALL:
@@ -230,6 +244,10 @@ class World:
                     self.paused[b].append((what, a))  # type: ignore[arg-type]
             elif a not in self.down:
                 self.tell(b, DatagramReceived(what, peer_id(a), self.sources[a]))  # type: ignore[arg-type]
+
+    def _note(self, at: float, kind: int, a: int, b: int, what: object) -> None:
+        payload = what if isinstance(what, bytes) else b""
+        self._trace.update(_EVENT.pack(at, kind, a, b, len(payload)) + payload)
 
     def _on_tick(self, n: int, at: float) -> None:
         if at <= self._wakes.get(n, float("inf")):
@@ -250,12 +268,27 @@ class World:
         self.datagrams += 1
         self.bytes += len(effect.payload) + UDP_BYTES
         assert len(effect.payload) <= wire.PAYLOAD_BYTES_MAX
-        if target is None or self.cut(source, target):
+        if target is None or self.cut(source, target) or {source, target} & self.udp_blocked:
             return
         for _ in range(1 + (self.rng.random() < self.duplicates)):
             if self.rng.random() >= self.loss:
                 delay_s = self.rng.uniform(0.1, 1.9) * self.delay_s
                 self._push(self.now + delay_s, _DATAGRAM, source, target, effect.payload)
+
+    def _ask_over_link(self, source: int, target: int, payload: bytes) -> None:
+        """Reliable and in order, as long as both are there."""
+        if not self.links or self.cut(source, target) or self.cut(target, source):
+            return
+
+        def arrive() -> None:
+            if target in self.down or target in self.paused:
+                return
+            if payload:
+                self.tell(target, LinkCarried(payload, peer_id(source)))
+            self.call(self.delay_s, lambda: self.tell(source, LinkAnswered(peer_id(target))))
+
+        self.bytes += len(payload) + UDP_BYTES
+        self.call(self.delay_s, arrive)
 
     def _introduce(self) -> None:
         signed = {n: m._own.signed for n, m in self.peers.items()}
@@ -304,95 +337,3 @@ class World:
     def deaths(self) -> list[tuple[float, int, int]]:
         """(when, who said so, of whom)"""
         return [(t, o, number(e.member.peer)) for t, o, e in self.log if isinstance(e, MemberDead)]
-
-
-@dataclass(frozen=True)
-class Found:
-    suspected: list[float]  # until the first suspicion, of each trial
-    dead: list[float]  # until everyone knows
-
-
-def detection(world: World, trials: int, *, linked: bool = False) -> Found:
-    """Kill one after another, each back before the next goes."""
-    found = Found([], [])
-    world.run(2)
-    for trial in range(trials):
-        n = 3 + trial % (world.size - 2) if world.size > 3 else 3
-        world.run(world.rng.random())
-        world.log.clear()
-        began = world.now
-        world.kill(n, linked=linked)
-        world.run(60, lambda n=n: world.all_see(State.DEAD, n), look_s=0.02)
-        suspected = world.first(MemberSuspect, n, began)
-        last = max((t for t, _, x in world.deaths() if x == n), default=float("inf"))
-        found.suspected.append((suspected if suspected is not None else float("inf")) - began)
-        found.dead.append(last - began)
-        world.start(n)
-        world.run(30, lambda n=n: world.all_see(State.ALIVE, n))
-    return found
-
-
-def quiet(world: World, seconds: float, *, slow: bool = False, how: str = "pause") -> tuple[int, float, float]:
-    """(false deaths of members that were not paused, datagrams and bytes a second and member)"""
-    world.run(2)
-    world.log.clear()
-    world.datagrams = world.bytes = 0
-    slow_ones = set(range(1, world.size + 1, 3)) if slow else set()
-
-    def stumble(n: int) -> None:
-        getattr(world, how)(n, 2.0)
-        world.call(2.0 + world.rng.expovariate(1 / 8), lambda: stumble(n))
-
-    for n in slow_ones:
-        world.call(world.rng.expovariate(1 / 8), lambda n=n: stumble(n))
-    world.run(seconds)
-    false = {(number(e.member.peer), e.member.boot_epoch, e.member.version)
-             for _, _, e in world.log if isinstance(e, MemberDead)}  # fmt: skip
-    per = seconds * world.size
-    return sum(n not in slow_ones for n, _, _ in false), world.datagrams / per, world.bytes / per
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[3, 10, 50])
-    parser.add_argument("--loss", type=float, nargs="+", default=[0.0, 0.05, 0.2, 0.3])
-    parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--quiet-s", type=float, default=60.0)
-    parser.add_argument("--slow", action="store_true", help="also a third of them pausing 2 s at random")
-    parser.add_argument("--profile", choices=sorted(PROFILES), default="lan")
-    parser.add_argument("--seed", type=int, default=1)
-    a = parser.parse_args()
-    s = PROFILES[a.profile]
-    print("| members | loss | how | suspected p50 | p99 | max | dead everywhere p50 | p99 | max |"
-          "\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
-    for size in a.sizes:
-        for loss in a.loss:
-            for linked in (False, True):
-                found = detection(World(size, seed=a.seed, loss=loss, settings=s), a.trials, linked=linked)
-                cells = [
-                    f"{percentile(v, q):.2f}" for v in (found.suspected, found.dead) for q in (0.5, 0.99, 1)
-                ]
-                print(f"| {size} | {loss:.0%} | {'killed' if linked else 'cut off'} | {' | '.join(cells)} |",
-                      flush=True)  # fmt: skip
-    print("\n| members | loss | slow members | false deaths an hour | datagrams/s | bytes/s |"
-          "\n|---|---|---|---|---|---|")  # fmt: skip
-    for size in a.sizes:
-        rows = [(loss, "none", s) for loss in a.loss]
-        if a.slow:
-            rows += [(0.0, "a third", s), (0.0, "a third, Lifeguard off", replace(
-                s, awareness_max=0, confirmations=0, suspect_factor=1.0))]  # fmt: skip
-        for loss, slow, used in rows:
-            world = World(size, seed=a.seed, loss=loss, settings=used)
-            false, datagrams, volume = quiet(world, a.quiet_s, slow=slow != "none")
-            hourly = false * 3600 / a.quiet_s
-            print(f"| {size} | {loss:.0%} | {slow} | {hourly:g} | {datagrams:.1f} | {volume:.0f} |",
-                  flush=True)  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()
