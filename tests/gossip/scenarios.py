@@ -70,7 +70,7 @@ class Quiet:
 
 
 def quiet(world: World, seconds: float, *, slow: str = "") -> Quiet:
-    """Nobody dies. `slow`: a third is stopped (`pause`), or has its datagrams wait (`hold`), 2 s now and then."""
+    """Nobody dies. `slow`: a third is stopped (`pause`), or has its datagrams held (`hold`), for 2 s."""
     world.run(2)
     world.log.clear()
     world.datagrams = world.bytes = 0

@@ -125,6 +125,7 @@ class World:
         self._serial = 0
         self._wakes: dict[int, float] = {}
         self._trace = hashlib.blake2b(digest_size=16)
+        self._ids = {n: peer_id(n) for n in range(1, self.size + 1)}
         self.sources = {n: address_of(n) for n in range(1, self.size + 1)}
         self.numbers = {a: n for n, a in self.sources.items()}
         for n in range(1, self.size + 1):
@@ -243,36 +244,43 @@ class World:
                 if len(self.paused[b]) < QUEUE_MAX:
                     self.paused[b].append((what, a))  # type: ignore[arg-type]
             elif a not in self.down:
-                self.tell(b, DatagramReceived(what, peer_id(a), self.sources[a]))  # type: ignore[arg-type]
+                self.tell(b, DatagramReceived(what, self._ids[a], self.sources[a]))  # type: ignore[arg-type]
 
     def _note(self, at: float, kind: int, a: int, b: int, what: object) -> None:
         payload = what if isinstance(what, bytes) else b""
         self._trace.update(_EVENT.pack(at, kind, a, b, len(payload)) + payload)
 
     def _on_tick(self, n: int, at: float) -> None:
-        if at <= self._wakes.get(n, float("inf")):
-            self._wakes[n] = float("inf")
-        if n not in self.down and n not in self.paused and self.peers[n].deadline() <= self.now:
+        if at != self._wakes[n]:
+            return  # an earlier one took its place
+        self._wakes[n] = float("inf")
+        if n in self.down or n in self.paused:
+            return
+        if self.peers[n].deadline() <= self.now:
             self.tell(n, Tick())
-        elif n not in self.down and n not in self.paused and self._wakes[n] == float("inf"):
+        else:
             self._push(self.peers[n].deadline(), _TICK, n)
 
     def _push(self, at: float, kind: int, a: int, b: int = 0, what: object = None) -> None:
         self._serial += 1
         heapq.heappush(self._heap, (at, self._serial, kind, a, b, what))
         if kind == _TICK:
-            self._wakes[a] = min(at, self._wakes.get(a, float("inf")))
+            self._wakes[a] = at
 
     def _send(self, source: int, effect: SendDatagram) -> None:
         target = self.numbers.get(effect.address)
+        size = len(effect.payload)
         self.datagrams += 1
-        self.bytes += len(effect.payload) + UDP_BYTES
-        assert len(effect.payload) <= wire.PAYLOAD_BYTES_MAX
-        if target is None or self.cut(source, target) or {source, target} & self.udp_blocked:
+        self.bytes += size + UDP_BYTES
+        assert size <= wire.PAYLOAD_BYTES_MAX
+        if target is None or self.cut(source, target):
             return
-        for _ in range(1 + (self.rng.random() < self.duplicates)):
-            if self.rng.random() >= self.loss:
-                delay_s = self.rng.uniform(0.1, 1.9) * self.delay_s
+        if self.udp_blocked and (source in self.udp_blocked or target in self.udp_blocked):
+            return
+        random = self.rng.random
+        for _ in range(1 + (random() < self.duplicates)):
+            if random() >= self.loss:
+                delay_s = (0.1 + 1.8 * random()) * self.delay_s
                 self._push(self.now + delay_s, _DATAGRAM, source, target, effect.payload)
 
     def _ask_over_link(self, source: int, target: int, payload: bytes) -> None:
