@@ -76,7 +76,7 @@ def as_mermaid() -> str:
         if before is not after:
             steps.setdefault((before, after), []).append(cause)
     lines += [
-        f"    {before} --> {after}: {'; or '.join(causes)}" for (before, after), causes in steps.items()
+        f"    {before} --> {after}: {' / '.join(causes)}" for (before, after), causes in steps.items()
     ]
     return "\n".join(lines) + "\n"
 

@@ -113,7 +113,7 @@ def one_way_cut(world: World, seconds: float = 20.0) -> Recovery:
     world.run(2)
     world.log.clear()
     world.cut = lambda a, b: a == 2 and b > world.size // 2
-    world.run(seconds)
+    world.run(seconds + world.rng.random())
     false = false_deaths(world, set())
     return Recovery(_heal(world), false)
 
@@ -123,7 +123,7 @@ def split(world: World, seconds: float = 20.0) -> Recovery:
     half = world.size // 2
     world.run(2)
     world.cut = lambda a, b: (a <= half) != (b <= half)
-    world.run(seconds, look_s=1.0)
+    world.run(seconds + world.rng.random(), look_s=1.0)  # in the simulator all write to the dead at one time
     apart = all(
         world.state(a, b) is State.DEAD and world.state(b, a) is State.DEAD
         for a in range(1, half + 1)
