@@ -20,8 +20,9 @@ from meshq.gossip.known import Known
 from meshq.gossip.mail import Mail
 from meshq.gossip.settings import Settings
 from meshq.gossip.table import Table
+from meshq.gossip.transitions import Belief
 from meshq.gossip.wire import Gossip
-from meshq.gossip.words import Effect, ProbeLink, State
+from meshq.gossip.words import Effect, ReachChanged
 from meshq.ids import PeerId
 
 if TYPE_CHECKING:
@@ -74,17 +75,20 @@ class Probing:
     def add(self, peers: Iterable[PeerId]) -> None:
         """Newcomers take a random place: not all at the same time everywhere (SWIM, section 4.3)."""
         for peer in peers:
-            self._order.insert(self._rng.randint(0, len(self._order)), peer)
+            place = self._rng.randint(0, len(self._order))
+            self._order.insert(place, peer)
+            self._place += place < self._place  # whose turn it was keeps it
 
     def remove(self, peers: Iterable[PeerId]) -> None:
         gone = set(peers)
+        self._place -= sum(p in gone for p in self._order[: self._place])  # nobody's turn is passed over
         self._order = [p for p in self._order if p not in gone]
         self._probes = {t: p for t, p in self._probes.items() if p.peer not in gone}
 
     def probe_next(self, now: float) -> None:
         for _ in range(len(self._order)):
             known = self._table.known[self._next()]
-            new = known.doubted and known.record is not None and now - known.since < _NEW_S
+            new = known.belief is Belief.UNHEARD and known.record is not None and now - known.since < _NEW_S
             if known.present or new:
                 self.probe(known, now)
                 return
@@ -109,21 +113,22 @@ class Probing:
 
     def ping(self, known: Known, token: int, now: float) -> None:
         """With what is said against it, so that it can refute at once (Lifeguard IV-C, buddy system)."""
-        self._mail.send(known, Gossip(ask=token), now, claims=[known.claim] if known.claim else [])
+        told = [known.claim] if known.claim and self._settings.buddy else []
+        self._mail.send(known, Gossip(ask=token), now, claims=told)
 
     def token(self) -> int:
         return self._rng.getrandbits(_TOKEN_BITS) | 1 << _TOKEN_BITS
 
     def _ask_helpers(self, probe: _Probe, known: Known, now: float) -> None:
         probe.helped = True
-        others = [k for k in self._table.known.values() if k.state is State.ALIVE and k.peer != probe.peer]
+        others = [k for k in self._table.known.values() if k.belief is Belief.ALIVE and k.peer != probe.peer]
         for helper in self._rng.sample(others, min(self._settings.helpers, len(others))):
             probe.asked += 1
             self._mail.send(helper, Gossip(helping=probe.token, whom=probe.peer), now)
         self.ping(known, probe.token, now)  # once more itself: one datagram may have been lost
         if known.linked:
             self._blockage.on_link_asked(known, probe.asked_at)
-            self._out.append(ProbeLink(known.peer))
+            self._mail.by_link(known, Gossip(ask=probe.token))
 
     # --------------------------------------------------------------------------------------------- the answer
     def on_answered(self, token: int, sender: PeerId, now: float) -> None:
@@ -133,6 +138,10 @@ class Probing:
             if not probe.helped:  # asked twice, it is not known which question was answered (Karn, 1987)
                 self._table.known[sender].on_round_trip(now - probe.asked_at)
             self._succeed(probe, "direct", now)
+
+    def is_asked(self, token: int, peer: PeerId) -> bool:
+        probe = self._probes.get(token)
+        return probe is not None and probe.peer == peer
 
     def on_vouched(self, token: int, now: float) -> None:
         probe = self._probes.get(token)
@@ -155,7 +164,9 @@ class Probing:
         del self._probes[probe.token]
         self._awareness.add(-1)
         known = self._table.known[probe.peer]
-        known.via = via
+        before = known.reach
+        if known.on_answered(via):
+            self._out.append(ReachChanged(known.view(), before))
         self._table.on_heard(known, now)
 
     # ------------------------------------------------------------------------------------------------- time
@@ -174,4 +185,4 @@ class Probing:
         self._probes.clear()
 
     def wake(self) -> float:
-        return min((p.wake for p in self._probes.values()), default=float("inf"))
+        return min([p.wake for p in self._probes.values()]) if self._probes else float("inf")

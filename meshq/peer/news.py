@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from meshq.gossip.words import Member, OwnRecordOutdated, State, UdpBlocked, UdpUnblocked, VerdictsDiscarded
+from meshq.gossip.words import (
+    Member,
+    MemberChanged,
+    OwnRecordOutdated,
+    State,
+    UdpBlocked,
+    UdpUnblocked,
+    VerdictsDiscarded,
+)
 from meshq.ids import PeerId
 from meshq.peer.core.events import Event, MemberSeen, MembershipNoticed, UdpSeen
 from meshq.peer.neighbours import News
@@ -23,6 +31,9 @@ def events_of(news: News, *, me: PeerId, name_of: NameOf, now: float, wall_ms: i
             return UdpSeen(member.peer, blocked=True)
         case UdpUnblocked(member):
             return UdpSeen(member.peer, blocked=False)
+        case MemberChanged(member, restarted):
+            event = "MemberRestarted" if restarted else "MemberMoved"
+            return _seen(member, event, me, name_of, now, wall_ms)
         case _:
             return _seen(news.member, type(news).__name__, me, name_of, now, wall_ms)
 
@@ -37,6 +48,7 @@ def _seen(m: Member, event: str, me: PeerId, name_of: NameOf, now: float, wall_m
         (m.boot_epoch, m.version),
         show_evidence(m, me, name_of),
         event=event,
+        reach=m.reach,
         boot=m.boot_id,
         rtt_ms=None if m.rtt_s is None else round(m.rtt_s * 1000, 3),
         proof=_proof(m, name_of),

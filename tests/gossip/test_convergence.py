@@ -18,7 +18,8 @@ from meshq.gossip.words import (
     State,
     VerdictsDiscarded,
 )
-from tests.gossip.simulation import World, address_of, detection, number, peer_id, percentile, quiet
+from tests.gossip.scenarios import detection, percentile, quiet
+from tests.gossip.simulation import World, address_of, number, peer_id
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
@@ -64,8 +65,8 @@ def test_detection_in_large_meshes(size: int, known_s: float) -> None:
 def test_a_member_costs_the_same_in_a_larger_mesh() -> None:
     """SWIM, section 3.2: the load of a member is constant."""
     small, large = (quiet(World(size), 3) for size in (50, 150))
-    assert large[1] == pytest.approx(small[1], rel=0.2)
-    assert large[2] == pytest.approx(small[2], rel=0.2)
+    assert large.datagrams == pytest.approx(small.datagrams, rel=0.2)
+    assert large.bytes == pytest.approx(small.bytes, rel=0.2)
 
 
 def test_every_member_is_asked_within_two_rounds() -> None:
@@ -82,18 +83,18 @@ def test_every_member_is_asked_within_two_rounds() -> None:
 def test_loss_kills_nobody(loss: float) -> None:
     """SWIM, section 4.2: suspicion before death."""
     for size, seconds in ((3, 60), (10, 30)):
-        assert quiet(World(size, loss=loss), seconds)[0] == 0
+        assert quiet(World(size, loss=loss), seconds).false_deaths == 0
 
 
 @pytest.mark.long
 def test_five_percent_loss_kills_nobody_in_ten_hours_of_fifty() -> None:
     for hour in range(10):
-        assert quiet(World(50, seed=hour, loss=0.05), 3_600)[0] == 0
+        assert quiet(World(50, seed=hour, loss=0.05), 3_600).false_deaths == 0
 
 
 def test_members_that_pause_kill_nobody_who_does_not() -> None:
     """Lifeguard, section V: a third pauses two seconds at random; whom of the others do they kill?"""
-    assert sum(quiet(World(12, seed=s), 60, slow=True)[0] for s in range(2)) == 0
+    assert sum(quiet(World(12, seed=s), 60, slow="pause").false_deaths for s in range(2)) == 0
 
 
 def test_a_link_cut_between_two_does_not_kill_while_others_can_ask() -> None:

@@ -56,8 +56,8 @@ def test_changes_are_numbered_and_say_who_what_and_on_whose_word() -> None:
 def test_another_boot_id_is_a_restart_and_another_address_a_move() -> None:
     peer = peer_of_two()
     peer.tell(seen())
-    peer.tell(seen("MemberChanged", at=THERE))
-    peer.tell(seen("MemberChanged", at=THERE, boot=2))
+    peer.tell(seen("MemberMoved", at=THERE))
+    peer.tell(seen("MemberRestarted", at=THERE, boot=2))
     _, moved, restarted = peer.ask("events", after=0)["events"]
     assert (moved["event"], moved["was"]["addresses"], moved["addresses"]) == (
         "MemberMoved",

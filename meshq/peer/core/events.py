@@ -115,7 +115,8 @@ class MemberSeen:
     since_ms: int = 0
     incarnation: tuple[int, int] = (0, 0)
     evidence: str = ""
-    event: str = "MemberChanged"
+    event: str = ""
+    reach: str = ""  # directly, by help of others, or over the connection only
     boot: bytes = b""
     rtt_ms: float | None = None
     proof: Mapping[str, Any] = field(default_factory=dict)

@@ -42,15 +42,16 @@ class Journal:
 
     # ------------------------------------------------------------------------------------ what happened
     def on_member(self, before: MemberSeen | None, seen: MemberSeen) -> None:
-        """A change of a member's state, or of what it says of itself: then it was restarted, or moved."""
-        if seen.event != "MemberChanged":
-            self._add(seen.event, _facts(seen, self._name_of(seen.peer)))
-            return
-        was = {"boot": before.boot.hex(), "addresses": list(before.addresses)} if before else {}
-        if before is None or before.boot != seen.boot:
-            self._add("MemberRestarted", _facts(seen, self._name_of(seen.peer)) | {"was": was})
-        elif before.addresses != seen.addresses:
-            self._add("MemberMoved", _facts(seen, self._name_of(seen.peer)) | {"was": was})
+        """A change of a member's state, of how it is reached, or of what it says of itself."""
+        facts = _facts(seen, self._name_of(seen.peer))
+        if before is not None:
+            facts["was"] = {
+                "state": before.state,
+                "boot": before.boot.hex(),
+                "addresses": list(before.addresses),
+                "reach": before.reach or None,
+            }
+        self._add(seen.event, facts)
 
     def on_udp(self, seen: UdpSeen) -> None:
         name = self._name_of(seen.peer)
@@ -130,6 +131,7 @@ def _facts(seen: MemberSeen, name: str | None) -> dict[str, Any]:
         "incarnation": show_incarnation(seen.incarnation),
         "boot": seen.boot.hex(),
         "addresses": list(seen.addresses),
+        "reach": seen.reach or None,
         "rtt_ms": seen.rtt_ms,
         "evidence": dict(seen.proof) if seen.proof else None,
         "text": seen.evidence or None,
