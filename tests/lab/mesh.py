@@ -72,6 +72,17 @@ class LabPeer:
             events = (*MESHQ, "events", "--past", "--data", self.data)
             self.host.start(*events, stdout=out, stderr=subprocess.DEVNULL, env=environment())
 
+    def configure(self, *, mdns: bool, seeds: Sequence[str]) -> None:
+        """What holds from the next start on."""
+        lines = [f"port = {PORT}", f"mdns = {str(mdns).lower()}", f"seed = {json.dumps(list(seeds))}"]
+        (self.data / "meshq.toml").write_text("\n".join(lines) + "\n")
+
+    def end(self) -> None:
+        """SIGTERM, and wait for it."""
+        assert self.process is not None
+        self.process.terminate()
+        assert self.process.wait(15) == 0, self.log()
+
     def kill(self) -> int:
         """kill -9; when, in ms of wall time."""
         assert self.process is not None
@@ -175,6 +186,11 @@ class LabMesh:
         """Whether each that runs has a connection to each."""
         return all(len(p.links()) >= len(self.peers) - 1 for p in self.peers if p.is_running)
 
+    def all_linked_to(self, peer: LabPeer) -> bool:
+        """Whether each other one has a connection to one of its present addresses."""
+        now = {peer.host.address, peer.host.address6}
+        return all(now & set(p.links()) for p in self.peers if p is not peer)
+
     def wait(self, what: str, condition: Callable[[], T], deadline_s: float = 15.0) -> T:
         """The condition's value as soon as it is true, looked at without taking much of the machine."""
         end = time.monotonic() + deadline_s
@@ -197,10 +213,13 @@ def lab_mesh(
     *,
     mdns: bool = False,
     seeds: bool = True,
-    follow: bool = True,
+    wait: bool = True,
     network: Network | None = None,
 ) -> Iterator[LabMesh]:
-    """A mesh of running peers that see each other alive, and are connected each with each."""
+    """A mesh of running peers; with `wait` they see each other alive and are connected each with each.
+
+    `seeds`: each knows where three others are. `network`: a given one, perhaps with faults.
+    """
     subprocess.run(
         [*MESHQ, "init", "--peers", str(count), "--out", where],
         check=True, capture_output=True, env=environment(),
@@ -209,17 +228,16 @@ def lab_mesh(
         net = network or stack.enter_context(Network(count))
         peers = [LabPeer(f"peer{i}", h, where / f"peer{i}") for i, h in enumerate(net.hosts[:count], 1)]
         for peer in peers:
-            others = [f"{p.host.address}:{PORT}" for p in peers if p is not peer] if seeds else []
-            lines = [f"port = {PORT}", f"mdns = {str(mdns).lower()}", f"seed = {json.dumps(others[:3])}"]
-            (peer.data / "meshq.toml").write_text("\n".join(lines) + "\n")
+            others = [f"{p.host.address}:{PORT}" for p in peers if p is not peer]
+            peer.configure(mdns=mdns, seeds=others[:3] if seeds else [])
         mesh = LabMesh(net, peers)
         for peer in peers:
             peer.start()
         for peer in peers:
             peer.ready()
-        if follow:
-            for peer in peers:
-                peer.follow()
+        for peer in peers:
+            peer.follow()
+        if wait:
             mesh.wait("all see all alive", mesh.all_alive, START_S)
             mesh.wait("all are connected with all", mesh.all_linked, START_S)
         yield mesh

@@ -28,6 +28,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,21 @@ class Network:
         ends = ("netns", host.name, "type", "veth", "peer", port, "netns", self.switch)
         _run("ip", "link", "add", interface, *ends)
         _run("ip", "-n", self.switch, "link", "set", port, "master", "br0", "up")
+
+    def second_interfaces(self) -> None:
+        """A second network: each host is on it as eth1, at 10.78.0.n."""
+        for host in self.hosts:
+            self.wire(host, "eth1", f"q{host.number}")
+            host.ip("addr", "add", f"10.78.0.{host.number}/24", "dev", "eth1")
+            host.ip("link", "set", "eth1", "up")
+
+    def wait_for_link_local(self) -> None:
+        """Until no link-local address is tentative any more (duplicate address detection takes a second)."""
+        end = time.monotonic() + 10
+        for host in self.hosts:
+            while b"tentative" in host.run("ip", "-6", "addr", "show", "scope", "link").stdout:
+                assert time.monotonic() < end, "a link-local address is still tentative"
+                time.sleep(0.05)
 
     def __exit__(self, *_: object) -> None:
         for host in self.hosts:

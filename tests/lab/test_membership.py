@@ -146,7 +146,7 @@ def change_address(mesh: LabMesh, peer: LabPeer, address: str, report: Report) -
     for x in moved.values():
         assert x["addresses"][0] == f"{address}:7700"
         assert (x["id"], x["boot"]) == (before["id"], before["boot"])  # the same peer, not restarted
-    mesh.wait("all are connected again", lambda: _reconnected(mesh, peer), 30.0)
+    mesh.wait("all are connected again", lambda: mesh.all_alive() and mesh.all_linked_to(peer), 30.0)
     linked = now_ms() - at
     spread = max(x["at_ms"] for x in moved.values()) - at
     report.row(
@@ -156,12 +156,6 @@ def change_address(mesh: LabMesh, peer: LabPeer, address: str, report: Report) -
         _ms(linked),
     )
     assert not mesh.told("MemberDead", since=at)
-
-
-def _reconnected(mesh: LabMesh, peer: LabPeer) -> bool:
-    return mesh.all_alive() and all(
-        {peer.host.address, peer.host.address6} & set(p.links()) for p in mesh.peers if p is not peer
-    )
 
 
 # ------------------------------------------------------------------------------------------------ three peers
