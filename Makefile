@@ -20,7 +20,7 @@ READY := $(VENV)/.ready
 # $(call stage,name,command): runs it and says how long it took.
 stage = @echo "== $(1)"; SECONDS=0; $(2); echo "   $(1): $${SECONDS} s"
 
-.PHONY: help test lint format types imports docs docs-current units check-long simulate-membership fuzz-membership demo bench lab-deps venv clean
+.PHONY: help test lint format types imports docs docs-current units check-long simulate-membership fuzz-membership lab demo bench bench-membership lab-deps venv clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,11 +49,18 @@ units: $(READY)
 check-long: $(READY)  ## the tests that take minutes
 	$(call stage,long tests,$(BIN)/python -m pytest -m long)
 
+lab: $(READY) lab-deps  ## every test in network namespaces, and what it measured (root; about eight minutes)
+	@$(BIN)/python -m pytest tests/lab
+
 demo: $(READY)  ## three peers on this host, real records
 	@$(BIN)/meshq demo
 
 bench: $(READY)  ## the benchmarks, beside what one would use instead
 	@$(BIN)/python -m benchmarks
+
+bench-membership: $(READY)  ## a kill at 10 and 30 peers, beside the package kinship (about six minutes)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[dev,bench]'
+	@$(BIN)/python -m benchmarks.membership
 
 docs: $(READY)  ## write the generated pages of docs/ again
 	@for page in $(PAGES); do \
