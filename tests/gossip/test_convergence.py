@@ -48,7 +48,7 @@ def test_a_killed_process_is_suspected_in_half_a_second_and_dead_in_two(size: in
 
 @pytest.mark.parametrize(("size", "trials"), [(3, 30), (10, 20), (50, 5)])
 def test_a_host_cut_off_is_suspected_within_a_second_and_dead_within_three(size: int, trials: int) -> None:
-    """SWIM, section 3.2: the expected time to first detection does not depend on the size."""
+    """SWIM, section 3.1: the expected time to first detection does not depend on the size."""
     found = detection(World(size, loss=0.05), trials)
     assert percentile(found.suspected, 0.99) <= 1.0
     assert max(found.dead) <= 3.0
@@ -63,7 +63,7 @@ def test_detection_in_large_meshes(size: int, known_s: float) -> None:
 
 
 def test_a_member_costs_the_same_in_a_larger_mesh() -> None:
-    """SWIM, section 3.2: the load of a member is constant."""
+    """SWIM, section 3.1: the load of a member is constant."""
     small, large = (quiet(World(size), 3) for size in (50, 150))
     assert large.datagrams == pytest.approx(small.datagrams, rel=0.2)
     assert large.bytes == pytest.approx(small.bytes, rel=0.2)
