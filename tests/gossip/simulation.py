@@ -28,6 +28,7 @@ from meshq.gossip.words import (
     LinkBroken,
     LinkCarried,
     LinkUp,
+    Member,
     MemberDead,
     ProbeLink,
     Registered,
@@ -316,6 +317,11 @@ class World:
 
     def state(self, observer: int, n: int) -> State:
         return self.peers[observer]._table.known[peer_id(n)].state
+
+    def member(self, observer: int, n: int) -> Member:
+        found = self.peers[observer].member(peer_id(n))
+        assert found is not None
+        return found
 
     def sees(self, n: int) -> dict[int, State]:
         return {number(m.peer): m.state for m in self.peers[n].members()}
