@@ -1,4 +1,4 @@
-"""What holds whatever the network does: incarnations only grow, by their owners; and all lists become the same."""
+"""What holds whatever the network does: only owners raise incarnations, and all lists become the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.gossip.simulation import World, address_of, member, number, peer_id
 Order = tuple[int, int]
 
 
-# ------------------------------------------------------------------------------------- many machines, any network
+# ------------------------------------------------------------------------------- many machines, any network
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
@@ -70,7 +70,7 @@ def test_once_faults_stop_all_lists_are_the_same(
 
 
 def _run_watched(world: World, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
-    """Half a second at a time: what is held of anybody never goes back, nor above what its owner has signed."""
+    """What is held of anybody never goes back, nor above what its owner has signed; looked at twice a second."""
     end = world.now + seconds
     while world.now < end and not until():
         starts = dict(world.boots)
@@ -90,7 +90,7 @@ def _held(world: World):  # type: ignore[no-untyped-def]
     return [(n, x) for n, m in world.peers.items() for x in m.members()]
 
 
-# ---------------------------------------------------------------------------------- one machine, any order of news
+# ---------------------------------------------------------------------------- one machine, any order of news
 BOOTS, VERSIONS, OTHERS = (1, 2), (1, 2, 3, 4), (2, 3, 4)
 
 RECORDS = st.builds(
