@@ -70,7 +70,7 @@ def test_once_faults_stop_all_lists_are_the_same(
 
 
 def _run_watched(world: World, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
-    """What is held of anybody never goes back, nor above what its owner has signed; looked at twice a second."""
+    """What is held of anybody never goes back, nor above what its owner signed; looked at twice a second."""
     end = world.now + seconds
     while world.now < end and not until():
         starts = dict(world.boots)
