@@ -48,6 +48,7 @@ units: $(READY)
 
 check-long: $(READY)  ## the tests that take minutes
 	$(call stage,long tests,$(BIN)/python -m pytest -m long)
+	$(call stage,membership simulated,$(BIN)/python -m tests.gossip.simulate --whole --write)
 
 demo: $(READY)  ## three peers on this host, real records
 	@$(BIN)/meshq demo

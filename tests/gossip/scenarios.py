@@ -46,7 +46,8 @@ def detection(world: World, trials: int, *, linked: bool = False, restarted: boo
         world.run(60, lambda n=n: world.all_see(State.DEAD, n), look_s=0.02)
         suspected = world.first(MemberSuspect, n, began)
         last = max((t for t, _, x in world.deaths() if x == n), default=float("inf"))
-        found.suspected.append((suspected if suspected is not None else float("inf")) - began)
+        # Who lost datagrams had made suspect already is not suspected once more: then it took no time.
+        found.suspected.append(suspected - began if suspected is not None else 0.0)
         found.dead.append(last - began)
         if restarted:
             world.start(n)
@@ -70,14 +71,19 @@ class Quiet:
 
 
 def quiet(world: World, seconds: float, *, slow: str = "") -> Quiet:
-    """Nobody dies. `slow`: a third is stopped (`pause`), or has its datagrams held (`hold`), for 2 s."""
+    """Nobody dies. `slow`: a third now and then is stopped for 2 s (`pause`), stopped and deaf as a suspended
+    machine is (`freeze`), or has its datagrams held while its timers run (`hold`).
+    """
     world.run(2)
     world.log.clear()
     world.datagrams = world.bytes = 0
     slow_ones = set(range(1, world.size + 1, 3)) if slow else set()
 
     def stumble(n: int) -> None:
-        world.pause(n, PAUSE_S) if slow == "pause" else world.hold(n, PAUSE_S)
+        if slow == "hold":
+            world.hold(n, PAUSE_S)
+        else:
+            world.pause(n, PAUSE_S, deaf=slow == "freeze")
         world.call(PAUSE_S + world.rng.expovariate(1 / PAUSE_EVERY_S), lambda: stumble(n))
 
     for n in slow_ones:
