@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from meshq.gossip import wire
 from meshq.gossip.settings import Settings
-from meshq.gossip.words import LeaveRequested, MemberDead, MemberSuspect, State
-from tests.gossip.simulation import World, number
+from meshq.gossip.wire import Gossip
+from meshq.gossip.words import LeaveRequested, LinkCarried, MemberDead, MemberSuspect, State
+from tests.gossip.simulation import World, number, peer_id
 
 PAUSE_S = 2.0
 PAUSE_EVERY_S = 8.0  # between two pauses of one member, on average
@@ -173,6 +175,35 @@ def churn(world: World, seconds: float = 30.0, every_s: float = 1.0) -> Recovery
     go(0)
     world.run(seconds + 11.0, look_s=1.0)
     return Recovery(_until(world, world.converged), false_deaths(world, churning))
+
+
+def whole_lists(world: World, every_s: float) -> None:
+    """Instead of comparing notes by pages: each member now and then exchanges its whole list with another one,
+    as memberlist does (push-pull), reliably, over a connection. Whoever starts or comes back does it at once.
+    """
+    for m in world.peers.values():
+        m._compare_notes = lambda now, m=m: setattr(m, "_next_sync", FOR_EVER_S)  # type: ignore[method-assign]
+
+    def exchange(n: int) -> None:
+        others = [x for x in world.up() if x != n and world.state(n, x) is State.ALIVE]
+        if n not in world.down and others:
+            other = world.rng.choice(others)
+            if not world.cut(n, other) and not world.cut(other, n):
+                for a, b in ((n, other), (other, n)):
+                    for payload in _whole_list(world, a):
+                        world.bytes += len(payload)
+                        world.tell(b, LinkCarried(payload, peer_id(a)))
+        world.call(every_s, lambda: exchange(n))
+
+    for n in world.peers:
+        world.call(world.rng.random() * every_s, lambda n=n: exchange(n))
+
+
+def _whole_list(world: World, n: int) -> list[bytes]:
+    m = world.peers[n]
+    known = list(m._table.known.values())
+    records = [m._own.signed, *(k.signed for k in known if k.signed)]
+    return wire.pack(Gossip(hearsay=True), records=records, claims=[k.claim for k in known if k.claim])
 
 
 def _heal(world: World) -> float:
