@@ -178,8 +178,8 @@ def churn(world: World, seconds: float = 30.0, every_s: float = 1.0) -> Recovery
 
 
 def whole_lists(world: World, every_s: float) -> None:
-    """Instead of comparing notes by pages: each member now and then exchanges its whole list with another one,
-    as memberlist does (push-pull), reliably, over a connection. Whoever starts or comes back does it at once.
+    """Instead of comparing notes by pages: now and then each exchanges its whole list with another one, as
+    memberlist does (push-pull), reliably, over a connection.
     """
     for m in world.peers.values():
         m._compare_notes = lambda now, m=m: setattr(m, "_next_sync", FOR_EVER_S)  # type: ignore[method-assign]
