@@ -48,6 +48,7 @@ units: $(READY)
 
 check-long: $(READY)  ## the tests that take minutes
 	$(call stage,long tests,$(BIN)/python -m pytest -m long)
+	$(call stage,membership simulated,$(BIN)/python -m tests.gossip.simulate --whole --write)
 
 lab: $(READY) lab-deps  ## every test in network namespaces, and what it measured (root; about eight minutes)
 	@$(BIN)/python -m pytest tests/lab

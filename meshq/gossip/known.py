@@ -71,10 +71,10 @@ class Known:
         """Whether it is now reached by another way than before; a single lost datagram changes nothing."""
         self.via = via
         self.odd = self.odd + 1 if via != self.reach else 0
-        if not self.odd or (self.reach and via != "direct" and self.odd < _ODD_MAX):
+        if not self.odd or (via != "direct" and self.odd < _ODD_MAX):
             return False
         before, self.reach, self.odd = self.reach, via, 0
-        return bool(before)
+        return bool(before) or via != "direct"
 
     def on_round_trip(self, seconds: float) -> None:
         """Smoothed as TCP does it (RFC 6298, section 2): one that was slow once does not show for long."""

@@ -28,6 +28,7 @@ from meshq.gossip.words import (
     LinkBroken,
     LinkCarried,
     LinkUp,
+    Member,
     MemberDead,
     ProbeLink,
     Registered,
@@ -167,13 +168,16 @@ class World:
             for other in self.up():
                 self.call(self.rng.random() * 0.01, lambda o=other: self.tell(o, LinkBroken(peer_id(n))))
 
-    def pause(self, n: int, seconds: float) -> None:
+    def pause(self, n: int, seconds: float, *, deaf: bool = False) -> None:
+        """Its process stands still. `deaf`: and its host with it, so that what is sent to it is lost."""
         if n not in self.paused and n not in self.down:
             self.paused[n] = []
-            self.call(seconds, lambda: self._resume(n))
+            self.call(seconds, lambda: self._resume(n, deaf))
 
-    def _resume(self, n: int) -> None:
+    def _resume(self, n: int, deaf: bool) -> None:
         waiting = self.paused.pop(n, [])
+        if deaf:
+            waiting.clear()
         for start in range(0, max(len(waiting), 1), READS):
             for payload, source in waiting[start : start + READS]:
                 self.tell(n, DatagramReceived(payload, peer_id(source), self.sources[source]))
@@ -316,6 +320,11 @@ class World:
 
     def state(self, observer: int, n: int) -> State:
         return self.peers[observer]._table.known[peer_id(n)].state
+
+    def member(self, observer: int, n: int) -> Member:
+        found = self.peers[observer].member(peer_id(n))
+        assert found is not None
+        return found
 
     def sees(self, n: int) -> dict[int, State]:
         return {number(m.peer): m.state for m in self.peers[n].members()}
