@@ -57,8 +57,8 @@ News = Verdict | UdpBlocked | UdpUnblocked | OwnRecordOutdated | VerdictsDiscard
 
 
 class Neighbours:
-    """Runs membership; `on_news` hears every change in it, `probe_link` is asked to ask a peer over its
-    connection.
+    """Runs membership; `on_news` hears every change in it, `probe_link` asks a peer over its connection
+    and tells it the payload.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Neighbours:
         signing_key_of: Callable[[PeerId], bytes | None],
         on_news: Callable[[News], None],
         on_fatal: Callable[[BaseException], None],
-        probe_link: Callable[[PeerId], None],
+        probe_link: Callable[[PeerId, bytes], None],
     ) -> None:
         self._settings = settings
         self._file = peers_file
@@ -95,6 +95,7 @@ class Neighbours:
             verify=self._verify,
             rng=random.Random(os.urandom(16)),
             now=self._loop.time(),
+            links_carry=True,
         )
         instance = os.urandom(16)
         self._discovery = Discovery(
@@ -172,8 +173,8 @@ class Neighbours:
         match effect:
             case SendDatagram(address, payload):
                 self._udp.send(self._sealer.seal(payload), address)
-            case ProbeLink(peer):
-                self._probe_link(peer)
+            case ProbeLink(peer, payload):
+                self._probe_link(peer, payload)
             case VerdictsDiscarded(seconds):
                 log.warning(
                     "This host stood still for %.2f s: what it alone said against others is taken back",

@@ -25,6 +25,7 @@ from meshq.client.driver import ClientDriver
 from meshq.client.facts import Seed
 from meshq.client.mesh import Mesh
 from meshq.errors import Unavailable
+from meshq.gossip.words import LinkCarried
 from meshq.ids import PeerId, show_id
 from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
@@ -50,6 +51,7 @@ from meshq.peer.core.events import (
     SendSession,
     SessionClosed,
     Settle,
+    TellMembership,
     Ticked,
 )
 from meshq.peer.disk import DiskShell, is_awaited, refuse_lost_store, restore
@@ -147,7 +149,7 @@ class PeerShell:
             signing_key_of=self._signing_key_of,
             on_news=self._on_news,
             on_fatal=self._fail,
-            probe_link=lambda peer: self.tell(LinkProbeWanted(peer)),
+            probe_link=lambda peer, payload: self.tell(LinkProbeWanted(peer, payload)),
         )
         self._closers += [self.links.close, self.door.close, self.feed.close, self.plain.close]
         self._closers.append(self._close_gateway)
@@ -313,6 +315,8 @@ class PeerShell:
                     self.neighbours.on_registered(effect.peers)
                 case HintMembership():
                     self.neighbours.on_hint(effect.peer, effect.what)
+                case TellMembership():
+                    self.neighbours.handle(LinkCarried(effect.payload, effect.peer))
                 case ResumeWrites():
                     self.store.resume()
                 case Settle():

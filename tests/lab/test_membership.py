@@ -181,6 +181,19 @@ def test_three_blocked_udp_is_named_and_kills_nobody(three: LabMesh) -> None:
     assert not three.told("MemberDead", since=at)
 
 
+def test_three_who_is_cut_off_from_udp_hears_the_news_over_its_connections(three: LabMesh) -> None:
+    a, _, c = three.peers
+    at = now_ms()
+    three.network.udp_block(a.host)
+    three.wait("named", lambda: three.seen("UdpBlocked", about=a, since=at), 30.0)
+    c.host.change_address("10.77.0.102")
+    three.wait("a hears of it", lambda: three.first("MemberMoved", about=c, since=at, by=a))
+    three.network.heal()
+    three.wait("no longer blocked", lambda: three.seen("UdpUnblocked", about=a, since=at))
+    assert not three.told("MemberDead", since=at)
+    three.wait("all are connected", lambda: three.all_linked_to(c), 20.0)
+
+
 def test_three_an_address_changes(three: LabMesh, report: Report) -> None:
     change_address(three, three.peers[2], "10.77.0.103", report)
 

@@ -27,9 +27,11 @@ from meshq.messages import (
     Answer,
     AnyMessage,
     Ask,
+    CarryGossip,
     Credit,
     Failure,
     Hello,
+    PeerMessage,
     Ping,
     Pong,
     Produce,
@@ -71,6 +73,7 @@ from meshq.peer.core.events import (
     RoundTripsMeasured,
     SessionClosed,
     Settle,
+    TellMembership,
     Ticked,
     TimeSought,
     UdpSeen,
@@ -200,7 +203,7 @@ class PeerCore:
             case MemberSeen() | UdpSeen() | RoundTripsMeasured() | MembershipNoticed():
                 self._routes_dirty |= self.membership.on_news(event)
             case LinkProbeWanted():
-                self.links.probe(event.peer)
+                self.links.probe(event.peer, event.payload)
             case EntriesRead():
                 self.registrar.on_entries_read(event.read, event.entries)
             case PayloadsDeleted():
@@ -313,14 +316,12 @@ class PeerCore:
                 self.reading.on_unread(session, message)
             case Ask():
                 self.admin.on_ask(session, principal, message)
-            case PullRegistry() | ProposeRegistry() | ReleaseSlots():
+            case PullRegistry() | ProposeRegistry() | ReleaseSlots() | CarryGossip():
                 self._on_peers_request(session, principal, message)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for a peer to receive")
 
-    def _on_peers_request(
-        self, session: Session, principal: Principal, message: PullRegistry | ProposeRegistry | ReleaseSlots
-    ) -> None:
+    def _on_peers_request(self, session: Session, principal: Principal, message: PeerMessage) -> None:
         if principal.kind != "peer" or session[0] != PEERS:
             raise Forbidden(f"{type(message).__name__} is between peers only")
         match message:
@@ -328,6 +329,8 @@ class PeerCore:
                 self.registrar.on_pull(session, message)
             case ProposeRegistry():
                 self.registrar.on_propose(session, message, principal.peer_id)
+            case CarryGossip() if principal.peer_id is not None:
+                self.ctx.out.append(TellMembership(principal.peer_id, message.payload))
             case ReleaseSlots():
                 if principal.key != self.ctx.registry.peers[self.ctx.me.registry_peer].facts.curve_key:
                     raise Forbidden("only the registry's holder moves slots")

@@ -147,9 +147,10 @@ class RoundTripsMeasured:
 
 @dataclass(frozen=True, slots=True)
 class LinkProbeWanted:
-    """Membership did not hear that peer: does it answer over its link?"""
+    """Membership did not hear that peer: does it answer over its link? `payload`: to be told it as well."""
 
     peer: PeerId
+    payload: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +252,14 @@ class HintMembership:
 
 
 @dataclass(frozen=True, slots=True)
+class TellMembership:
+    """What that peer told over a connection that it could not tell by datagram."""
+
+    peer: PeerId
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PeersRegistered:
     """The registered peers changed: gossip may now believe these."""
 
@@ -267,5 +276,5 @@ class Settle:
 
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadEntries | DeletePayloads | OpenLink
-    | CloseLink | SendPeer | HintMembership | PeersRegistered | Settle
+    | CloseLink | SendPeer | HintMembership | TellMembership | PeersRegistered | Settle
 )  # fmt: skip

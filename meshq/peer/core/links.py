@@ -18,6 +18,7 @@ from meshq.messages import (
     VERSION_MAX,
     VERSION_MIN,
     AnyMessage,
+    CarryGossip,
     Failure,
     Hello,
     Ping,
@@ -177,11 +178,13 @@ class Links:
                 self.ctx.count("links_broken_by_content")
                 self._break(peer, str(e))
 
-    def probe(self, peer: PeerId) -> None:
-        """Ask now whether it is there; `answered` is the hint that it is."""
+    def probe(self, peer: PeerId, payload: bytes = b"") -> None:
+        """Ask now whether it is there; `answered` is the hint that it is. With what gossip has to tell it."""
         link = self.states.get(peer)
         if link is not None and link.state is LinkState.UP:
             self.ctx.out.append(SendPeer(peer, Ping(int(self.ctx.now * 1e6))))
+            if payload:
+                self.ctx.out.append(SendPeer(peer, CarryGossip(payload)))
 
     def on_pong(self, peer: PeerId, token: int) -> None:
         self.ctx.out.append(HintMembership(peer, "answered"))
