@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from meshq.batch import Buffer
 from meshq.errors import MeshqError, RemoteProtocolError, from_wire
-from meshq.limits import ASK_BYTES_MAX
+from meshq.limits import ASK_BYTES_MAX, DATAGRAM_BYTES_MAX
 
 VERB = b"MQ"
 VERSION_MIN = 1
@@ -299,9 +299,16 @@ class SlotsReleased(Message, frozen=True, tag=55):
     slots: Annotated[list[tuple[U16, U63]], Meta(max_length=Items)]
 
 
+class CarryGossip(Message, frozen=True, tag=60):
+    """What a gossip datagram would have told, for one whose datagrams do not get through. No answer but such
+    a message the other way."""
+
+    payload: Annotated[bytes, Meta(max_length=DATAGRAM_BYTES_MAX)]
+
+
 BulkyMessage = Watch | Produce | Read | Unread | ProposeRegistry | ReleaseSlots
 ClientMessage = Hello | Ping | Resolve | Watch | Unwatch | Produce | Read | Credit | Unread | Ask
-PeerMessage = PullRegistry | ProposeRegistry | ReleaseSlots
+PeerMessage = PullRegistry | ProposeRegistry | ReleaseSlots | CarryGossip
 ServerMessage = (
     Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
     | ReadEnded | Answer | RegistryEntries | RegistryMoved | SlotsReleased

@@ -27,9 +27,11 @@ from meshq.messages import (
     Answer,
     AnyMessage,
     Ask,
+    CarryGossip,
     Credit,
     Failure,
     Hello,
+    PeerMessage,
     Ping,
     Pong,
     Produce,
@@ -62,19 +64,24 @@ from meshq.peer.core.events import (
     LinkUp,
     MalformedArrived,
     MemberSeen,
+    MembershipNoticed,
     MessageArrived,
     PayloadsDeleted,
     PeersRegistered,
     ProposalMade,
     RoomMeasured,
+    RoundTripsMeasured,
     SessionClosed,
     Settle,
+    TellMembership,
     Ticked,
     TimeSought,
+    UdpSeen,
     WritesDone,
     WritesFailed,
 )
 from meshq.peer.core.links import Links
+from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing, owned_slot
@@ -113,7 +120,8 @@ class PeerCore:
         self.reading = Reading(ctx, self.slots)
         self.naming = Naming(ctx, self.registrar)
         self.placing = Placing(ctx, self.links, self.registrar, self.slots)
-        self.admin = Admin(ctx, self.links, self.registrar, self.slots)
+        self.membership = MembershipView(ctx, self.links)
+        self.admin = Admin(ctx, self.links, self.registrar, self.slots, self.membership.journal)
         self._routes_dirty = False
         self._deletions_known = False
         self._next_tick = 0.0
@@ -138,6 +146,7 @@ class PeerCore:
     def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
         """After restoring: what was left undone is taken up again."""
         self.ctx.now, self.ctx.wall_ms = now, wall_ms
+        self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
         self.ctx.out.append(PeersRegistered(tuple(self.ctx.registry.peers)))
         if self.registrar.is_holder:
@@ -164,11 +173,9 @@ class PeerCore:
             self.ctx.presented.pop(next(iter(self.ctx.presented)))
         self.ctx.presented[certificate.curve_key] = certificate
 
-    def on_addresses(self, addresses: tuple[str, ...]) -> None:
-        """Where this peer can be found now."""
-        if addresses != self.ctx.my_addresses:
-            self.ctx.my_addresses = addresses
-            self._routes_dirty = True
+    def on_own_record(self, addresses: tuple[str, ...], incarnation: tuple[int, int]) -> None:
+        """Where this peer can be found now, and the incarnation in which it says so."""
+        self._routes_dirty |= self.membership.on_own_record(addresses, incarnation)
 
     def deadline(self) -> float:
         return self._next_tick
@@ -193,10 +200,10 @@ class PeerCore:
                 self.links.on_link_up(event.peer)
             case LinkDown():
                 self.links.on_link_down(event.peer, event.reason)
-            case MemberSeen():
-                self._routes_dirty |= self.links.on_member(event)
+            case MemberSeen() | UdpSeen() | RoundTripsMeasured() | MembershipNoticed():
+                self._routes_dirty |= self.membership.on_news(event)
             case LinkProbeWanted():
-                self.links.probe(event.peer)
+                self.links.probe(event.peer, event.payload)
             case EntriesRead():
                 self.registrar.on_entries_read(event.read, event.entries)
             case PayloadsDeleted():
@@ -309,14 +316,12 @@ class PeerCore:
                 self.reading.on_unread(session, message)
             case Ask():
                 self.admin.on_ask(session, principal, message)
-            case PullRegistry() | ProposeRegistry() | ReleaseSlots():
+            case PullRegistry() | ProposeRegistry() | ReleaseSlots() | CarryGossip():
                 self._on_peers_request(session, principal, message)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for a peer to receive")
 
-    def _on_peers_request(
-        self, session: Session, principal: Principal, message: PullRegistry | ProposeRegistry | ReleaseSlots
-    ) -> None:
+    def _on_peers_request(self, session: Session, principal: Principal, message: PeerMessage) -> None:
         if principal.kind != "peer" or session[0] != PEERS:
             raise Forbidden(f"{type(message).__name__} is between peers only")
         match message:
@@ -324,6 +329,8 @@ class PeerCore:
                 self.registrar.on_pull(session, message)
             case ProposeRegistry():
                 self.registrar.on_propose(session, message, principal.peer_id)
+            case CarryGossip() if principal.peer_id is not None:
+                self.ctx.out.append(TellMembership(principal.peer_id, message.payload))
             case ReleaseSlots():
                 if principal.key != self.ctx.registry.peers[self.ctx.me.registry_peer].facts.curve_key:
                     raise Forbidden("only the registry's holder moves slots")
