@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +12,7 @@ import click
 from meshq.cli.options import json_option, reaching
 from meshq.cli.output import print_facts, print_json, print_table, show_bytes
 from meshq.cli.reach import Where, ask, with_mesh
+from meshq.cli.watching import watch_peers
 from meshq.client.mesh import Mesh
 from meshq.topics import check_pattern
 
@@ -52,14 +55,29 @@ def _slots(slots: dict[str, int]) -> str:
 
 
 @click.command()
+@click.option("--watch", is_flag=True, help="Go on: on a terminal as it changes, with --json a list a line.")
 @json_option
 @reaching
-def peers(as_json: bool, where: Where) -> None:
-    """List the mesh's peers, this one included."""
+def peers(watch: bool, as_json: bool, where: Where) -> None:
+    """List the mesh's peers, this one included, as the peer sees them that answers."""
+    if watch:
+        watch_peers(where, (lambda rows: click.echo(json.dumps(rows))) if as_json else _redraw)
+        return
     found = ask(where, "peers")
     if as_json:
         print_json(found)
-        return
+    else:
+        _show_peers(found)
+
+
+def _redraw(rows: list[dict[str, Any]]) -> None:
+    """Over what stands there, on a terminal; one below the other in a file."""
+    if sys.stdout.isatty():
+        click.clear()
+    _show_peers(rows)
+
+
+def _show_peers(found: list[dict[str, Any]]) -> None:
     for row in found:
         row["name"] += " *" if row["holds_registry"] else ""
         row["since"] = _show_time(row["since_ms"])

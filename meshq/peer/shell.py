@@ -26,8 +26,7 @@ from meshq.client.driver import ClientDriver
 from meshq.client.facts import Seed
 from meshq.client.mesh import Mesh
 from meshq.errors import Unavailable
-from meshq.gossip.words import Member
-from meshq.gossip.words import State as MemberState
+from meshq.gossip.words import LinkCarried
 from meshq.ids import PeerId, show_id
 from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
@@ -40,7 +39,6 @@ from meshq.peer.core.events import (
     FetchBatches,
     HintMembership,
     LinkProbeWanted,
-    MemberSeen,
     MessageArrived,
     OpenLink,
     PeersRegistered,
@@ -49,11 +47,13 @@ from meshq.peer.core.events import (
     ReadSlotLog,
     ResumeWrites,
     RoomMeasured,
+    RoundTripsMeasured,
     SeekTime,
     SendPeer,
     SendSession,
     SessionClosed,
     Settle,
+    TellMembership,
     Ticked,
 )
 from meshq.peer.disk import DiskShell, is_awaited, refuse_lost_store, restore
@@ -62,7 +62,8 @@ from meshq.peer.endpoints import listen, tcp
 from meshq.peer.feed import Feed
 from meshq.peer.gateway import GatewayLinks
 from meshq.peer.links import PeerLinks
-from meshq.peer.neighbours import Neighbours, show_evidence
+from meshq.peer.neighbours import Neighbours, News
+from meshq.peer.news import events_of
 from meshq.peer.papers import found_registry, registry_peer
 from meshq.peer.plain import Plain, peers_rows
 from meshq.peer.presence import Presence
@@ -151,15 +152,15 @@ class PeerShell:
             boot_epoch=self.directory.raise_boot_epoch(),
             boot_id=self.core.ctx.me.boot,
             signing_key_of=self._signing_key_of,
-            on_member=self._on_member,
+            on_news=self._on_news,
             on_fatal=self._fail,
-            probe_link=lambda peer: self.tell(LinkProbeWanted(peer)),
+            probe_link=lambda peer, payload: self.tell(LinkProbeWanted(peer, payload)),
         )
         self._closers += [self.links.close, self.door.close, self.feed.close, self.plain.close]
         self._closers.append(self._close_gateway)
         self._closers.append(self.neighbours.stop)
         self._closers.append(Renewal(self.directory, papers, self.core, self.propose).stop)
-        self.core.on_addresses(self.neighbours.addresses)
+        self.core.on_own_record(self.neighbours.addresses, self.neighbours.members.own.order)
         self._execute(self.core.start(now=self._now(), wall_ms=_wall_ms(), room_bytes=self.store.room()))
         self.neighbours.start()
         self._tick()
@@ -346,6 +347,8 @@ class PeerShell:
                     self.neighbours.on_registered(effect.peers)
                 case HintMembership():
                     self.neighbours.on_hint(effect.peer, effect.what)
+                case TellMembership():
+                    self.neighbours.handle(LinkCarried(effect.payload, effect.peer))
                 case ResumeWrites():
                     self.store.resume()
                 case Settle():
@@ -375,11 +378,12 @@ class PeerShell:
 
     def _on_tick(self) -> None:
         self.tell(RoomMeasured(self.store.room()))
-        self.core.on_addresses(self.neighbours.addresses)
+        self.core.on_own_record(self.neighbours.addresses, self.neighbours.members.own.order)
         self.tell(Ticked())
         if self._now() >= self._tally_at:
             self._tally_at = self._now() + TALLY_S
             self._count()
+            self.tell(RoundTripsMeasured(self.neighbours.round_trips_ms()))
 
     def _count(self) -> None:
         parts = {
@@ -410,19 +414,9 @@ class PeerShell:
     def _on_interest_changed(self) -> None:
         self.feed.on_interest_changed()
 
-    def _on_member(self, member: Member) -> None:
-        alive = member.state in (MemberState.ALIVE, MemberState.SUSPECT)
-        self.tell(
-            MemberSeen(
-                member.peer,
-                member.addresses,
-                alive,
-                member.state.value,
-                _wall_ms() - int((self._now() - member.since) * 1000),
-                (member.boot_epoch, member.version),
-                show_evidence(member, self.core.ctx.me.peer, self._name_of),
-            )
-        )
+    def _on_news(self, news: News) -> None:
+        me = self.core.ctx.me.peer
+        self.tell(events_of(news, me=me, name_of=self._name_of, now=self._now(), wall_ms=_wall_ms()))
 
     def _name_of(self, peer: PeerId) -> str | None:
         registered = self.core.ctx.registry.peers.get(peer)

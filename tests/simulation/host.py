@@ -53,7 +53,7 @@ from meshq.replication.words import (
     TellConfig,
     TellRole,
 )
-from tests.simulation.disk import Applied, Apply, ApplyIndexOnly, Disk, Image, Op, Trim, pack_state
+from tests.simulation.disk import Applied, Apply, Disk, Image, Op, Trim, pack_state
 from tests.simulation.oracle import Oracle, advance
 
 

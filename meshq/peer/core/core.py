@@ -29,6 +29,7 @@ from meshq.messages import (
     AnyMessage,
     Ask,
     Beat,
+    CarryGossip,
     Credit,
     Failure,
     Hello,
@@ -65,21 +66,26 @@ from meshq.peer.core.events import (
     LinkUp,
     MalformedArrived,
     MemberSeen,
+    MembershipNoticed,
     MessageArrived,
     PayloadsDeleted,
     PeersRegistered,
     ProposalMade,
     RoomMeasured,
+    RoundTripsMeasured,
     SessionClosed,
     Settle,
     SlotLogRead,
+    TellMembership,
     Ticked,
     TimeSought,
+    UdpSeen,
     WritesDone,
     WritesFailed,
 )
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
+from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing
@@ -146,7 +152,10 @@ class PeerCore:
         self.placing = Placing(ctx, self.links, self.slots)
         self.liveness = Liveness(ctx, self.links, self.slots)
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
-        self.admin = Admin(ctx, self.links, self.registrar, self.slots, self.whereabouts)
+        self.membership = MembershipView(ctx, self.links)
+        self.admin = Admin(
+            ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal
+        )
         self._look_for_deleted = True  # of slots led here
         self._next_tick = 0.0
         self._recheck_at = 0.0
@@ -163,6 +172,7 @@ class PeerCore:
     def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
         """After restoring: what was left undone is taken up again."""
         self._set_time(now, wall_ms)
+        self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
         self.ctx.out.append(PeersRegistered(tuple(self.ctx.registry.peers)))
         self.slots.begin((Slot(i) for i in range(self.ctx.registry.slots)), now=now)
@@ -199,11 +209,9 @@ class PeerCore:
             self.ctx.presented.pop(next(iter(self.ctx.presented)))
         self.ctx.presented[certificate.curve_key] = certificate
 
-    def on_addresses(self, addresses: tuple[str, ...]) -> None:
-        """Where this peer can be found now."""
-        if addresses != self.ctx.my_addresses:
-            self.ctx.my_addresses = addresses
-            self.whereabouts.changed = True
+    def on_own_record(self, addresses: tuple[str, ...], incarnation: tuple[int, int]) -> None:
+        """Where this peer can be found now, and the incarnation in which it says so."""
+        self.whereabouts.changed |= self.membership.on_own_record(addresses, incarnation)
 
     def deadline(self) -> float:
         return min(self._next_tick, self.slots.wake(), self.liveness.wake())
@@ -228,10 +236,10 @@ class PeerCore:
                 self.links.on_link_up(event.peer)
             case LinkDown():
                 self.links.on_link_down(event.peer, event.reason)
-            case MemberSeen():
-                self.whereabouts.changed |= self.links.on_member(event)
+            case MemberSeen() | UdpSeen() | RoundTripsMeasured() | MembershipNoticed():
+                self.whereabouts.changed |= self.membership.on_news(event)
             case LinkProbeWanted():
-                self.links.probe(event.peer)
+                self.links.probe(event.peer, event.payload)
             case EntriesRead():
                 self.registrar.on_entries_read(event.read, event.entries)
             case SlotLogRead():
@@ -361,7 +369,7 @@ class PeerCore:
                 self.reading.on_unread(session, message)
             case Ask():
                 self.admin.on_ask(session, principal, message)
-            case PullRegistry() | ProposeRegistry() | Replicate() | Beat() | Leads():
+            case PullRegistry() | ProposeRegistry() | Replicate() | Beat() | Leads() | CarryGossip():
                 self._on_peers_request(session, principal, message, payloads)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for a peer to receive")
@@ -383,6 +391,8 @@ class PeerCore:
                 self.liveness.on_beat(peer, message)
             case Leads():
                 self.whereabouts.on_leads(peer, message)
+            case CarryGossip():
+                self.ctx.out.append(TellMembership(peer, message.payload))
 
     # ---------------------------------------------------------------------------------- other peers
     def _on_peer_up(self, peer: PeerId) -> None:
