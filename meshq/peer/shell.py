@@ -88,7 +88,7 @@ class PeerShell:
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self._events: deque[Event] = deque()
-        self._busy = False
+        self._busy = self._was_up = False
         self._idle = asyncio.Event()  # nothing is on its way to disk
         self._proposals = Proposals(self.tell)
         self._timer: asyncio.TimerHandle | None = None
@@ -116,7 +116,9 @@ class PeerShell:
         context = make_context()
         self._closers.append(context.term)
         self._make_gateway(context)
+        self._closers.append(self._close_gateway)  # for a start that fails before the next time
         self.plain = Plain(self.gateway, self.core.ctx.principal, lambda: peers_rows(self.core), self._exists)
+        self._closers.append(self.plain.close)
         self.sockets = PeerSockets(
             context,
             papers,
@@ -129,7 +131,9 @@ class PeerShell:
         )
         self._closers.append(self.sockets.close)
         self.feed = Feed(self.sockets.feed, self.gateway)
+        self._closers.append(self.feed.close)
         self.links = PeerLinks(context, papers, self.tell)
+        self._closers.append(self.links.close)
         self.door = Door(
             context,
             listen(self.settings, DOOR),
@@ -139,6 +143,9 @@ class PeerShell:
             self.propose,
             lambda shown: self._guarded(self.core.on_presented, shown),
         )
+        self._closers.append(self.door.close)
+        # Before what it publishes through, so that what is under way gets its answers.
+        self._closers.append(self._close_gateway)
         self.neighbours = Neighbours(
             papers,
             self.settings,
@@ -150,8 +157,6 @@ class PeerShell:
             on_fatal=self._fail,
             probe_link=lambda peer: self.tell(LinkProbeWanted(peer)),
         )
-        self._closers += [self.links.close, self.door.close, self.feed.close, self.plain.close]
-        self._closers.append(self._close_gateway)
         self._closers.append(self.neighbours.stop)
         self._closers.append(Renewal(self.directory, papers, self.core, self.propose).stop)
         self.core.on_addresses(self.neighbours.addresses)
@@ -161,6 +166,7 @@ class PeerShell:
         presence = Presence(self.directory, papers, self.settings)
         presence.announce(self.neighbours.addresses)
         self._closers.append(presence.withdraw)
+        self._was_up = True
         log.info(
             "Peer %s of mesh %s is up on %s",
             identity.name,
@@ -214,7 +220,7 @@ class PeerShell:
             self._timer.cancel()
         if self.failed.done():
             self._stop_serving()
-        elif hasattr(self, "disk"):
+        elif self._was_up:
             log.info("The peer stops", extra={"event": "PeerStopping"})
             self._guarded(self._checkpoint)
             await self._flushed()
