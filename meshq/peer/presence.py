@@ -14,7 +14,7 @@ from typing import Any
 
 from meshq.errors import Unavailable, UsageError
 from meshq.ids import show_id
-from meshq.peer.endpoints import tcp
+from meshq.peer.endpoints import local_host, tcp
 from meshq.peer.settings import FEED, INGEST, Settings
 from meshq.security.credentials import Credentials, CredentialsPeer
 from meshq.security.directory import DataDirectory, Loaded
@@ -28,8 +28,7 @@ class Presence:
 
     def announce(self, addresses: tuple[str, ...]) -> None:
         identity = self._papers.identity
-        host = next((h for h in self._settings.bind if h not in ("*", "0.0.0.0", "::")), "127.0.0.1")
-        here = format_address(host, self._settings.port)
+        here = format_address(local_host(self._settings), self._settings.port)
         peer = CredentialsPeer(
             identity.name, tcp(here), tcp(here, FEED), tcp(here, INGEST), identity.curve_public
         )

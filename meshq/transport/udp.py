@@ -154,7 +154,7 @@ class Udp:
 
 def _open_sockets(port: int, bind: Sequence[str]) -> list[socket.socket]:
     if bind:
-        return _bind_all([_bindable(host) for host in bind], port)
+        return _bind_all([bindable(host) for host in bind], port)
     everything = ["0.0.0.0", "::"] if _has_ipv6() else ["0.0.0.0"]
     for _ in range(_PORT_ATTEMPTS - 1):
         try:
@@ -180,7 +180,7 @@ def _bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 def _bound(host: str, port: int) -> socket.socket:
     target = _literal(host, port)
-    assert target is not None  # _bindable has seen to it
+    assert target is not None  # bindable has seen to it
     s = socket.socket(socket.AF_INET if len(target) == 2 else socket.AF_INET6, socket.SOCK_DGRAM)
     try:
         s.setblocking(False)
@@ -202,10 +202,14 @@ def _mend(error: OSError) -> str:
     return "Choose another address or port with --bind and --port"
 
 
-def _bindable(host: str) -> str:
+def bindable(host: str) -> str:
+    """The IP address to bind for what somebody wrote. Raises: UsageError when it is none."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if _literal(bare, 0) is None:
-        raise UsageError(f"{host[:300]!r} cannot be bound: give an IP address of this host")
+        raise UsageError(
+            f"{host[:300]!r} cannot be bound: give an IP address of this host, not the name of "
+            "a host or an interface (`ip address` lists them)"
+        )
     return bare
 
 
