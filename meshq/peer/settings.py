@@ -30,8 +30,8 @@ _LISTS = {"bind", "advertise", "seed"}
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be set of a running peer.
 
-    `bind`: addresses to listen on (empty, `*` or `::`: all, `0.0.0.0`: all of IPv4); `advertise`: `HOST[:PORT]` to tell others instead of this
-    host's own; `seed`: `HOST[:PORT]` of peers to try besides mDNS and those remembered; `mdns`: announce and
+    `bind`: addresses to listen on (empty, `*` or `::`: all, `0.0.0.0`: all of IPv4); `advertise`:
+    `HOST[:PORT]` to tell others instead of this host's own; `seed`: `HOST[:PORT]` of peers to try besides mDNS and those remembered; `mdns`: announce and
     look for peers; `auto_create`: publishing to an unknown topic makes it, with one partition.
     """
 
@@ -90,9 +90,8 @@ def _check(source: str, found: Mapping[str, Any]) -> None:
     """Raises: UsageError for the first setting of this source that cannot be."""
     for name, value in found.items():
         if name not in Settings.__struct_fields__:
-            raise UsageError(
-                f"{name!r} (from {source}) is not a setting: these are {', '.join(Settings.__struct_fields__)}"
-            )
+            known = ", ".join(Settings.__struct_fields__)
+            raise UsageError(f"{name!r} (from {source}) is not a setting: these are {known}")
         try:
             one = msgspec.convert({name: value}, Settings, strict=False)
             _check_addresses(name, one)

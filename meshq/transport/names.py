@@ -9,6 +9,7 @@ same name, forgotten when nobody waits any more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 import threading
@@ -21,12 +22,12 @@ SockAddr = tuple[str, int] | tuple[str, int, int, int]
 OnFound = Callable[[list[SockAddr] | OSError], None]
 
 _lock = threading.Lock()
-_running: dict[str, list["Lookup"]] = {}  # at most LOOKUPS_MAX, of the whole process
+_running: dict[str, list[Lookup]] = {}  # at most LOOKUPS_MAX, of the whole process
 
 
 class Lookup:
-    """One question. `on_found` hears the addresses (port 0), best first, or why there are none; from the loop,
-    never from inside this call, and not after `cancel`.
+    """One question. `on_found` hears the addresses (port 0), best first, or why there are none: from the
+    loop, never from inside this call, and not after `cancel`.
     """
 
     def __init__(self, host: str, on_found: OnFound) -> None:
@@ -57,10 +58,8 @@ class Lookup:
 
     def post(self, found: list[SockAddr] | OSError) -> None:
         """From the thread that looked it up."""
-        try:
+        with contextlib.suppress(RuntimeError):  # its loop has ended
             self._loop.call_soon_threadsafe(self._tell, found)
-        except RuntimeError:
-            pass  # its loop has ended
 
 
 def is_name(host: str) -> bool:

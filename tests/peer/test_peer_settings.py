@@ -172,5 +172,5 @@ def test_a_wrong_setting_is_said_in_words_with_its_source(tmp_path: Path) -> Non
     assert "MESHQ_PORT" in str(caught.value) and "65530" in str(caught.value)
     assert "$" not in str(caught.value) and "meshq.toml" not in str(caught.value)
     (tmp_path / "meshq.toml").unlink()
-    with pytest.raises(UsageError, match="prot.*not a setting.*port"):
+    with pytest.raises(UsageError, match=r"prot.*not a setting.*port"):
         load(tmp_path, prot=1)

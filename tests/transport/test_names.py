@@ -71,11 +71,10 @@ def test_a_link_finds_its_peer_by_name(run):
     run(scenario)
 
 
-def test_a_loop_ends_though_a_look_up_does_not(silent: Callable[[], int]) -> None:
+def test_a_loop_ends_though_a_look_up_does_not(silent: Callable[[], int], eventually: Any) -> None:
     async def ask() -> None:
         Lookup("a.lan", lambda found: None)
-        while not silent():
-            await asyncio.sleep(0.001)
+        await eventually(silent)
 
     began = time.monotonic()
     asyncio.run(ask())
