@@ -31,8 +31,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be set of a running peer.
 
     `bind`: addresses to listen on (empty, `*` or `::`: all, `0.0.0.0`: all of IPv4); `advertise`:
-    `HOST[:PORT]` to tell others instead of this host's own; `seed`: `HOST[:PORT]` of peers to try besides mDNS and those remembered; `mdns`: announce and
-    look for peers; `auto_create`: publishing to an unknown topic makes it, with one partition.
+    `HOST[:PORT]` to tell others instead of this host's own; `seed`: `HOST[:PORT]` of peers to try besides
+    mDNS and those remembered; `mdns`: announce and look for peers; `auto_create`: publishing to an unknown
+    topic makes it, with one partition.
     """
 
     bind: list[str] = []
