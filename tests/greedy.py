@@ -19,7 +19,7 @@ socket.reconnect_ivl = -1
 socket.sndhwm = 0
 monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
 socket.connect(endpoint)
-if kind == zmq.XPUB:
+if kind == zmq.XPUB and socket.poll(10_000):
     socket.recv()  # it takes everything: from here on what is published is sent
 for _ in range(count):
     socket.send(b"x" * frame_bytes, zmq.SNDMORE)

@@ -25,7 +25,7 @@ import math
 import struct
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +37,9 @@ from meshq.transport.drain import Drain, receive
 from meshq.transport.tcp import Connection, bytes_received, connection_at, cut, is_open, local_port
 
 LOOK_S: Final = 0.02  # at what one I/O thread decrypts, some megabytes
-LOOK_EACH_S: Final = 0.0005  # and for each connection: a look takes 5 µs, so all of them 1 % of a core at most
+LOOK_EACH_S: Final = (
+    0.0005  # and for each connection: a look takes 5 µs, so all of them 1 % of a core at most
+)
 CONNECTIONS_MAX: Final = 256
 STAY_S: Final = 30.0
 RECEIVE_BUFFER_BYTES: Final = 64 * 1024  # what the kernel holds of a connection besides
@@ -72,7 +74,7 @@ class _Sent:
 class Watch:
     """Watches the connections of one server socket. Make it before the socket is bound, tell it the ports
     after; close it before the socket. Whoever reads the socket says what came (`on_message`) and when nothing
-    is left (`on_empty`).
+    is left (`on_empty`); `read` makes it read.
 
     `counters`: cut_greedy, cut_long, cut_many.
     """
@@ -85,6 +87,7 @@ class Watch:
         counters: Counter[str],
     ) -> None:
         self.ports: Collection[int] = ()
+        self.read: Callable[[], None] = lambda: None
         self._allowance, self._counters = allowance, counters
         self._loop = asyncio.get_running_loop()
         self._sent: dict[Connection, _Sent] = {}  # oldest first
@@ -148,18 +151,23 @@ class Watch:
         now = self._loop.time()
         # Connections are served in turn, so after as many messages as there are of them each had its chance.
         fair = not self._allowance.refills or self._was_empty or self._heard >= len(self._sent)
+        doubtful = False
         for connection, sent in list(self._sent.items()):
             received = bytes_received(connection)
             if received is None and not is_open(connection):
                 del self._sent[connection]
             elif received is not None and self._allowance.refills and connection.fd in self._spoke:
                 sent.understood = received
-            elif received is not None and fair and received - sent.understood > self._allowance.bytes_max:
-                self._cut(connection, "cut_greedy")
+            elif received is not None and received - sent.understood > self._allowance.bytes_max:
+                if fair:
+                    self._cut(connection, "cut_greedy")
+                doubtful |= not fair
             elif now - sent.since > self._allowance.stay_s:
                 self._cut(connection, "cut_long")
         self._spoke.clear()
         self._heard, self._was_empty = 0, False
+        if doubtful:
+            self.read()  # nobody has read since, perhaps because nothing whole has come
         pause_s = max(LOOK_S, LOOK_EACH_S * len(self._sent))
         self._timer = self._loop.call_later(pause_s, self._look) if self._sent else None
 

@@ -101,6 +101,8 @@ class FeedServer:
         self.bound, self._watch = bind_watched(context, self._socket, endpoints, allowance, self.counters)
         self._ports = {int(endpoint.rpartition(":")[2]) for endpoint in self.bound}
         self._drain = Drain(self._socket, self._read, after=self._end_turn)
+        if self._watch is not None:
+            self._watch.read = self._drain.poke
 
     def interests(self) -> set[bytes]:
         """The prefixes somebody is approved for now. Those of a broken connection go within about half a

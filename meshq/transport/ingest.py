@@ -68,6 +68,8 @@ class IngestServer:
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self.bound, self._watch = bind_watched(context, self._socket, endpoints, allowance, self.counters)
         self._drain = Drain(self._socket, self._read)
+        if self._watch is not None:
+            self._watch.read = self._drain.poke
 
     def close(self) -> None:
         """Cut every connection; no callback afterwards. Idempotent."""

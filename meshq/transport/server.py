@@ -46,10 +46,11 @@ class RouterServer:
     """Serves `on_message(session, key, frames)`; frames of 4 KiB and more are read-only views, smaller ones
     bytes.
 
-    With an `allowance`, a connection that sends more or stays longer is cut; so is one whose message is larger
-    than `whole_bytes_max` in all its frames.
+    With an `allowance`, a connection that sends more or stays longer is cut; so is one whose message is
+    larger than `whole_bytes_max` in all its frames.
 
-    `counters`: too_many_frames, too_large, chosen_id, no_key, on_message_failed, on_writable_failed, full, gone, cut_*.
+    `counters`: too_many_frames, too_large, chosen_id, no_key, on_message_failed, on_writable_failed, full,
+    gone, cut_*.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class RouterServer:
         self._socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_MAX)
         self.bound, self._watch = bind_watched(context, self._socket, endpoints, allowance, self.counters)
         self._drain = Drain(self._socket, self._read, after=self._try_again)
+        if self._watch is not None:
+            self._watch.read = self._drain.poke
 
     def send(self, session: bytes, frames: Sequence[Buffer]) -> Sent:
         """Queue one message for a session, all of it or nothing. Large frames are lent: leave their bytes
