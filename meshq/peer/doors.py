@@ -209,8 +209,8 @@ async def join(path: Path, token_text: str, name: str) -> tuple[DataDirectory, d
             f"new token ({tried})"
         )
     raise Unavailable(
-        f"the inviting peer cannot be reached: {tried}. Is it running (`meshq up`) and do its ports get through "
-        "the firewall? A token made with --advertise HOST:PORT carries another address"
+        f"the inviting peer cannot be reached: {tried}. Is it running (`meshq up`) and do its ports get "
+        "through the firewall? A token made with --advertise HOST:PORT carries another address"
     )
 
 

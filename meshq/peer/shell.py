@@ -95,6 +95,7 @@ class PeerShell:
         self._stopping: asyncio.Task[None] | None = None
         self._tally_at = 0.0
         self._closers: list[Callable[[], Any]] = []  # undone in reverse order
+        self._presence: Presence | None = None  # once it is up
         self.gateway: Mesh
 
     # ---------------------------------------------------------------------------------------- start
@@ -159,13 +160,14 @@ class PeerShell:
         )
         self._closers.append(self.neighbours.stop)
         self._closers.append(Renewal(self.directory, papers, self.core, self.propose).stop)
+        presence = Presence(self.directory, papers, self.settings)
+        self._closers.append(presence.withdraw)
         self.core.on_addresses(self.neighbours.addresses)
         self._execute(self.core.start(now=self._now(), wall_ms=_wall_ms(), room_bytes=self.store.room()))
         self.neighbours.start()
         self._tick()
-        presence = Presence(self.directory, papers, self.settings)
         presence.announce(self.neighbours.addresses)
-        self._closers.append(presence.withdraw)
+        self._presence = presence
         self._was_up = True
         log.info(
             "Peer %s of mesh %s is up on %s",
@@ -177,7 +179,7 @@ class PeerShell:
 
     def _open_core(self, papers: Loaded) -> None:
         s = self.settings
-        refuse_lost_store(self.directory, papers)
+        refuse_lost_store(self.directory, papers, begin_empty=s.begin_empty)
         self.store = Store.open(
             self.directory.store,
             mesh_id=papers.mesh_id,
@@ -340,6 +342,8 @@ class PeerShell:
     def _on_tick(self) -> None:
         self.tell(RoomMeasured(self.store.room()))
         self.core.on_addresses(self.neighbours.addresses)
+        if self._presence is not None:
+            self._presence.update(self.neighbours.addresses)  # `invite` tells it to others
         self.tell(Ticked())
         if self._now() >= self._tally_at:
             self._tally_at = self._now() + TALLY_S

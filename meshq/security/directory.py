@@ -318,6 +318,6 @@ def lock(path: Path) -> DirectoryLock:
 
 def _not_lockable(path: Path, error: OSError) -> str:
     return (
-        f"cannot lock {path} ({error.strerror}): it must be writable for this user and on a local file system; "
-        "--data chooses another"
+        f"cannot lock {path} ({error.strerror}): it must be writable for this user and on a local file "
+        "system; --data chooses another"
     )

@@ -94,8 +94,8 @@ def make_private_dir(path: Path, ours: Collection[str] = ()) -> None:
         sync_dir(path.parent)
     except OSError as e:
         raise StoreError(
-            f"cannot make the directory {path} ({e.strerror}): choose another with --data, or make it as root "
-            f"and give it to this user: mkdir -p {path} && chown {os.geteuid()} {path}"
+            f"cannot make the directory {path} ({e.strerror}): choose another with --data, or make it as "
+            f"root: mkdir -p {path} && chown {os.geteuid()} {path}"
         ) from e
 
 

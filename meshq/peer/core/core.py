@@ -124,6 +124,12 @@ class PeerCore:
         self.registrar.restore(entries)
         self.placing.on_peers_changed()
 
+    def wait_until_level(self) -> None:
+        """There is no copy of the registry here (a first start, or the store was lost): which slots this peer
+        has, only the holder can tell. Until it did, none is served.
+        """
+        self.ctx.is_level = self.registrar.is_holder
+
     def restore_slot(
         self,
         slot: Slot,
@@ -219,6 +225,7 @@ class PeerCore:
         self._next_tick = self.ctx.now + TICK_S
         self.links.tick(self.ctx.registry.peers)
         self.registrar.tick()
+        self.ctx.is_level |= self.registrar.is_level
         if not self._deletions_known and self.registrar.is_level:
             self._drop_deleted()
         self.placing.tick()
