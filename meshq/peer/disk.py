@@ -59,8 +59,8 @@ def refuse_lost_store(directory: DataDirectory, papers: Loaded, *, begin_empty: 
     if not begin_empty:
         raise StoreError(
             f"{directory.store} is gone, and with it the records this peer had: put back a copy of it. "
-            f"Without one, `meshq up --data {directory.path} --begin-empty` begins its slots again at offset 0; what "
-            "was in them is lost then, and readers that had read further are told so, and begin again"
+            f"Without one, `meshq up --data {directory.path} --begin-empty` begins its slots again at offset "
+            "0; what was in them is lost then, and readers that had read further are told so"
         )
     log.error(
         "%s is gone: the records this peer had are lost, and its slots begin again empty, as it was told",
