@@ -23,7 +23,7 @@ import msgspec
 
 from meshq.errors import SecurityError, StoreCorrupt, StoreError
 
-FILE_BYTES_MAX: Final = 1 << 20
+FILE_BYTES_MAX: Final = 1 << 20  # `StoreError`
 _FORMAT: Final = 1
 _SUM_BYTES: Final = 8
 

@@ -40,7 +40,7 @@ LOOK_S: Final = 0.02  # at what one I/O thread decrypts, some megabytes
 LOOK_EACH_S: Final = (
     0.0005  # and for each connection: a look takes 5 µs, so all of them 1 % of a core at most
 )
-CONNECTIONS_MAX: Final = 256
+CONNECTIONS_MAX: Final = 256  # at the door; the oldest is cut
 STAY_S: Final = 30.0
 RECEIVE_BUFFER_BYTES: Final = 64 * 1024  # what the kernel holds of a connection besides
 

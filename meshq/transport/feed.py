@@ -37,7 +37,7 @@ from meshq.transport.context import CLIENTS_THREAD, harden_server
 from meshq.transport.drain import Drain, guarded, key_of, send
 from meshq.transport.tcp import Connection, connection_of, cut, is_open, local_port
 
-PREFIX_BYTES_MAX: Final = 300
+PREFIX_BYTES_MAX: Final = 300  # of a subscription; it is not approved, and counted
 SUBSCRIPTION_BYTES_MAX: Final = 4 * 1024  # one frame of a subscriber; its handshake commands must fit too
 RECEIVE_QUEUE_MAX: Final = 100  # keeps libzmq's own reading loop short under a flood of subscriptions
 SWEEP_AGAIN_S: Final = (

@@ -21,9 +21,7 @@ from meshq.transport.context import CLIENTS_THREAD, harden_server
 from meshq.transport.drain import Drain, content, guarded, key_of, receive
 from meshq.transport.tcp import is_too_large
 
-RECEIVE_QUEUE_MAX: Final = (
-    1_000  # messages of one publisher that libzmq holds for the loop; over it, TCP pushes back
-)
+RECEIVE_QUEUE_MAX: Final = 1_000  # messages of one publisher that libzmq holds; over it, TCP pushes back
 
 
 class IngestServer:

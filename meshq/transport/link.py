@@ -30,8 +30,8 @@ from meshq.transport.interfaces import format_address, parse_address
 from meshq.transport.names import Lookup, SockAddr, is_name
 
 CONNECT_TIMEOUT_S: Final = 3.0
-SEND_QUEUE_MAX: Final = 1_000
-RECEIVE_QUEUE_MAX: Final = 1_000
+SEND_QUEUE_MAX: Final = 1_000  # messages; `send` says no
+RECEIVE_QUEUE_MAX: Final = 1_000  # messages; over it, TCP pushes back
 HEARTBEAT_MS: Final = 2_000
 SILENCE_MS: Final = 6_000
 

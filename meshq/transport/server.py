@@ -31,7 +31,7 @@ from meshq.transport.drain import Drain, content, guarded, key_of, receive, send
 from meshq.transport.tcp import is_too_large
 
 RECEIVE_QUEUE_MAX: Final = 256  # messages of one connection that libzmq holds for the loop
-SEND_QUEUE_MAX: Final = 1_000
+SEND_QUEUE_MAX: Final = 1_000  # messages of one session; `send` says `FULL`
 RETRY_S: Final = 0.02
 _OWN_ID_BYTES: Final = 5
 
