@@ -116,7 +116,8 @@ class Watch:
         if self._timer is not None:
             self._timer.cancel()
         self._drain.close()
-        self._server.disable_monitor()
+        if not self._server.closed:  # as it is when it could not be bound
+            self._server.disable_monitor()
         self._monitor.close(linger=0)
 
     def _read(self) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from meshq.errors import MeshqError, StoreError, UsageError
 from meshq.peer import shell as module
-from meshq.peer.settings import PEERS, Settings
+from meshq.peer.settings import DOOR, FEED, INGEST, PEERS, REQUESTS, Settings
 from meshq.peer.shell import PeerShell
 from meshq.security.directory import DataDirectory, create_mesh
 from tests.peers import HOST, free_base_port
@@ -53,11 +53,16 @@ def start(directory: DataDirectory, settings: Settings) -> BaseException | None:
     return ended[0]
 
 
-@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
-def test_a_port_in_use_is_said_at_once(directory: DataDirectory, kind: socket.SocketKind) -> None:
+@pytest.mark.parametrize(
+    ("kind", "offset"),
+    [(socket.SOCK_DGRAM, 0), *((socket.SOCK_STREAM, n) for n in (REQUESTS, FEED, INGEST, DOOR, PEERS))],
+)
+def test_a_port_in_use_is_said_at_once(
+    directory: DataDirectory, kind: socket.SocketKind, offset: int
+) -> None:
     port = free_base_port()
     with socket.socket(socket.AF_INET, kind) as taken:
-        taken.bind((HOST, port if kind is socket.SOCK_DGRAM else port + PEERS))
+        taken.bind((HOST, port + offset))
         error = start(directory, settings_of(port))
     assert isinstance(error, UsageError) and "--port" in str(error)
     assert start(directory, settings_of(port)) is None, "nothing was left open"
