@@ -177,7 +177,7 @@ async def test_a_directory_or_port_that_is_taken_or_wrong(tmp_path: Path) -> Non
             await meshq.Peer(ours, port=free_base_port(), bind=["127.0.0.1"], mdns=False).start()
         with pytest.raises(meshq.UsageError, match="--port"):
             await meshq.Peer(other / "peer1", port=port, bind=["127.0.0.1"], mdns=False).start()
-        with pytest.raises(meshq.UsageError, match="settings"):
+        with pytest.raises(meshq.UsageError, match="not a setting"):
             await meshq.Peer(other / "peer1", port=port, colour="red").start()
     shutil.rmtree(other / "peer1" / "store", ignore_errors=True)
     shutil.copytree(ours / "store", other / "peer1" / "store")
