@@ -42,8 +42,10 @@ _PAGE_COUNT = 4_096
 TURN_S: Final = 0.005  # of reading, before the rest of the loop gets its turn
 
 
-def refuse_lost_store(directory: DataDirectory, papers: Loaded) -> None:
-    """A peer that ran before has a store. Without it the registry would begin a second time, and differ.
+def refuse_lost_store(directory: DataDirectory, papers: Loaded, *, begin_empty: bool) -> None:
+    """A peer that ran before has a store. Without it the registry would begin a second time and differ, and
+    slots would give out offsets again that readers have seen with other records; that only an operator may
+    allow.
 
     Raises: StoreError.
     """
@@ -54,8 +56,14 @@ def refuse_lost_store(directory: DataDirectory, papers: Loaded) -> None:
             f"{directory.store} is gone, and with it the mesh's registry, which this peer held: "
             "put back a copy of it. Without one, begin a new mesh (`meshq init` in another directory)"
         )
+    if not begin_empty:
+        raise StoreError(
+            f"{directory.store} is gone, and with it the records this peer had: put back a copy of it. "
+            f"Without one, `meshq up --data {directory.path} --begin-empty` begins its slots again at offset "
+            "0; what was in them is lost then, and readers that had read further are told so"
+        )
     log.error(
-        "%s is gone: the records this peer had are lost, and its slots begin again empty",
+        "%s is gone: the records this peer had are lost, and its slots begin again empty, as it was told",
         directory.store,
         extra={"event": "StoreLost"},
     )
@@ -66,6 +74,8 @@ def restore(core: PeerCore, store: Store) -> None:
     images = store.load()
     if SYSTEM_SLOT in images:
         core.restore_registry(_entries(store, SYSTEM_SLOT, images[SYSTEM_SLOT].first_index))
+    else:
+        core.wait_until_level()
     for slot, image in images.items():
         if slot == SYSTEM_SLOT:
             continue

@@ -18,7 +18,7 @@ from meshq.ids import PeerId, Slot
 from meshq.ring import Ownership, RingPeer, owners
 
 ROUND_S = 5.0  # how often an answer that did not come is asked for again
-MOVES_PER_ASK_MAX = 4_096
+MOVES_PER_ASK_MAX = 4_096  # slots asked for at a time; the rest in the next round
 
 
 @dataclass(frozen=True, slots=True)

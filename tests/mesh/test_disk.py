@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,12 @@ from typing import Any
 import pytest
 
 import meshq
-from tests.mesh.conftest import make_directories, running
+from meshq.gossip.words import AddressesChanged
+from meshq.ids import PartitionKey, TopicId
+from meshq.peer.core.publishing import owned_slot
+from meshq.peer.presence import read_run
+from meshq.security.directory import DataDirectory
+from tests.mesh.conftest import all_linked, make_directories, running
 
 MIB = 1024 * 1024
 
@@ -87,3 +93,46 @@ async def test_the_store_has_a_size_of_its_own(directories: Callable[[int], list
         stored = await _fill(peers[0], "filling")
         assert 10 < len(stored) < 48
         assert await _read(peers[0], "filling", len(stored)) == stored
+
+
+@pytest.mark.deadline(60)
+async def test_a_peer_without_its_store_begins_again_only_when_told_and_not_before_it_is_level(
+    directories: Callable[[int], list[Path]], eventually: Any
+) -> None:
+    paths = directories(2)
+    async with running(paths) as peers:
+        await eventually(lambda: all_linked(peers))
+        for i in range(8):  # some of them are with the second peer
+            await peers[0].publish(f"t{i}", b"old")
+        registry, me = peers[1]._running().core.ctx.registry, peers[1]._running().papers.identity.peer_id
+        version = registry.version
+        assert any(own.peer == me for own in registry.owners)
+    shutil.rmtree(paths[1] / "store")
+    with pytest.raises(meshq.StoreError, match="--begin-empty"):
+        async with running(paths[1:]):
+            pass
+    async with running(paths[1:], begin_empty=True) as (alone,):
+        core = alone._running().core
+        assert not core.ctx.is_level
+        partition = PartitionKey(TopicId(bytes(16)), 0)
+        with pytest.raises(meshq.Unavailable, match="holder"):
+            owned_slot(core.ctx, core.slots, partition)
+    async with running(paths) as peers:  # it has a store again: nothing to be told
+        core = peers[1]._running().core
+        await eventually(lambda: core.ctx.is_level)
+        assert core.ctx.registry.version >= version
+        for i in range(8):
+            await peers[0].publish(f"t{i}", b"new")
+
+
+@pytest.mark.deadline(30)
+async def test_tools_are_told_where_the_peer_is_now(
+    directories: Callable[[int], list[Path]], eventually: Any
+) -> None:
+    """`invite` reads it, and must not lead new hosts to an address that is gone."""
+    paths = directories(1)
+    async with running(paths) as peers:
+        shell = peers[0]._running()
+        shell.neighbours.handle(AddressesChanged(("192.0.2.9:7700",)))
+        directory = DataDirectory(paths[0])
+        await eventually(lambda: read_run(directory)["addresses"] == ["192.0.2.9:7700"])

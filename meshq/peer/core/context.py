@@ -51,6 +51,7 @@ class Context:
     now: float = 0.0
     wall_ms: int = 0
     principals: dict[bytes, tuple[Principal, int]] = field(default_factory=dict)  # until the registry changes
+    is_level: bool = True  # False without a copy of the registry, until the holder's is here
     my_addresses: tuple[str, ...] = ()
     my_incarnation: tuple[int, int] = (0, 0)
     since_ms: int = 0  # when this run began

@@ -103,7 +103,7 @@ from meshq.security.certificates import Certificate
 
 TICK_S = 0.1
 RECHECK_S = 1.0  # how long an expired certificate may go on reading
-PRESENTED_MAX = 64
+PRESENTED_MAX = 64  # certificates shown at the door and not registered here yet; the oldest makes room
 
 
 class PeerCore:
@@ -131,6 +131,12 @@ class PeerCore:
     def restore_registry(self, entries: Iterable[Entry]) -> None:
         self.registrar.restore(entries)
         self.placing.on_peers_changed()
+
+    def wait_until_level(self) -> None:
+        """There is no copy of the registry here (a first start, or the store was lost): which slots this peer
+        has, only the holder can tell. Until it did, none is served.
+        """
+        self.ctx.is_level = self.registrar.is_holder
 
     def restore_slot(
         self,
@@ -226,6 +232,7 @@ class PeerCore:
         self._next_tick = self.ctx.now + TICK_S
         self.links.tick(self.ctx.registry.peers)
         self.registrar.tick()
+        self.ctx.is_level |= self.registrar.is_level
         if not self._deletions_known and self.registrar.is_level:
             self._drop_deleted()
         self.placing.tick()

@@ -130,7 +130,12 @@ def find_topic(ctx: Context, topic_id: bytes, version: int) -> TopicInfo:
 
 
 def owned_slot(ctx: Context, slots: Slots, partition: PartitionKey) -> Slot:
-    """The partition's slot, if this peer owns it now. Raises: NotOwner naming who does."""
+    """The partition's slot, if this peer owns it now. Raises: NotOwner naming who does,
+    Unavailable while this peer does not know.
+    """
+    if not ctx.is_level:
+        text = f"{ctx.me.name!r} waits for the registry's holder to tell which slots it has"
+        raise Unavailable(text, retry_after_ms=200)
     slot = ctx.slot_of(partition)
     own = ctx.registry.owners[slot]
     if own.peer != ctx.me.peer:
