@@ -18,7 +18,7 @@ FUZZ_S ?= 60
 READY := $(VENV)/.ready
 
 # $(call stage,name,command): runs it and says how long it took.
-stage = @echo "== $(1)"; SECONDS=0; $(2); echo "   $(1): $${SECONDS} s"
+stage = @echo "== $(1)"; SECONDS=0; { $(2); } || exit 1; echo "   $(1): $${SECONDS} s"
 
 .PHONY: help test lint format types imports docs docs-current units check-long simulate-membership fuzz-membership lab demo bench bench-membership lab-deps venv clean
 

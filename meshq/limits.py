@@ -56,6 +56,8 @@ PRODUCER_BUFFER_BYTES = _limit("PRODUCER_BUFFER_BYTES", 32 * MIB, "records a pro
 # Connections and messages
 MESSAGE_BYTES_MAX = _limit("MESSAGE_BYTES_MAX", 6 * MIB, "one frame on a TCP socket", "the connection is closed")
 FRAMES_MAX = _limit("FRAMES_MAX", 72, "frames of one message (a handshake head and up to 64 batches)", "the message is dropped and counted")
+WHOLE_MESSAGE_BYTES_MAX = _limit("WHOLE_MESSAGE_BYTES_MAX", 24 * MIB, "all frames of one message from a client: PRODUCE_BYTES_MAX of batches, and room for their head", "the connection is closed, and counted as `too_large`")
+UNFINISHED_BYTES_MAX = _limit("UNFINISHED_BYTES_MAX", 32 * MIB, "what has come of a client's connection since its last whole message", "the connection is closed, and counted as `cut_greedy`")
 ASK_BYTES_MAX = _limit("ASK_BYTES_MAX", 64 * KIB, "an administrative request", "`RemoteProtocolError`")
 HANDSHAKE_MS = _limit("HANDSHAKE_MS", 2_000, "time for a CURVE handshake", "the connection is closed")
 SESSIONS_MAX = _limit("SESSIONS_MAX", 4_096, "connections with state on one peer, at each door (clients, peers)", "`Overloaded`")

@@ -20,8 +20,7 @@ from meshq.limits import ASK_BYTES_MAX, DATAGRAM_BYTES_MAX
 
 VERB = b"MQ"
 VERSION_MIN = 1
-VERSION_MAX = 1
-
+VERSION_MAX = 1  # of the protocol; a newer peer answers in what both speak
 Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Name = Annotated[str, Meta(max_length=255)]

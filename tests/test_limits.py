@@ -36,3 +36,8 @@ def test_what_is_inside_something_is_smaller_than_it() -> None:
 def test_the_table_can_not_be_altered_by_its_readers() -> None:
     limits.table().clear()
     assert limits.table()
+
+
+def test_every_inner_bound_says_what_happens_beyond_it() -> None:
+    inner = PAGE.read_text().partition("## Inner bounds")[2]
+    assert [line for line in inner.splitlines() if line.endswith("|  |") and "`gossip." not in line] == []

@@ -7,6 +7,10 @@ Three replicas, 256 slots, a cap of 25 %, means over 20 seeds:
        10                   1.15                              1.15                            1.01
        20                   1.24                              1.33                            1.08
        50                   1.30                              1.65                            1.33
+
+At 10 peers, over 100 seeds: 1.155 (standard error 0.004) and 1.00 (0.01). The cap does not bind there: this
+is what rendezvous gives by itself, whose moves are the ideal on average, so that a figure below (a first
+measurement over few seeds said 1.13 and 0.93) is luck with the seeds and not to be had by another cap.
 """
 
 from __future__ import annotations
@@ -67,7 +71,7 @@ def token_ring(peers: list[RingPeer], *, replicas: int, tokens: int) -> Placemen
     return result
 
 
-@pytest.mark.parametrize(("count", "most"), [(3, 1.0), (5, 1.1), (10, 1.17), (20, 1.25), (50, 1.31)])
+@pytest.mark.parametrize(("count", "most"), [(3, 1.0), (5, 1.08), (10, 1.16), (20, 1.25), (50, 1.305)])
 def test_load_is_level(count: int, most: float) -> None:
     seen = [
         max_over_mean(owners(peers, slots=SLOTS, replicas=3), peers)
@@ -85,7 +89,7 @@ def test_a_plain_ring_of_tokens_is_less_level() -> None:
         assert plain > 1.45 > 1.35 > capped
 
 
-@pytest.mark.parametrize(("count", "most"), [(3, 1.05), (4, 1.1), (10, 1.1), (20, 1.2), (50, 1.5)])
+@pytest.mark.parametrize(("count", "most"), [(3, 1.02), (4, 1.05), (10, 1.02), (20, 1.12), (50, 1.35)])
 def test_a_join_moves_little_beyond_its_share(count: int, most: float) -> None:
     """Ideal: the newcomer takes its share of the places, nothing moves between the others."""
     ratios = []

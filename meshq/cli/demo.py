@@ -160,7 +160,7 @@ class _Demo:
             )  # the last record was read before the last receipt came: no more will come
         self.progress.clear()
         self._say(
-            f"all {self.sent.records:,} records of {len(self.sent):,} files have a receipt: two disks have them"
+            f"all {self.sent.records:,} records of {len(self.sent):,} files have a receipt, from two disks"
         )
 
     async def _wait_for(self, pending: PendingReceipt) -> None:

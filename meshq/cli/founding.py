@@ -14,6 +14,7 @@ import click
 import tomli_w
 
 from meshq.cli.options import DURATION, data_option
+from meshq.cli.reach import NotReachable
 from meshq.errors import SecurityError, Unavailable, UsageError
 from meshq.gossip import remembered
 from meshq.peer.doors import join as join_at_door
@@ -22,12 +23,12 @@ from meshq.peer.presence import read_run
 from meshq.peer.settings import DOOR, PORT, Settings, load_settings
 from meshq.security.directory import DataDirectory, Loaded, create_mesh
 from meshq.security.files import write_private
+from meshq.security.genesis import FOUNDERS_MAX
 from meshq.security.text import check_name, show_time
 from meshq.security.tokens import EXPIRES_S, Place, Token
 from meshq.transport.interfaces import format_address, parse_address
 
 PORT_STEP: Final = 10  # between the peers that `init --peers` makes for one host
-PEERS_MOST: Final = 100  # more at once is a mistake
 
 
 @click.command()
@@ -36,7 +37,7 @@ PEERS_MOST: Final = 100  # more at once is a mistake
 @click.option("--mesh", "mesh_name", default="mesh", show_default=True, help="The mesh's name.")
 @click.option("--slots", type=click.IntRange(1, 4096), default=256, show_default=True, help="For life.")
 @click.option("--replicas", type=click.IntRange(1, 5), default=3, show_default=True, help="Copies of a slot.")
-@click.option("--peers", type=click.IntRange(1, PEERS_MOST), help="Make this many directories at once.")
+@click.option("--peers", type=click.IntRange(1, FOUNDERS_MAX), help="Make this many directories at once.")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where: DIR/peer1, DIR/peer2, ..."
 )
@@ -72,21 +73,33 @@ def init(
     else:
         paths, names, ports = [data], [check_name(name) if name else host_name()], [port]
     check_name(mesh_name, "a mesh's name")
+    settings = [_settings_of(ports, i) for i in range(len(paths))]
+    for path, own in zip(paths, settings, strict=True):
+        _refuse_to_overwrite(DataDirectory(path).settings, own)
     secret = create_mesh(paths, names, mesh_name=mesh_name, slots=slots, replicas=replicas, now=time.time())
-    for i, path in enumerate(paths):
-        _write_settings(DataDirectory(path), ports, i)
+    for path, own in zip(paths, settings, strict=True):
+        if own:
+            write_private(DataDirectory(path).settings, tomli_w.dumps(own).encode())
     _tell_made(paths, names, ports, mesh_name, secret)
 
 
-def _write_settings(directory: DataDirectory, ports: list[int | None], mine: int) -> None:
+def _settings_of(ports: list[int | None], mine: int) -> dict[str, Any]:
     """The port, and where the others are while they are on this host, which needs no multicast then."""
     settings: dict[str, Any] = {}
     if ports[mine] is not None:
         settings["port"] = ports[mine]
     if seeds := [f"127.0.0.1:{p}" for i, p in enumerate(ports) if i != mine]:
         settings["seed"] = seeds
-    if settings:
-        write_private(directory.settings, tomli_w.dumps(settings).encode())
+    return settings
+
+
+def _refuse_to_overwrite(file: Path, settings: dict[str, Any]) -> None:
+    if settings and file.exists():
+        lines = tomli_w.dumps(settings).strip().replace("\n", ", ")
+        raise UsageError(
+            f"{file} is there already: nothing was changed. Leave out --port and write into it yourself "
+            f"({lines}), or move it away"
+        )
 
 
 def _tell_made(
@@ -164,7 +177,10 @@ def join(token: str, data: Path, name: str | None) -> None:
     """Join a mesh with a token of `meshq invite`; - reads it from standard input."""
     text = sys.stdin.readline() if token == "-" else token
     Token.parse(text)
-    directory, inviter = asyncio.run(join_at_door(data, text, check_name(name) if name else host_name()))
+    try:
+        directory, inviter = asyncio.run(join_at_door(data, text, check_name(name) if name else host_name()))
+    except Unavailable as e:
+        raise NotReachable(str(e)) from e
     remembered.save(directory.peers, inviter)
     papers = directory.load()
     click.echo(f"Peer {papers.identity.name} is a member of mesh {papers.genesis.mesh_name}, in {data}")

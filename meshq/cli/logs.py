@@ -18,6 +18,16 @@ def set_up(form: Literal["text", "json"], level: str) -> None:
     handler.setFormatter(JsonLines() if form == "json" else Text())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # Without a route it tells of each packet that it could not send; where it failed in its own code helps
+    # nobody but its developers.
+    logging.getLogger("zeroconf").addFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    if record.exc_info and not logging.getLogger("zeroconf").isEnabledFor(logging.DEBUG):
+        record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]}", None
+        record.exc_info = record.exc_text = None
+    return True
 
 
 class JsonLines(logging.Formatter):

@@ -38,6 +38,7 @@ LEVELS = ["debug", "info", "warning", "error"]
 @click.option("--no-auto-create", is_flag=True, help="Publishing to an unknown topic fails.")
 @click.option("--store-bytes-max", type=SIZE, help="Most that is stored here.")
 @click.option("--disk-reserve-bytes", type=SIZE, help="Free disk that is never used for records.")
+@click.option("--begin-empty", is_flag=True, help="Start though store/ is lost; copy what others have.")
 @click.option("--log", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 def up(data: Path, form: Literal["text", "json"], log_level: str, **flags: Any) -> None:

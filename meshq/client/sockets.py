@@ -1,25 +1,15 @@
-"""Links over TCP: a CURVE connection to a peer's `requests` socket, its addresses tried in turn.
-
-libzmq would look up a host name in its I/O thread and hold up every other connection meanwhile, so names are
-looked up here, beside the loop.
-"""
+"""Links over TCP: a CURVE connection to a peer's `requests` socket, its addresses tried in turn."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import socket
 from collections.abc import Callable
 
 from meshq.batch import Buffer
 from meshq.client.driver import LinkLike
-from meshq.errors import UsageError
 from meshq.limits import MESSAGE_BYTES_MAX
 from meshq.transport.context import make_context
-from meshq.transport.interfaces import format_address, parse_address
 from meshq.transport.link import CONNECT_TIMEOUT_S, Link
-
-_SCHEME = "tcp://"
 
 
 class SocketOpener:
@@ -78,27 +68,21 @@ class _Attempt:
         self._reasons: list[str] = []
         self._link: Link | None = None
         self._up = False
-        self._task = asyncio.get_running_loop().create_task(self._try_next())
+        self._first = asyncio.get_running_loop().call_soon(self._try_next)
 
     def send(self, frames: list[Buffer]) -> bool:
         return self._link is not None and self._link.send(frames)
 
     def close(self) -> None:
-        self._task.cancel()
+        self._first.cancel()
         if self._link is not None:
             self._link.close()
 
-    async def _try_next(self) -> None:
-        while self._left:
-            endpoint = self._left.pop(0)
-            try:
-                numeric = await _look_up(endpoint)
-            except (OSError, UsageError) as e:
-                self._reasons.append(f"{endpoint}: {e}")
-                continue
-            self._link = self._connect(numeric, self._go_up, self._go_down)
-            return
-        self._on_down("; ".join(self._reasons) or "no address of it is known")
+    def _try_next(self) -> None:
+        if self._left:
+            self._link = self._connect(self._left.pop(0), self._go_up, self._go_down)
+        else:
+            self._on_down("; ".join(self._reasons) or "no address of it is known")
 
     def _go_up(self) -> None:
         self._up = True
@@ -109,15 +93,4 @@ class _Attempt:
             self._on_down(reason)
             return
         self._reasons.append(reason)
-        self._task = asyncio.get_running_loop().create_task(self._try_next())
-
-
-async def _look_up(endpoint: str) -> str:
-    """The endpoint with a numeric address. Raises: OSError, UsageError."""
-    host, port = parse_address(endpoint.removeprefix(_SCHEME))
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        host = str(found[0][4][0])
-    return _SCHEME + format_address(host, port)
+        self._try_next()

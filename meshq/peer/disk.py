@@ -47,8 +47,10 @@ _LOG_COUNT = 65  # entries for another peer at a time, and the one before
 TURN_S: Final = 0.005  # of reading, before the rest of the loop gets its turn
 
 
-def refuse_lost_store(directory: DataDirectory, papers: Loaded) -> None:
-    """A peer that ran before has a store. Without it the registry would begin a second time, and differ.
+def refuse_lost_store(directory: DataDirectory, papers: Loaded, *, begin_empty: bool) -> None:
+    """A peer that ran before has a store. Without it the registry would begin a second time and differ. Of
+    slots it would be another node: it copies what others have, and what only it had waits for it for ever; so
+    that the volume is just not mounted is to be ruled out first.
 
     Raises: StoreError.
     """
@@ -59,8 +61,14 @@ def refuse_lost_store(directory: DataDirectory, papers: Loaded) -> None:
             f"{directory.store} is gone, and with it the mesh's registry, which this peer held: "
             "put back a copy of it. Without one, begin a new mesh (`meshq init` in another directory)"
         )
+    if not begin_empty:
+        raise StoreError(
+            f"{directory.store} is gone, and with it the records this peer had: put back a copy of it. "
+            f"Without one, `meshq up --data {directory.path} --begin-empty` has it copy again what others "
+            "have of its slots; slots that only this peer had are lost, and stay without a leader"
+        )
     log.error(
-        "%s is gone: the records this peer had are lost, and its slots begin again empty",
+        "%s is gone: this peer begins empty, as it was told, and copies what others have",
         directory.store,
         extra={"event": "StoreLost"},
     )

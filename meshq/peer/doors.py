@@ -29,7 +29,7 @@ from meshq.security.identity import Identity
 from meshq.security.tokens import Token
 from meshq.transport.allowance import Allowance
 from meshq.transport.context import CLIENTS_THREAD, make_context
-from meshq.transport.link import Link
+from meshq.transport.link import NOT_A_PEER, Link
 from meshq.transport.server import RouterServer
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,10 @@ class Door:
         )
 
 
+class _AnotherPeer(Unavailable):
+    """Somebody listens there who does not have the key that was expected."""
+
+
 async def _call(
     context: zmq.Context[zmq.Socket[bytes]],
     endpoint: str,
@@ -146,7 +150,8 @@ async def _call(
 
     def on_down(reason: str) -> None:
         if not answer.done():
-            answer.set_exception(Unavailable(f"{endpoint}: {reason}"))
+            error = _AnotherPeer if reason == NOT_A_PEER else Unavailable
+            answer.set_exception(error(f"{endpoint}: {reason}"))
 
     def on_frames(frames: list[Buffer]) -> None:
         if not answer.done():
@@ -183,13 +188,13 @@ async def join(path: Path, token_text: str, name: str) -> tuple[DataDirectory, d
     identity = directory.begin_join(name)
     request = door.join_request(token, identity, time.time(), nonce=door.new_nonce())
     context = make_context()
-    failures: list[str] = []
+    failures: list[Unavailable] = []
     try:
         for place in token.places:
             try:
                 data = await _call(context, f"tcp://{place.door}", token.inviter_key, identity, request)
             except Unavailable as e:
-                failures.append(str(e))
+                failures.append(e)
                 continue
             joined = door.accept_reply(token, identity, data, time.time())
             directory = create_joined(path, identity, joined)
@@ -197,11 +202,15 @@ async def join(path: Path, token_text: str, name: str) -> tuple[DataDirectory, d
             return directory, {c.peer_id: (place.address,) for c in known if c.curve_key == token.inviter_key}
     finally:
         context.term()
+    tried = "; ".join(map(str, failures))
+    if any(isinstance(e, _AnotherPeer) for e in failures):
+        raise SecurityError(
+            "who answers there is not the peer that made this token (another mesh, or made anew): ask for a "
+            f"new token ({tried})"
+        )
     raise Unavailable(
-        "the inviting peer cannot be reached: "
-        + "; ".join(failures)
-        + ". Is it running (`meshq up`) and do its "
-        "ports get through the firewall? A token made with --advertise HOST:PORT carries another address"
+        f"the inviting peer cannot be reached: {tried}. Is it running (`meshq up`) and do its ports get "
+        "through the firewall? A token made with --advertise HOST:PORT carries another address"
     )
 
 

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from meshq.peer.settings import PORT, Settings
 from meshq.transport.interfaces import format_address, host_addresses, parse_address
 
+ALL_IPV4 = "0.0.0.0"
+LOOPBACK = "127.0.0.1"
+
 
 def tcp(address: str, offset: int = 0) -> str:
     """The ZeroMQ endpoint of one of a peer's sockets, from its base address."""
@@ -17,18 +20,35 @@ def tcp(address: str, offset: int = 0) -> str:
 
 
 def listen(settings: Settings, offset: int) -> list[str]:
-    """What to bind for one of our sockets; a host that is all addresses binds both families."""
-    hosts = settings.bind or ["*"]
+    """What to bind for one of our sockets; nothing said means all addresses of both families."""
     port = settings.port + offset
-    return [f"tcp://*:{port}" if host == "*" else f"tcp://{format_address(host, port)}" for host in hosts]
+    return [f"tcp://{format_address(host, port)}" for host in settings.bind] or [f"tcp://*:{port}"]
+
+
+def hosts(settings: Settings) -> list[str]:
+    """The addresses of this host that it can be reached at, best first: only those it listens on."""
+    if not settings.bind:
+        return host_addresses()
+    found: list[str] = []
+    for host in settings.bind:
+        found += _all_ipv4() if host == ALL_IPV4 else [host]
+    return list(dict.fromkeys(found))
+
+
+def local_host(settings: Settings) -> str:
+    """Where a tool on this host reaches the peer."""
+    return next((host for host in settings.bind if host != ALL_IPV4), LOOPBACK)
 
 
 def advertised(settings: Settings) -> tuple[str, ...]:
     """Where others find us, best first: what was said, or what is bound, or this host's addresses."""
     if settings.advertise:
         return tuple(format_address(*parse_address(text, settings.port)) for text in settings.advertise)
-    bound = [host for host in settings.bind if host not in ("*", "0.0.0.0", "::")]
-    return tuple(format_address(host, settings.port) for host in (bound or host_addresses()))
+    return tuple(format_address(host, settings.port) for host in hosts(settings))
+
+
+def _all_ipv4() -> list[str]:
+    return [host for host in host_addresses() if ":" not in host] or [LOOPBACK]
 
 
 def with_default_port(addresses: Sequence[str]) -> list[str]:

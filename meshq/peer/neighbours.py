@@ -38,11 +38,10 @@ from meshq.gossip.words import (
     VerdictsDiscarded,
 )
 from meshq.ids import PeerId
-from meshq.peer.endpoints import advertised, with_default_port
+from meshq.peer.endpoints import advertised, hosts, with_default_port
 from meshq.peer.settings import Settings
 from meshq.security.directory import Loaded
 from meshq.security.signing import is_signed_by
-from meshq.transport.interfaces import host_addresses
 from meshq.transport.sealed import Dropped, Opener, Sealer
 from meshq.transport.udp import Udp
 from meshq.transport.watch import AddressWatch
@@ -84,7 +83,6 @@ class Neighbours:
         identity, ring = papers.identity, papers.keyring
         self._sealer = Sealer(ring.keys, ring.active, papers.mesh_id, identity.peer_id, boot_epoch)
         self._opener = Opener(ring.keys, papers.mesh_id, identity.peer_id)
-        self._udp = Udp.open(settings.port, bind=settings.bind, on_datagram=self._on_datagram)
         self.members = Membership(
             identity.peer_id,
             name=identity.name,
@@ -102,10 +100,12 @@ class Neighbours:
             instance, settings.port, self._interfaces(), papers.keyring.mdns_tag, self._on_suggested
         )
         self._changed = asyncio.Event()
-        self._watch = AddressWatch(self._changed.set)
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._slept_s = _suspended_s(self._loop)
+        # Last, so that nothing stays open when one of the others fails; a watch does not.
+        self._udp = Udp.open(settings.port, bind=settings.bind, on_datagram=self._on_datagram)
+        self._watch = AddressWatch(self._changed.set)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -227,8 +227,7 @@ class Neighbours:
             self._on_fatal(e)
 
     def _interfaces(self) -> list[str]:
-        bound = [host for host in self._settings.bind if host not in ("*", "0.0.0.0", "::")]
-        return bound or host_addresses()
+        return hosts(self._settings)
 
     async def _watch_addresses(self) -> None:
         """Interfaces come and go; what this peer says of itself follows."""

@@ -30,8 +30,8 @@ Headers = Annotated[dict[str, bytes], Meta(max_length=HEADERS_MAX)]
 _headers: msgspec.msgpack.Decoder[dict[str, bytes]] = msgspec.msgpack.Decoder(Headers)
 VERBS = (b"PUB", b"PEERS")
 TIMEOUT_S = 30.0
-ENVELOPE_FRAMES_MAX = 8
-ENVELOPE_BYTES_MAX = 1_024
+ENVELOPE_FRAMES_MAX = 8  # status 400
+ENVELOPE_BYTES_MAX = 1_024  # status 400
 BYTES_PER_KEY_MAX = INGEST_BUFFER_BYTES // 4  # waiting under one key, besides a first one that is larger
 OVERHEAD_BYTES = 512  # what waits costs more than its bytes
 

@@ -1,7 +1,8 @@
 """Presence: how this host's tools find the running peer. `run.json` says where it is, `admin.meshq` opens it.
 
-`admin.meshq` is an ordinary credentials file with a key of this run only; who can read it (0600) is this
-host's administrator of the peer.
+`admin.meshq` is an ordinary credentials file with the peer's own key, which every peer of the mesh admits,
+since a client goes to whichever peer has what it wants. So it is as secret as `identity.key` beside it; who
+can read it (0600) is this host's administrator of the peer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from meshq.errors import Unavailable, UsageError
 from meshq.ids import show_id
-from meshq.peer.endpoints import tcp
+from meshq.peer.endpoints import local_host, tcp
 from meshq.peer.settings import FEED, INGEST, Settings
 from meshq.security.credentials import Credentials, CredentialsPeer
 from meshq.security.directory import DataDirectory, Loaded
@@ -25,11 +26,16 @@ from meshq.transport.interfaces import format_address
 class Presence:
     def __init__(self, directory: DataDirectory, papers: Loaded, settings: Settings) -> None:
         self._directory, self._papers, self._settings = directory, papers, settings
+        self._told: tuple[str, ...] | None = None
+
+    def update(self, addresses: tuple[str, ...]) -> None:
+        """Tell where the peer is found now, if that has changed since it was told."""
+        if addresses != self._told:
+            self.announce(addresses)
 
     def announce(self, addresses: tuple[str, ...]) -> None:
         identity = self._papers.identity
-        host = next((h for h in self._settings.bind if h not in ("*", "0.0.0.0", "::")), "127.0.0.1")
-        here = format_address(host, self._settings.port)
+        here = format_address(local_host(self._settings), self._settings.port)
         peer = CredentialsPeer(
             identity.name, tcp(here), tcp(here, FEED), tcp(here, INGEST), identity.curve_public
         )
@@ -46,6 +52,7 @@ class Presence:
             "addresses": list(addresses),
         }
         write_private(self._directory.run, json.dumps(run, indent=1).encode() + b"\n")
+        self._told = addresses
 
     def withdraw(self) -> None:
         for path in (self._directory.run, self._directory.admin):

@@ -93,7 +93,7 @@ class PeerShell:
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self._events: deque[Event] = deque()
-        self._busy = False
+        self._busy = self._was_up = False
         self._idle = asyncio.Event()  # nothing is on its way to disk
         self._proposals = Proposals(self.tell)
         self._timer: asyncio.TimerHandle | None = None
@@ -101,6 +101,7 @@ class PeerShell:
         self._stopping: asyncio.Task[None] | None = None
         self._tally_at = 0.0
         self._closers: list[Callable[[], Any]] = []  # undone in reverse order
+        self._presence: Presence | None = None  # once it is up
         self.gateway: Mesh
 
     # ---------------------------------------------------------------------------------------- start
@@ -122,7 +123,9 @@ class PeerShell:
         context = make_context()
         self._closers.append(context.term)
         self._make_gateway(context)
+        self._closers.append(self._close_gateway)  # for a start that fails before the next time
         self.plain = Plain(self.gateway, self.core.ctx.principal, lambda: peers_rows(self.core), self._exists)
+        self._closers.append(self.plain.close)
         self.sockets = PeerSockets(
             context,
             papers,
@@ -135,7 +138,9 @@ class PeerShell:
         )
         self._closers.append(self.sockets.close)
         self.feed = Feed(self.sockets.feed, self.gateway)
+        self._closers.append(self.feed.close)
         self.links = PeerLinks(context, papers, self.tell)
+        self._closers.append(self.links.close)
         self.door = Door(
             context,
             listen(self.settings, DOOR),
@@ -145,6 +150,9 @@ class PeerShell:
             self.propose,
             lambda shown: self._guarded(self.core.on_presented, shown),
         )
+        self._closers.append(self.door.close)
+        # Before what it publishes through, so that what is under way gets its answers.
+        self._closers.append(self._close_gateway)
         self.neighbours = Neighbours(
             papers,
             self.settings,
@@ -156,17 +164,17 @@ class PeerShell:
             on_fatal=self._fail,
             probe_link=lambda peer, payload: self.tell(LinkProbeWanted(peer, payload)),
         )
-        self._closers += [self.links.close, self.door.close, self.feed.close, self.plain.close]
-        self._closers.append(self._close_gateway)
         self._closers.append(self.neighbours.stop)
         self._closers.append(Renewal(self.directory, papers, self.core, self.propose).stop)
+        presence = Presence(self.directory, papers, self.settings)
+        self._closers.append(presence.withdraw)
         self.core.on_own_record(self.neighbours.addresses, self.neighbours.members.own.order)
         self._execute(self.core.start(now=self._now(), wall_ms=_wall_ms(), room_bytes=self.store.room()))
         self.neighbours.start()
         self._tick()
-        presence = Presence(self.directory, papers, self.settings)
         presence.announce(self.neighbours.addresses)
-        self._closers.append(presence.withdraw)
+        self._presence = presence
+        self._was_up = True
         log.info(
             "Peer %s of mesh %s is up on %s",
             identity.name,
@@ -177,7 +185,7 @@ class PeerShell:
 
     def _open_core(self, papers: Loaded) -> None:
         s = self.settings
-        refuse_lost_store(self.directory, papers)
+        refuse_lost_store(self.directory, papers, begin_empty=s.begin_empty)
         self.store = Store.open(
             self.directory.store,
             mesh_id=papers.mesh_id,
@@ -232,7 +240,7 @@ class PeerShell:
             self._timer.cancel()
         if self.failed.done():
             self._stop_serving()
-        elif hasattr(self, "disk"):
+        elif self._was_up:
             log.info("The peer stops", extra={"event": "PeerStopping"})
             await self._hand_over()
             self._guarded(self._checkpoint)
@@ -379,6 +387,8 @@ class PeerShell:
     def _on_tick(self) -> None:
         self.tell(RoomMeasured(self.store.room()))
         self.core.on_own_record(self.neighbours.addresses, self.neighbours.members.own.order)
+        if self._presence is not None:
+            self._presence.update(self.neighbours.addresses)  # `invite` tells it to others
         self.tell(Ticked())
         if self._now() >= self._tally_at:
             self._tally_at = self._now() + TALLY_S

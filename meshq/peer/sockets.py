@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import zmq
 
@@ -18,7 +19,7 @@ from meshq import messages
 from meshq.batch import Buffer
 from meshq.errors import MeshqError, RemoteProtocolError
 from meshq.ids import Session
-from meshq.limits import CREDIT_BYTES_MAX, MESSAGE_BYTES_MAX
+from meshq.limits import CREDIT_BYTES_MAX, MESSAGE_BYTES_MAX, WHOLE_MESSAGE_BYTES_MAX
 from meshq.peer.core.core import RECHECK_S, PeerCore
 from meshq.peer.core.events import (
     CLIENTS,
@@ -34,6 +35,7 @@ from meshq.peer.settings import FEED, INGEST, REQUESTS, Settings
 from meshq.peer.settings import PEERS as PEERS_PORT
 from meshq.security.authorization import Principal
 from meshq.security.directory import Loaded
+from meshq.transport.allowance import Allowance
 from meshq.transport.context import CLIENTS_THREAD, PEERS_THREAD
 from meshq.transport.feed import FeedServer
 from meshq.transport.ingest import IngestServer
@@ -45,6 +47,11 @@ SEND_QUEUE_MAX = 128  # messages of up to a megabyte that libzmq holds for one s
 BACKLOG_BYTES_MAX = (
     CREDIT_BYTES_MAX + 8 * MESSAGE_BYTES_MAX
 )  # what a session may have waiting: its credit, and answers
+# What one connection of a client may make libzmq hold. Peers among themselves are trusted not to.
+BOUNDS_OF_CLIENTS: Final[dict[str, Any]] = {
+    "allowance": Allowance.of_known(),
+    "whole_bytes_max": WHOLE_MESSAGE_BYTES_MAX,
+}
 Answerer = Callable[[list[Buffer]], None]
 
 
@@ -84,6 +91,7 @@ class PeerSockets:
                 (CLIENTS, REQUESTS, CLIENTS_THREAD),
                 (PEERS, PEERS_PORT, PEERS_THREAD),
             ):
+                bounds = BOUNDS_OF_CLIENTS if door == CLIENTS else {}
                 self._servers[door] = RouterServer(
                     context,
                     endpoints=listen(settings, offset),
@@ -94,6 +102,7 @@ class PeerSockets:
                     on_message=lambda s, k, f, door=door: self._on_message((door, s), k, f),  # type: ignore[misc]
                     public_key=public_key,
                     secret_key=secret_key,
+                    **bounds,
                 )
             self._feed = FeedServer(
                 context,
@@ -103,6 +112,7 @@ class PeerSockets:
                 on_interest_changed=on_interest_changed,
                 public_key=public_key,
                 secret_key=secret_key,
+                allowance=Allowance.of_known(),
             )
             self._ingest = IngestServer(
                 context,
@@ -112,6 +122,7 @@ class PeerSockets:
                 on_message=on_ingest,
                 public_key=public_key,
                 secret_key=secret_key,
+                **BOUNDS_OF_CLIENTS,
             )
         except BaseException:
             self.close()

@@ -19,8 +19,8 @@ import msgspec
 from meshq.errors import StoreCorrupt, UsageError
 from meshq.ids import PeerId
 
-VOTERS_MAX: Final = 7
-LEARNERS_MAX: Final = 64
+VOTERS_MAX: Final = 7  # of a slot; more: `UsageError`
+LEARNERS_MAX: Final = 64  # of a slot; more: `UsageError`
 
 
 class Node(NamedTuple):

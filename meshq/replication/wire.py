@@ -33,7 +33,7 @@ from meshq.replication.words import (
     VoteReply,
 )
 
-ENTRIES_MAX = 4_096
+ENTRIES_MAX = 4_096  # in one message; more: `RemoteProtocolError`
 Chain = Annotated[bytes, Meta(max_length=8)]
 
 

@@ -28,11 +28,11 @@ DOMAIN: Final = b"certificate"
 DAY_S: Final = 86_400
 PEER_VALID_S: Final = 90 * DAY_S
 CLIENT_VALID_S: Final = 365 * DAY_S
-VALID_S_MAX: Final = 20 * 365 * DAY_S
+VALID_S_MAX: Final = 20 * 365 * DAY_S  # `UsageError`
 # A certificate holds from a little before it is made, for hosts whose clocks are behind the issuer's.
 BACKDATED_S: Final = 600
-ROLES_MAX: Final = 16
-WEIGHT_MAX: Final = 1_000.0
+ROLES_MAX: Final = 16  # `UsageError`
+WEIGHT_MAX: Final = 1_000.0  # `UsageError`
 CERTIFICATE_BYTES_MAX: Final = 32 * 1024  # above what CAPABILITIES_MAX patterns of full length take
 
 Kind = Literal["peer", "client"]

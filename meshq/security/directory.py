@@ -33,6 +33,9 @@ from meshq.security.identity import Identity
 from meshq.security.keyring import Keyring
 from meshq.security.tokens import Invites
 
+# What may be there before a peer is.
+_OURS = frozenset({"meshq.toml", "identity.key", "invites", "lock", "boot", "peers.json"})
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -165,7 +168,7 @@ class DataDirectory:
         Raises: UsageError when a peer lives here, SecurityError, StoreError.
         """
         self._refuse_unless_joining()
-        make_private_dir(self.path)
+        make_private_dir(self.path, _OURS)
         if self.identity.exists():
             kept = Identity.load(self.identity)
             identity = Identity(name, kept.signing_seed, kept.curve_secret)
@@ -250,7 +253,7 @@ def create_mesh(
         registry_peer=identities[0].peer_id,
     )  # fmt: skip
     for directory in directories:
-        make_private_dir(directory.path)
+        make_private_dir(directory.path, _OURS)
     authority.save(directories[0].authority)
     for directory, identity, certificate in zip(directories, identities, founders, strict=True):
         directory._write(identity, certificate, signed, keyring)
@@ -264,7 +267,7 @@ def create_joined(path: Path, identity: Identity, joined: Joined) -> DataDirecto
     """
     directory = DataDirectory(path)
     directory._refuse_unless_joining()
-    make_private_dir(path)
+    make_private_dir(path, _OURS)
     directory._write(identity, joined.certificate, joined.genesis, joined.keyring)
     return directory
 
@@ -296,7 +299,7 @@ def lock(path: Path) -> DirectoryLock:
     try:
         fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as e:
-        raise StoreError(f"cannot lock {path}: {e.strerror}") from e
+        raise StoreError(_not_lockable(path, e)) from e
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(fd, 0)
@@ -309,5 +312,12 @@ def lock(path: Path) -> DirectoryLock:
         ) from None
     except OSError as e:
         os.close(fd)
-        raise StoreError(f"cannot lock {path}: {e.strerror}") from e
+        raise StoreError(_not_lockable(path, e)) from e
     return DirectoryLock(fd)
+
+
+def _not_lockable(path: Path, error: OSError) -> str:
+    return (
+        f"cannot lock {path} ({error.strerror}): it must be writable for this user and on a local file "
+        "system; --data chooses another"
+    )

@@ -51,7 +51,7 @@ from meshq.security.text import check_name, show_time
 from meshq.security.tokens import InviteId, Invites, Token
 
 DOMAIN: Final = b"join"
-JOIN_REPLY_BYTES_MAX: Final = 1 << 20
+JOIN_REPLY_BYTES_MAX: Final = 1 << 20  # the connection is closed, the join fails
 NONCE_BYTES: Final = 16
 
 

@@ -14,6 +14,7 @@ import contextlib
 import os
 import stat
 import tempfile
+from collections.abc import Collection
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final, TypeVar
@@ -22,7 +23,7 @@ import msgspec
 
 from meshq.errors import SecurityError, StoreCorrupt, StoreError
 
-FILE_BYTES_MAX: Final = 1 << 20
+FILE_BYTES_MAX: Final = 1 << 20  # `StoreError`
 _FORMAT: Final = 1
 _SUM_BYTES: Final = 8
 
@@ -68,10 +69,11 @@ def read_private(path: Path) -> bytes:
     return data
 
 
-def make_private_dir(path: Path) -> None:
-    """Make the directory, or make an existing one of this user private (0700).
+def make_private_dir(path: Path, ours: Collection[str] = ()) -> None:
+    """Make the directory, private (0700). One that is there and has nothing in it but `ours` is made so too;
+    one that others may enter and that has other things in it is left as it is.
 
-    Raises: SecurityError when it is somebody else's, StoreError.
+    Raises: SecurityError when it is somebody else's or open to others, StoreError.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -81,11 +83,20 @@ def make_private_dir(path: Path) -> None:
                 f"{path} is owned by user {found.st_uid}, not by the user running this ({os.geteuid()}): "
                 "run as its owner, or choose another directory"
             )
-        if stat.S_IMODE(found.st_mode) != 0o700:
+        if stat.S_IMODE(found.st_mode) & 0o077 or found.st_mode & 0o700 != 0o700:
+            if any(file.name not in ours for file in path.iterdir()):
+                raise SecurityError(
+                    f"{path} has other things in it and can be entered by others (mode "
+                    f"{stat.S_IMODE(found.st_mode):o}): keys are kept in a directory of their own. Choose "
+                    f"another with --data, or if nobody else needs this one: chmod 700 {path}"
+                )
             path.chmod(0o700)
         sync_dir(path.parent)
     except OSError as e:
-        raise StoreError(f"cannot make the directory {path}: {e.strerror}") from e
+        raise StoreError(
+            f"cannot make the directory {path} ({e.strerror}): choose another with --data, or make it as "
+            f"root: mkdir -p {path} && chown {os.geteuid()} {path}"
+        ) from e
 
 
 def sync_dir(path: Path) -> None:

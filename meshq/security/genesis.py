@@ -23,8 +23,8 @@ from meshq.security.signing import Signed, verify_exact
 from meshq.security.text import check_name
 
 DOMAIN: Final = b"genesis"
-FOUNDERS_MAX: Final = 64
-REPLICAS_MAX: Final = 7
+FOUNDERS_MAX: Final = 64  # peers that `init --peers` makes at once; `UsageError`
+REPLICAS_MAX: Final = 7  # `UsageError`
 
 
 class Genesis(Struct, frozen=True, array_like=True):

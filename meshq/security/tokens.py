@@ -41,8 +41,7 @@ SECRET_BYTES: Final = 16
 EXPIRES_S: Final = 600  # how long an invitation is good by default
 EXPIRED_KEPT_S: Final = 86_400  # so that a late joiner hears "expired", not "unknown"
 _CHECK_BYTES: Final = 4
-_TEXT_MAX: Final = 4_000
-
+_TEXT_MAX: Final = 4_000  # characters of a token; `UsageError`
 InviteId = Annotated[bytes, Meta(min_length=INVITE_ID_BYTES, max_length=INVITE_ID_BYTES)]
 Secret = Annotated[bytes, Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
 
@@ -122,8 +121,10 @@ def new_invite(now: float, valid_s: float) -> Invite:
 
 @dataclass(frozen=True, slots=True)
 class Invites:
-    """The invitations of one peer, one private file each. One process uses them at a time (the directory's
-    lock)."""
+    """The invitations of one peer, one private file each, replaced whole: the running peer, which claims
+    them, and `meshq invite`, which makes them, do so side by side. So the bound may be passed by one a
+    process that makes them in the same moment.
+    """
 
     directory: Path
 

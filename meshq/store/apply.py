@@ -30,7 +30,7 @@ from meshq.store.layout import (
 )
 
 PIECE_BATCHES_MAX = 1_000  # very many pages freed at once make LMDB's free list slow
-PIECE_BYTES_MAX = 16 * MIB
+PIECE_BYTES_MAX = 16 * MIB  # freed in one transaction; the rest in the next
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from meshq.limits import HANDSHAKE_MS
 CLIENTS_THREAD: Final = 1  # affinity bit masks
 PEERS_THREAD: Final = 2
 LIBZMQ_MIN: Final = (4, 3, 3)
-DESCRIPTORS_MAX: Final = 65_536
+DESCRIPTORS_MAX: Final = 65_536  # asked of the system; the rest of the connections wait to be accepted
 SOCKETS_MAX: Final = 16_384  # a link takes three with its monitor; libzmq's own default is 1,023
 BACKLOG: Final = 512
 

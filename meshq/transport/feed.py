@@ -32,11 +32,12 @@ import zmq
 
 from meshq.batch import Buffer
 from meshq.limits import FEED_QUEUE_MAX, FEED_SUBSCRIPTIONS_MAX
-from meshq.transport.context import CLIENTS_THREAD, bind_all, harden_server
+from meshq.transport.allowance import Allowance, bind_watched
+from meshq.transport.context import CLIENTS_THREAD, harden_server
 from meshq.transport.drain import Drain, guarded, key_of, send
 from meshq.transport.tcp import Connection, connection_of, cut, is_open, local_port
 
-PREFIX_BYTES_MAX: Final = 300
+PREFIX_BYTES_MAX: Final = 300  # of a subscription; it is not approved, and counted
 SUBSCRIPTION_BYTES_MAX: Final = 4 * 1024  # one frame of a subscriber; its handshake commands must fit too
 RECEIVE_QUEUE_MAX: Final = 100  # keeps libzmq's own reading loop short under a flood of subscriptions
 SWEEP_AGAIN_S: Final = (
@@ -55,7 +56,8 @@ class _Subscriber:
 class FeedServer:
     """Publishes to subscribers; `on_subscribe(key, prefix)` says which prefixes to approve for one asked for.
 
-    `counters`: denied, over_limit, prefix_too_long, not_a_subscription, doubtful, no_key, cut, on_*_failed.
+    `counters`: denied, over_limit, prefix_too_long, not_a_subscription, doubtful, no_key, cut, cut_greedy,
+    on_*_failed.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class FeedServer:
         affinity: int = CLIENTS_THREAD,
         hwm: int = FEED_QUEUE_MAX,
         subscriptions_max: int = FEED_SUBSCRIPTIONS_MAX,
+        allowance: Allowance | None = None,
     ) -> None:
         """Raises: UsageError when an endpoint cannot be bound."""
         self.counters: Counter[str] = Counter()
@@ -95,9 +98,11 @@ class FeedServer:
         self._socket.setsockopt(zmq.XPUB_MANUAL, 1)
         self._socket.setsockopt(zmq.SNDHWM, hwm)
         self._socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_MAX)
-        self.bound: list[str] = bind_all(self._socket, endpoints)
+        self.bound, self._watch = bind_watched(context, self._socket, endpoints, allowance, self.counters)
         self._ports = {int(endpoint.rpartition(":")[2]) for endpoint in self.bound}
         self._drain = Drain(self._socket, self._read, after=self._end_turn)
+        if self._watch is not None:
+            self._watch.read = self._drain.poke
 
     def interests(self) -> set[bytes]:
         """The prefixes somebody is approved for now. Those of a broken connection go within about half a
@@ -127,6 +132,8 @@ class FeedServer:
         if self._sweep_again is not None:
             self._sweep_again.cancel()
             self._sweep_again = None
+        if self._watch is not None:
+            self._watch.close()
         self._drain.close()
         self._socket.close(linger=0)
 
@@ -136,7 +143,11 @@ class FeedServer:
             frame = self._socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             self._doubtful = False  # libzmq's two queues are empty, so they agree again
+            if self._watch is not None:
+                self._watch.on_empty()
             return False
+        if self._watch is not None:
+            self._watch.on_message(frame)
         data, key = frame.bytes, key_of(frame)
         subscription = data[:1] in (b"\0", b"\1")
         if not subscription:

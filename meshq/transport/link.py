@@ -6,8 +6,8 @@ monitor says what happened, `on_down(reason)` comes once and the owner makes a n
 again. So nothing sent on one connection ever arrives on another, and who waits for an answer knows when it
 will not come.
 
-Endpoints should name numeric addresses: libzmq resolves host names in its I/O thread, where it holds
-everybody up.
+libzmq would look up a host name in the I/O thread that all connections share, and hold them up while DNS is
+silent; so names are looked up first (`names.py`), within the time that connecting may take.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from typing import Final
 import zmq
 
 from meshq.batch import Buffer
+from meshq.errors import UsageError
 from meshq.limits import FRAMES_MAX, HANDSHAKE_MS
 from meshq.transport.context import CLIENTS_THREAD
 from meshq.transport.drain import DRAIN_MESSAGES_MAX, Drain, content, guarded, receive, send
+from meshq.transport.interfaces import format_address, parse_address
+from meshq.transport.names import Lookup, SockAddr, is_name
 
 CONNECT_TIMEOUT_S: Final = 3.0
-SEND_QUEUE_MAX: Final = 1_000
-RECEIVE_QUEUE_MAX: Final = 1_000
+SEND_QUEUE_MAX: Final = 1_000  # messages; `send` says no
+RECEIVE_QUEUE_MAX: Final = 1_000  # messages; over it, TCP pushes back
 HEARTBEAT_MS: Final = 2_000
 SILENCE_MS: Final = 6_000
 
@@ -96,11 +99,8 @@ class Link:
         self._drain = Drain(self._socket, self._read, after=self._look_for_room)
         text = f"no answer within {connect_timeout:g} s"
         self._timer: asyncio.Handle = loop.call_later(connect_timeout, self._go_down, text)
-        try:
-            self._socket.connect(endpoint)
-        except zmq.ZMQError as e:
-            self._timer.cancel()
-            self._timer = loop.call_soon(self._go_down, f"cannot connect to {endpoint}: {e.strerror or e}")
+        self._lookup: Lookup | None = None
+        self._begin()
 
     @property
     def up(self) -> bool:
@@ -135,11 +135,42 @@ class Link:
         self._closed = True
         self._up = False
         self._timer.cancel()
+        if self._lookup is not None:
+            self._lookup.cancel()
         self._events.close()
         self._drain.close()
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=0)
+
+    def _begin(self) -> None:
+        try:
+            host, port = parse_address(self.endpoint.removeprefix("tcp://"))
+        except UsageError as e:
+            self._soon_down(f"cannot connect to {self.endpoint}: {e}")
+            return
+        if is_name(host):
+            self._lookup = Lookup(host, lambda found: self._on_found(found, port))
+        else:
+            self._connect(self.endpoint)
+
+    def _on_found(self, found: list[SockAddr] | OSError, port: int) -> None:
+        if isinstance(found, OSError) or not found:
+            why = (found.strerror or found) if isinstance(found, OSError) else "it has no address"
+            self._go_down(f"its host name is not found: {why}")
+            return
+        host, scope = found[0][0], found[0][3] if len(found[0]) == 4 else 0
+        self._connect("tcp://" + format_address(f"{host.partition('%')[0]}%{scope}" if scope else host, port))
+
+    def _connect(self, endpoint: str) -> None:
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as e:
+            self._soon_down(f"cannot connect to {endpoint}: {e.strerror or e}")
+
+    def _soon_down(self, reason: str) -> None:
+        self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_soon(self._go_down, reason)
 
     def _read_event(self) -> bool:
         frames = receive(self._monitor, 2)

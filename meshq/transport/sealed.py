@@ -42,7 +42,7 @@ _TAG_BYTES = 16
 _WINDOW_MASK = (1 << REPLAY_WINDOW) - 1
 
 OVERHEAD_BYTES = _HEADER.size + _NONCE_BYTES + _INNER.size + _TAG_BYTES
-PAYLOAD_BYTES_MAX = DATAGRAM_BYTES_MAX - OVERHEAD_BYTES
+PAYLOAD_BYTES_MAX = DATAGRAM_BYTES_MAX - OVERHEAD_BYTES  # `UsageError`
 
 
 class Reason(StrEnum):
@@ -133,10 +133,6 @@ class Opener:
         """Open under these keys from now on; what was seen of each sender stays."""
         _check_keys(keys)
         self._keys = dict(keys)
-
-    def forget(self, sender: PeerId) -> None:
-        """Drop what is known of a sender that is no member any more, so that its place is free."""
-        self._senders.pop(sender, None)
 
     def open(self, datagram: bytes) -> Opened:
         """Raises: Dropped, with the reason, and counts it."""

@@ -25,12 +25,13 @@ import zmq
 
 from meshq.batch import Buffer
 from meshq.limits import FRAMES_MAX
-from meshq.transport.allowance import Allowance, Watch
-from meshq.transport.context import bind_all, harden_server
+from meshq.transport.allowance import Allowance, bind_watched
+from meshq.transport.context import harden_server
 from meshq.transport.drain import Drain, content, guarded, key_of, receive, send
+from meshq.transport.tcp import is_too_large
 
 RECEIVE_QUEUE_MAX: Final = 256  # messages of one connection that libzmq holds for the loop
-SEND_QUEUE_MAX: Final = 1_000
+SEND_QUEUE_MAX: Final = 1_000  # messages of one session; `send` says `FULL`
 RETRY_S: Final = 0.02
 _OWN_ID_BYTES: Final = 5
 
@@ -45,9 +46,11 @@ class RouterServer:
     """Serves `on_message(session, key, frames)`; frames of 4 KiB and more are read-only views, smaller ones
     bytes.
 
-    With an `allowance`, a connection that sends more or stays longer is cut.
+    With an `allowance`, a connection that sends more or stays longer is cut; so is one whose message is
+    larger than `whole_bytes_max` in all its frames.
 
-    `counters`: too_many_frames, chosen_id, no_key, on_message_failed, on_writable_failed, full, gone, cut_*.
+    `counters`: too_many_frames, too_large, chosen_id, no_key, on_message_failed, on_writable_failed, full,
+    gone, cut_*.
     """
 
     def __init__(
@@ -64,11 +67,13 @@ class RouterServer:
         hwm: int = SEND_QUEUE_MAX,
         frames_max: int = FRAMES_MAX,
         allowance: Allowance | None = None,
+        whole_bytes_max: int | None = None,
     ) -> None:
         """Raises: UsageError when an endpoint cannot be bound."""
         self.counters: Counter[str] = Counter()
         self._on_message = on_message
         self._frames_max = frames_max
+        self._whole_bytes_max = whole_bytes_max
         self._waiting: dict[Callable[[], None], None] = {}  # bounded by its owner's sessions
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
@@ -84,16 +89,10 @@ class RouterServer:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.SNDHWM, hwm)
         self._socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_MAX)
-        self._watch = Watch(context, self._socket, allowance, self.counters) if allowance else None
-        try:
-            self.bound: list[str] = bind_all(self._socket, endpoints)
-        except BaseException:
-            if self._watch is not None:
-                self._watch.close()
-            raise
-        if self._watch is not None:
-            self._watch.ports = {int(endpoint.rpartition(":")[2]) for endpoint in self.bound}
+        self.bound, self._watch = bind_watched(context, self._socket, endpoints, allowance, self.counters)
         self._drain = Drain(self._socket, self._read, after=self._try_again)
+        if self._watch is not None:
+            self._watch.read = self._drain.poke
 
     def send(self, session: bytes, frames: Sequence[Buffer]) -> Sent:
         """Queue one message for a session, all of it or nothing. Large frames are lent: leave their bytes
@@ -137,9 +136,15 @@ class RouterServer:
     def _read(self) -> bool:
         frames = receive(self._socket, self._frames_max + 1)
         if frames is None:
+            if self._watch is not None:
+                self._watch.on_empty()
             return False
         if len(frames) < 2:
             self.counters["too_many_frames"] += 1
+            return True
+        if self._watch is not None:
+            self._watch.on_message(frames[1])
+        if is_too_large(frames[1:], self._whole_bytes_max, self.counters):
             return True
         session = frames[0].bytes
         if len(session) != _OWN_ID_BYTES or session[0] != 0:

@@ -13,7 +13,8 @@ import socket as sockets
 import stat
 import struct
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -83,6 +84,19 @@ def cut(connection: Connection) -> bool:
         except OSError:
             return False
         return tcp is not None
+
+
+def is_too_large(frames: Sequence[zmq.Frame], bytes_max: int | None, counters: Counter[str]) -> bool:
+    """Whether this message is more than one may be in all its frames; then its connection is cut and
+    counted.
+    """
+    if bytes_max is None or sum(map(len, frames)) <= bytes_max:
+        return False
+    counters["too_large"] += 1
+    connection = connection_of(frames[0])
+    if connection is not None:
+        cut(connection)
+    return True
 
 
 @contextmanager

@@ -19,16 +19,14 @@ from collections.abc import Callable, Sequence
 from meshq.errors import UsageError
 from meshq.limits import DATAGRAM_BYTES_MAX
 from meshq.transport.interfaces import format_address, parse_address
+from meshq.transport.names import LOOKUPS_MAX, Lookup, SockAddr
 
 _BATCH = 64  # datagrams read from one socket before the loop gets its turn
 _BUFFER_BYTES = 1 << 20  # a start of fifty peers at once fits
-_RESOLVING_MAX = 8  # host names looked up at a time: these take the loop's shared threads
 _NAMES_MAX = 256  # host names remembered
 _NAME_S = 60.0  # how long a resolved name is good for
 _ADDRESSES_OF_NAME = 4  # a name may mean several hosts, or one in both families
 _PORT_ATTEMPTS = 16  # for port 0: IPv6 needs the number IPv4 was given
-
-SockAddr = tuple[str, int] | tuple[str, int, int, int]
 
 
 class Udp:
@@ -42,7 +40,7 @@ class Udp:
         self._sockets = list(sockets)
         self._on_datagram = on_datagram
         self._names: dict[tuple[str, int], tuple[float, list[SockAddr]]] = {}  # at most _NAMES_MAX
-        self._resolving: dict[tuple[str, int], asyncio.Task[None]] = {}  # at most _RESOLVING_MAX
+        self._resolving: dict[tuple[str, int], Lookup] = {}  # at most LOOKUPS_MAX
         self.counts: Counter[str] = Counter()
         for s in self._sockets:
             self._loop.add_reader(s.fileno(), self._drain, s)
@@ -76,8 +74,8 @@ class Udp:
             self._send_to_name(data, (host, port))
 
     def close(self) -> None:
-        for task in self._resolving.values():
-            task.cancel()
+        for lookup in self._resolving.values():
+            lookup.cancel()
         for s in self._sockets:
             self._loop.remove_reader(s.fileno())
             s.close()
@@ -127,34 +125,31 @@ class Udp:
         known = self._names.get(name)
         if known is not None and self._loop.time() < known[0]:
             self._send_to_all(data, known[1])
-        elif name in self._resolving or len(self._resolving) >= _RESOLVING_MAX:
+        elif name in self._resolving or len(self._resolving) >= LOOKUPS_MAX:
             self.counts["busy"] += 1
         else:
-            self._resolving[name] = self._loop.create_task(self._resolve(data, name))
+            self._resolving[name] = Lookup(name[0], lambda found: self._on_found(data, name, found))
 
     def _send_to_all(self, data: bytes, targets: Sequence[SockAddr]) -> None:
         for target in targets:
             self._send_to(data, target)
 
-    async def _resolve(self, data: bytes, name: tuple[str, int]) -> None:
-        try:
-            found = await self._loop.getaddrinfo(*name, type=socket.SOCK_DGRAM)
-        except (OSError, UnicodeError):
+    def _on_found(self, data: bytes, name: tuple[str, int], found: list[SockAddr] | OSError) -> None:
+        del self._resolving[name]
+        if isinstance(found, OSError):
             self.counts["unresolved"] += 1
             return
-        finally:
-            del self._resolving[name]
-        targets = [_sockaddr(x[4]) for x in found if x[0] in (socket.AF_INET, socket.AF_INET6)]
+        targets = [_with_port(target, name[1]) for target in found[:_ADDRESSES_OF_NAME]]
         self._names.pop(name, None)
         while len(self._names) >= _NAMES_MAX:
             del self._names[next(iter(self._names))]
-        self._names[name] = (self._loop.time() + _NAME_S, targets[:_ADDRESSES_OF_NAME])
-        self._send_to_all(data, self._names[name][1])
+        self._names[name] = (self._loop.time() + _NAME_S, targets)
+        self._send_to_all(data, targets)
 
 
 def _open_sockets(port: int, bind: Sequence[str]) -> list[socket.socket]:
     if bind:
-        return _bind_all([_bindable(host) for host in bind], port)
+        return _bind_all([bindable(host) for host in bind], port)
     everything = ["0.0.0.0", "::"] if _has_ipv6() else ["0.0.0.0"]
     for _ in range(_PORT_ATTEMPTS - 1):
         try:
@@ -180,7 +175,7 @@ def _bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 def _bound(host: str, port: int) -> socket.socket:
     target = _literal(host, port)
-    assert target is not None  # _bindable has seen to it
+    assert target is not None  # bindable has seen to it
     s = socket.socket(socket.AF_INET if len(target) == 2 else socket.AF_INET6, socket.SOCK_DGRAM)
     try:
         s.setblocking(False)
@@ -202,10 +197,14 @@ def _mend(error: OSError) -> str:
     return "Choose another address or port with --bind and --port"
 
 
-def _bindable(host: str) -> str:
+def bindable(host: str) -> str:
+    """The IP address to bind for what somebody wrote. Raises: UsageError when it is none."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if _literal(bare, 0) is None:
-        raise UsageError(f"{host[:300]!r} cannot be bound: give an IP address of this host")
+        raise UsageError(
+            f"{host[:300]!r} cannot be bound: give an IP address of this host, not the name of "
+            "a host or an interface (`ip address` lists them)"
+        )
     return bare
 
 
@@ -230,10 +229,8 @@ def _literal(host: str, port: int) -> SockAddr | None:
     return (bare, port, 0, index)
 
 
-def _sockaddr(raw: tuple[object, ...]) -> SockAddr:
-    if len(raw) == 4:
-        return (str(raw[0]), int(str(raw[1])), 0, int(str(raw[3])))
-    return (str(raw[0]), int(str(raw[1])))
+def _with_port(target: SockAddr, port: int) -> SockAddr:
+    return (target[0], port) if len(target) == 2 else (target[0], port, target[2], target[3])
 
 
 def _show(source: SockAddr) -> str:

@@ -21,8 +21,7 @@ from meshq.transport.drain import KEY_BYTES, Drain, receive, send
 
 ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 VERSION: Final = b"1.0"
-_FRAMES_MAX: Final = 16
-
+_FRAMES_MAX: Final = 16  # of a question; it is refused
 log = logging.getLogger(__name__)
 
 

@@ -86,8 +86,44 @@ def test_a_token_works_from_standard_input_and_is_refused_where_nobody_listens(t
     address = f"127.0.0.1:{free_base_port()}"
     token = meshq("invite", "--data", tmp_path / "a", "--advertise", address).ok()
     meshq("join", "-", "--data", tmp_path / "b", stdin=token, timeout=60).failed(
-        1, "cannot be reached", "127.0.0.1"
+        3, "cannot be reached", "127.0.0.1"
     )
+
+
+def test_a_token_of_another_mesh_at_this_address_is_called_foreign(peer: Peer, tmp_path: Path) -> None:
+    meshq("init", "--data", tmp_path / "other").ok()
+    token = meshq("invite", "--data", tmp_path / "other", "--advertise", f"{HOST}:{peer.port}").ok()
+    said = meshq("join", "-", "--data", tmp_path / "b", stdin=token, timeout=60).failed(
+        1, "not the peer that made this token", "new token"
+    )
+    assert "firewall" not in said
+
+
+def test_init_leaves_a_directory_with_other_things_alone(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    (home / "letters").write_text("dear")
+    meshq("init", "--data", home).failed(1, "chmod 700", "--data")
+    assert home.stat().st_mode & 0o777 == 0o755
+    assert [f.name for f in home.iterdir()] == ["letters"]
+
+
+def test_init_keeps_settings_that_are_there(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    file = tmp_path / "meshq.toml"
+    file.write_text("mdns = false\n")
+    meshq("init", "--data", tmp_path, "--port", 8000).failed(
+        2, "meshq.toml", "port = 8000", "nothing was changed"
+    )
+    assert file.read_text() == "mdns = false\n"
+    assert [f.name for f in tmp_path.iterdir()] == ["meshq.toml"]
+    meshq("init", "--data", tmp_path).ok()
+    assert file.read_text() == "mdns = false\n"
+
+
+def test_init_makes_as_many_as_a_mesh_may_begin_with_and_says_so(tmp_path: Path) -> None:
+    meshq("init", "--peers", 65, "--out", tmp_path).failed(2, "65", "1<=x<=64")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

@@ -39,10 +39,10 @@ def free_base_port() -> int:
         return base
 
 
-def make_directories(where: Path, count: int) -> list[Path]:
+def make_directories(where: Path, count: int, slots: int = 256) -> list[Path]:
     paths = [where / f"peer{i}" for i in range(1, count + 1)]
     names = [f"peer{i}" for i in range(1, count + 1)]
-    create_mesh(paths, names, mesh_name="test", slots=256, replicas=3, now=time.time())
+    create_mesh(paths, names, mesh_name="test", slots=slots, replicas=3, now=time.time())
     return paths
 
 

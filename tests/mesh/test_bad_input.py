@@ -15,6 +15,7 @@ import zmq
 
 import meshq
 from meshq import batch, messages
+from tests.greedy import MIB, rss, start_greedy
 from tests.mesh.conftest import add_client, free_base_port, make_directories, running
 
 Plain = Callable[..., zmq.Socket[bytes]]
@@ -45,6 +46,36 @@ def _garbage() -> list[list[bytes]]:
         [mq, msgspec.msgpack.encode([31, 1, []])],
         [mq, messages.encode(messages.Produce([messages.ProduceItem(1, bytes(16), 0, 0)]))],
     ]
+
+
+@pytest.mark.deadline(60)
+async def test_a_message_without_an_end_is_cut_on_every_socket_of_clients(
+    directories: Callable[[int], list[Path]], eventually: Any
+) -> None:
+    paths = directories(1)
+    async with running(paths) as peers:
+        client = await add_client(paths[0], peers, "app", ("publish", "#"), ("subscribe", "#"))
+        server = client.peers[0]
+        keys = (server.server_key, client.public_key, client.secret_key)
+        before = rss()
+        for kind, endpoint, frame_bytes, door in (
+            (zmq.DEALER, server.requests, MIB, "clients"),
+            (zmq.XPUB, server.ingest, MIB, "ingest"),
+            (zmq.XSUB, server.feed, 4_000, "feed"),
+        ):
+            how = {"kind": kind, "frame_bytes": frame_bytes, "total": 200 * MIB}
+            started = await start_greedy(endpoint, *keys, **how)
+
+            async def is_cut(door: str = door) -> bool:
+                return (await peers[0].ask("status"))["counters"].get(f"{door}_cut_greedy") == 1
+
+            try:
+                await eventually(is_cut)
+            finally:
+                if started.returncode is None:
+                    started.kill()
+                await started.wait()
+            assert rss() - before < 200 * MIB
 
 
 @pytest.mark.deadline(60)
@@ -146,7 +177,7 @@ async def test_a_directory_or_port_that_is_taken_or_wrong(tmp_path: Path) -> Non
             await meshq.Peer(ours, port=free_base_port(), bind=["127.0.0.1"], mdns=False).start()
         with pytest.raises(meshq.UsageError, match="--port"):
             await meshq.Peer(other / "peer1", port=port, bind=["127.0.0.1"], mdns=False).start()
-        with pytest.raises(meshq.UsageError, match="settings"):
+        with pytest.raises(meshq.UsageError, match="not a setting"):
             await meshq.Peer(other / "peer1", port=port, colour="red").start()
     shutil.rmtree(other / "peer1" / "store", ignore_errors=True)
     shutil.copytree(ours / "store", other / "peer1" / "store")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 
 import meshq
-from tests.mesh.conftest import make_directories, running
+from meshq.gossip.words import AddressesChanged
+from meshq.peer.presence import read_run
+from meshq.security.directory import DataDirectory
+from tests.mesh.conftest import all_linked, make_directories, running
 
 MIB = 1024 * 1024
 
@@ -87,3 +91,44 @@ async def test_the_store_has_a_size_of_its_own(directories: Callable[[int], list
         stored = await _fill(peers[0], "filling")
         assert 10 < len(stored) < 48
         assert await _read(peers[0], "filling", len(stored)) == stored
+
+
+@pytest.mark.deadline(60)
+async def test_a_peer_without_its_store_comes_back_as_another_voter_when_told(
+    tmp_path: Path, eventually: Any
+) -> None:
+    paths = make_directories(tmp_path, 3, slots=8)
+    async with running(paths) as peers:
+        await eventually(lambda: all_linked(peers))
+        for i in range(8):
+            await peers[0].publish(f"t{i}", b"old")
+    shutil.rmtree(paths[1] / "store")
+    with pytest.raises(meshq.StoreError, match="--begin-empty"):
+        async with running(paths[1:2]):
+            pass
+    async with running(paths, begin_empty=True) as peers:
+        core = peers[1]._running().core
+        assert core.slots.me.disk != bytes(16), "another disk is another node"
+
+        def votes_everywhere() -> bool:
+            hosts = core.slots.hosts.values()
+            configs = [host.replica.settled_config[1] for host in hosts]
+            return len(configs) == 8 and all(core.slots.me in config.voters for config in configs)
+
+        await eventually(votes_everywhere, 40)
+        for i in range(8):
+            assert await _read(peers[1], f"t{i}", 1) == [b"old"]
+            assert (await peers[0].publish(f"t{i}", b"new")).offset == 1
+
+
+@pytest.mark.deadline(30)
+async def test_tools_are_told_where_the_peer_is_now(
+    directories: Callable[[int], list[Path]], eventually: Any
+) -> None:
+    """`invite` reads it, and must not lead new hosts to an address that is gone."""
+    paths = directories(1)
+    async with running(paths) as peers:
+        shell = peers[0]._running()
+        shell.neighbours.handle(AddressesChanged(("192.0.2.9:7700",)))
+        directory = DataDirectory(paths[0])
+        await eventually(lambda: read_run(directory)["addresses"] == ["192.0.2.9:7700"])

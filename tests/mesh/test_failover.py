@@ -1,4 +1,4 @@
-"""P1, P2, P3 and P5 with real processes: kill -9 of any peer of three, again and again, loses and doubles nothing.
+"""P1, P2, P3 and P5 with real processes: kill -9 of any peer of three loses and doubles nothing.
 
 A publisher keeps its own history: what it sent, what was acknowledged, when. In the end that is held against
 what every reader gets: lost, doubled, phantom, reordered, a gap in the offsets.

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 
+import pytest
 import zmq
 
+from meshq.limits import UNFINISHED_BYTES_MAX, WHOLE_MESSAGE_BYTES_MAX
 from meshq.transport.allowance import Allowance
 from meshq.transport.tcp import bytes_received, connection_of
-
-MIB = 1024 * 1024
-GREEDY = """
-import sys, zmq
-server, public, secret = (bytes.fromhex(key) for key in sys.argv[2:])
-context = zmq.Context()
-socket = context.socket(zmq.DEALER)
-socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = server, public, secret
-socket.reconnect_ivl = -1
-monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-socket.connect(sys.argv[1])
-for _ in range(100 * 1024 * 1024 // 16_000):
-    socket.send(b"x" * 16_000, zmq.SNDMORE)
-socket.send(b"")  # libzmq's own sockets begin to send when they have the end
-monitor.poll(10_000)
-context.destroy(linger=0)
-"""
-
-
-def _rss() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+from tests.greedy import MIB, rss, start_greedy
 
 
 def _door(world, got, **allowance):
@@ -43,20 +23,25 @@ def _door(world, got, **allowance):
     )  # fmt: skip
 
 
+async def _grown_until_cut(world, server, keys, **how):
+    """How much memory it took to cut one endless message."""
+    before = peak = rss()
+    greedy = await start_greedy(server.bound[0], world.public, *keys, **how)
+    while greedy.returncode is None and not server.counters["cut_greedy"]:
+        peak = max(peak, rss())
+        await asyncio.sleep(0.001)
+    await world.until(lambda: server.counters["cut_greedy"] == 1, "the cut")
+    peak = max(peak, rss())
+    await greedy.wait()
+    return peak - before
+
+
 def test_an_endless_message_is_cut_while_an_honest_caller_is_served(run):
     async def scenario(world):
         got = []
         server = _door(world, got)
         keys = world.admit("door")
-        arguments = [server.bound[0], *(key.hex() for key in (world.public, *keys))]
-        greedy = await asyncio.create_subprocess_exec(sys.executable, "-c", GREEDY, *arguments)
-        before, peak = _rss(), 0
-        while greedy.returncode is None and not server.counters["cut_greedy"]:
-            peak = max(peak, _rss())
-            await asyncio.sleep(0.001)
-        await world.until(lambda: server.counters["cut_greedy"] == 1, "the cut")
-        assert max(peak, _rss()) - before < 40 * MIB
-        await greedy.wait()
+        assert await _grown_until_cut(world, server, keys) < 40 * MIB
         assert got == []
         keys = world.admit("door")
         honest = world.client(zmq.DEALER, server.bound[0], keys)
@@ -64,6 +49,70 @@ def test_an_endless_message_is_cut_while_an_honest_caller_is_served(run):
         await world.until(lambda: [key for _, key in got] == [keys[0]], "the honest one's request")
         server.send(got[0][0], [b"welcome"])
         assert await world.receive(honest) == [b"welcome"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize(
+    ("name", "kind", "frame_bytes"),
+    [("router", zmq.DEALER, 500_000), ("ingest", zmq.XPUB, 500_000), ("feed", zmq.XSUB, 4_000)],
+)
+def test_also_of_a_known_client_whether_others_keep_the_socket_busy_or_not(
+    run, name, kind, frame_bytes, quiet
+):
+    async def scenario(world):
+        got = []
+        server = getattr(world, name)(lambda *message: got.append(message), allowance=Allowance.of_known())
+        keys = world.admit("requests" if name == "router" else name)
+        busy = world.client(kind, server.bound[0], keys)
+        how = {"kind": kind, "frame_bytes": frame_bytes, "total": 200 * MIB}
+        if quiet:
+            assert await _grown_until_cut(world, server, keys, **how) < 120 * MIB
+            return
+        talking = asyncio.ensure_future(_talk(busy, kind))
+        try:
+            await world.until(lambda: got, "the other one's messages")
+            assert await _grown_until_cut(world, server, keys, **how) < 120 * MIB
+            count = len(got)
+            await world.until(lambda: len(got) > count + 10, "the other one is served on")
+        finally:
+            talking.cancel()
+
+    run(scenario)
+
+
+async def _talk(socket, kind):
+    for number in range(1_000_000):
+        what = b"\x01" + str(number).encode() if kind == zmq.XSUB else b"x"
+        for data in (what, b"\x00" + what[1:]) if kind == zmq.XSUB else (what,) * 20:
+            socket.send(data, zmq.NOBLOCK)
+        await asyncio.sleep(0.001)
+
+
+def test_the_largest_message_gets_through_however_long_it_has_to_wait(run):
+    """A client that is ahead of a busy loop has several whole messages waiting: nobody is cut for that."""
+
+    async def scenario(world):
+        got = []
+
+        def busy(_session, _key, frames):
+            got.append(sum(map(len, frames)))
+            time.sleep(0.05)
+
+        bounds = {"allowance": Allowance.of_known(), "whole_bytes_max": WHOLE_MESSAGE_BYTES_MAX}
+        server = world.router(busy, message_bytes_max=8 * MIB, **bounds)
+        client = world.client(zmq.DEALER, server.bound[0], world.admit("requests"), RECONNECT_IVL=-1)
+        frames = [bytes(WHOLE_MESSAGE_BYTES_MAX // 4)] * 4
+        for _ in range(6):
+            client.send_multipart(frames, copy=False)
+        await world.until(lambda: len(got) == 6, "all of them")
+        assert set(got) == {WHOLE_MESSAGE_BYTES_MAX}
+        assert got[0] * 6 > 4 * UNFINISHED_BYTES_MAX
+        assert not server.counters, "nobody was cut"
+        client.send_multipart([*frames, b"x"], copy=False)
+        await world.until(lambda: server.counters["too_large"] == 1, "one more byte is too much")
+        await world.until(lambda: len(server._watch) == 0, "and its connection is cut")
 
     run(scenario)
 

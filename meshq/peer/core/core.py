@@ -115,7 +115,7 @@ if TYPE_CHECKING:
 
 TICK_S = 0.1
 RECHECK_S = 1.0  # how long an expired certificate may go on reading
-PRESENTED_MAX = 64
+PRESENTED_MAX = 64  # certificates shown at the door and not registered here yet; the oldest makes room
 
 
 class PeerCore:

@@ -30,7 +30,7 @@ from meshq.peer.core.context import Context
 from meshq.peer.core.events import CloseLink, HintMembership, MemberSeen, OpenLink, SendPeer, UdpSeen
 
 PAUSE_S_MIN = 0.1
-PAUSE_S_MAX = 3.0
+PAUSE_S_MAX = 3.0  # between two tries of a link
 PING_S = 2.0
 SILENCE_S = 8.0
 MOVED_S = 1.0  # how long a connection may be silent when one of its ends has moved

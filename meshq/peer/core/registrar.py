@@ -38,7 +38,7 @@ from meshq.replication.log import SlotLog
 
 PROPOSAL_S = 10.0
 PULL_S = 3.0
-PROPOSALS_MAX = 1_024
+PROPOSALS_MAX = 1_024  # changes under way; more: `Overloaded`, elsewhere `RegistryUnavailable`
 PULL_BYTES = 512 * 1024
 
 Done = Callable[[int | MeshqError], None]
