@@ -38,12 +38,14 @@ def draw(seed: int, *, events: int = EVENTS, hosts: int | None = None) -> Plan:
         voters=voters,
         weather=weather,
         faults=frozenset(f for f in sorted(FAULTS) if rng.random() < 0.5),
-        fault_s=rng.choice((0.1, 0.3, 1.0)),
+        fault_s=rng.choice((0.03, 0.1, 0.3, 1.0)),
         client_s=rng.choice((0.005, 0.02, 0.05)),
         burst=rng.choice((1, 3, 12)),
         events=events,
         drift=rng.choice((0.0, 0.01, 0.1)),
         fsync_s=rng.choice((0.0005, 0.005, 0.03)),
+        append_bytes=rng.choice((1, 200, 1 << 20)),
+        in_flight=rng.choice((1, 2, 64)),
     )
 
 
@@ -68,6 +70,9 @@ class Nemesis:
         world.at(world.now + self._pause(), self._strike)
         kind = self._rng.choice(self._kinds)
         host = self._rng.choice(world.hosts)
+        leaders = world.leaders(self._rng.randrange(world.plan.slots))
+        if leaders and self._rng.random() < 0.4:  # where it hurts
+            host = leaders[-1][0]
         world.tell(host, -1, f"fault: {kind}")
         world.events += 1
         FAULTS[kind](self, host)

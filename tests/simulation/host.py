@@ -53,7 +53,7 @@ from meshq.replication.words import (
     TellConfig,
     TellRole,
 )
-from tests.simulation.disk import Applied, Apply, ApplyIndexOnly, Disk, Image, Op, Trim, pack_state
+from tests.simulation.disk import Applied, Apply, ApplyIndexOnly, Disk, Image, Op, Trim, Wrong, pack_state
 from tests.simulation.oracle import Oracle, advance
 
 
@@ -158,6 +158,13 @@ class Host:
         for copy in self.copies:
             copy.live = False
         self.copies = []
+
+    def wipe(self) -> None:
+        """While it is down, its disk is replaced: another node under the same peer's name, which knows nothing."""
+        self.disk_number += 1
+        self.rolled_back = False
+        self.epoch = self.disk_number << 32
+        self.disk.images = {slot: Image() for slot in self.disk.images}
 
     def _load(self, slot: int) -> Copy:
         """A replica from what is on disk, as the peer's shell makes it."""
@@ -341,6 +348,16 @@ class Host:
             self.env.oracle.check_state(copy.slot, copy.node, copy.applied)
             copy.snapshot = None
         self.handle(copy, SnapshotStored(op.meta, op.position + len(op.data), op.done))
+        if op.done:
+            self.check_configs(copy)
+
+    def check_configs(self, *copies: Copy) -> None:
+        """The configuration that holds is the newest in the log, committed or not."""
+        if self.up and not self.disk.queue:
+            for copy in copies or self.copies:
+                here, there = copy.replica.config, self.disk.images[copy.slot].configs()[-1][1]
+                if here != there and not self.disk.images[copy.slot].damaged:
+                    raise Wrong(f"n{self.number} acts by another configuration of slot {copy.slot} than it has")
 
     def _maybe_trim(self, slot: int) -> None:
         image = self.disk.images[slot]

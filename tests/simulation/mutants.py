@@ -25,7 +25,6 @@ from meshq.replication.state import State
 from meshq.replication.support import Support
 from tests.simulation import faults
 from tests.simulation.host import Host
-from tests.simulation.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +115,10 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
     ),
     "wiped voter keeps its name": (
         Edit(
-            World,
+            Host,
             "wipe",
-            "host.disk_number += 1\n    host.rolled_back = False\n    host.epoch = host.disk_number << 32",
-            "host.rolled_back = False",
+            "self.disk_number += 1\n    self.rolled_back = False\n    self.epoch = self.disk_number << 32",
+            "self.rolled_back = False",
         ),
     ),
     "rolled back and votes": (Edit(Host, "_load", "frozen=self.rolled_back", "frozen=False"),),

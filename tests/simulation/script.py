@@ -321,9 +321,7 @@ class Story:
         self.hosts[int(number)].disk.images[0].damaged.add(int(index))
 
     def do_wipe(self, number: str) -> None:
-        host = self.hosts[int(number)]
-        host.disk_number, host.rolled_back = host.disk_number + 1, False
-        host.disk.images[0] = Image()
+        self.hosts[int(number)].wipe()
 
     def do_keep(self, number: str) -> None:
         host = self.hosts[int(number)]

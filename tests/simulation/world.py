@@ -50,6 +50,8 @@ class Plan:
     events: int  # of the safety phase
     drift: float
     fsync_s: float
+    append_bytes: int  # of a message: 1 is one entry
+    in_flight: int
 
 
 class World:
@@ -91,9 +93,9 @@ class World:
     def _make_host(self, number: int) -> Host:
         rng, drift = self.rng, self.plan.drift
         settings = Settings(
-            append_bytes=rng.choice((200, 1_000, 1 << 20)),
+            append_bytes=self.plan.append_bytes,
             in_flight_bytes=rng.choice((500, 1 << 20)),
-            in_flight_count=rng.choice((2, 64)),
+            in_flight_count=self.plan.in_flight,
             memory_bytes=rng.choice((0, 1_000, 1 << 20)),
             lag_count=8,
         )
@@ -305,12 +307,8 @@ class World:
                 self.at(self.now + 0.001 + self.rng.random() * 0.05, self._relink, host.number, other.number)
 
     def wipe(self, host: Host) -> None:
-        """The disk is replaced: another node under the same name, which knows nothing."""
         self.crash(host)
-        host.disk_number += 1
-        host.rolled_back = False
-        host.epoch = host.disk_number << 32
-        host.disk.images = {slot: Image() for slot in host.disk.images}
+        host.wipe()
 
     # ---------------------------------------------------------------------------------------------- clients
     def leaders(self, slot: int) -> list[tuple[Host, Copy]]:
@@ -373,6 +371,8 @@ class World:
     def _operator(self) -> None:
         """Walk every slot's members toward what is wanted, a step at a time."""
         self.at(self.now + 0.2, self._operator)
+        for host in self.hosts:
+            host.check_configs()
         for slot, (voters, learners) in enumerate(self.wanted):
             for host, copy in self.leaders(slot):
                 self._step_toward(host, copy, voters, learners)
@@ -490,7 +490,7 @@ class World:
             index, since = self.finals.get(slot, (0, -inf))
             if index and (len(self.oracle.decided[slot]) >= index or self.now - since < 1.0):
                 continue
-            leaders = [x for x in self.leaders(slot) if x[0].number not in self.excluded]
+            leaders = self.leaders(slot)  # one whose disk is slow may go on to lead
             if leaders:
                 index = self._propose(*max(leaders, key=lambda x: x[1].replica.term), 1)
                 self.finals[slot] = (index, self.now)
