@@ -12,12 +12,14 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+SEEDS ?= 500
+FIRST ?= 0
 READY := $(VENV)/.ready
 
 # $(call stage,name,command): runs it and says how long it took.
 stage = @echo "== $(1)"; SECONDS=0; $(2); echo "   $(1): $${SECONDS} s"
 
-.PHONY: help test lint format types imports docs docs-current units check-long demo bench lab-deps venv clean
+.PHONY: help test lint format types imports docs docs-current units check-long simulate mutants demo bench lab-deps venv clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +47,12 @@ units: $(READY)
 
 check-long: $(READY)  ## the tests that take minutes
 	$(call stage,long tests,$(BIN)/python -m pytest -m long)
+
+simulate: $(READY)  ## the replicated log under faults: make simulate SEEDS=1000 FIRST=0
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
+
+mutants: $(READY)  ## how many schedules it takes to catch each fault built in on purpose
+	@$(BIN)/python -m tests.simulation --mutants --seeds $(SEEDS) --first $(FIRST)
 
 demo: $(READY)  ## three peers on this host, real records
 	@$(BIN)/meshq demo

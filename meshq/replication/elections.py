@@ -78,8 +78,8 @@ class Elections:
     def may_campaign(self) -> bool:
         """A voter of the newest configuration, or of one that may still hold since the newest is not decided.
 
-        A node that the newest one leaves out may be the only one to have it on disk: unless it leads once more
-        nobody can be elected (section 4.2.2).
+        A node that the newest one leaves out may be the only one to have it on disk: unless it leads once
+        more nobody can be elected (section 4.2.2).
         """
         s = self._state
         is_voter = any(config.is_voter(s.me) for _, config in s.configs.history)

@@ -98,7 +98,9 @@ class State:
     rank: int = 0  # this peer's place in the ring's order for the slot: only delays its campaigns
     rolled_back: bool = False  # what it promised may be forgotten: it copies, and promises nothing
     may_lead: bool = True
-    installing: bool = False  # a whole snapshot is on its way to disk: nothing is appended or applied before it
+    installing: bool = (
+        False  # a whole snapshot is on its way to disk: nothing is appended or applied before it
+    )
     role: Role = Role.FOLLOWER
     leader: Node | None = None
     now: float = 0.0

@@ -40,8 +40,8 @@ Led = tuple[tuple[Slot, int], ...]  # (slot, term), sorted
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True):
-    """`echo`: the other side's newest beat heard (0: none), of its `echo_epoch`; `supports`: the sender treats
-    it as alive.
+    """`echo`: the other side's newest beat heard (0: none), of its `echo_epoch`; `supports`: the sender
+    treats it as alive.
 
     `led` and `believed` are checksums: of what the sender leads among the receiver's slots, and of what it
     believes that the receiver leads. `slots` lists what it leads, when the receiver was seen to believe

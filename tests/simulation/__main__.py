@@ -1,4 +1,4 @@
-"""`python -m tests.simulation --seeds 100`: schedules, how many events a second, and how to see a failure again."""
+"""`python -m tests.simulation --seeds 100`: schedules, their rate, and how to see a failure again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def main() -> int:
     p.add_argument("--hash", action="store_true", help="print only the hash of each trace")
     p.add_argument("--mutants", action="store_true", help="search for each mutant until it is caught")
     p.add_argument("--mutant", choices=sorted(mutants.MUTANTS), help="with this fault built in")
-    p.add_argument("--outcomes", action="store_true", help="without the checks that see a fault before its harm")
+    p.add_argument(
+        "--outcomes", action="store_true", help="without the checks that see a fault before its harm"
+    )
     a = p.parse_args()
     if a.mutants:
         return _search(a)

@@ -53,7 +53,7 @@ from meshq.replication.words import (
     TellConfig,
     TellRole,
 )
-from tests.simulation.disk import Applied, Apply, ApplyIndexOnly, Disk, Image, Op, Trim, Wrong, pack_state
+from tests.simulation.disk import Applied, Apply, Disk, Image, Op, Trim, Wrong, pack_state
 from tests.simulation.oracle import Oracle, advance
 
 
@@ -160,7 +160,7 @@ class Host:
         self.copies = []
 
     def wipe(self) -> None:
-        """While it is down, its disk is replaced: another node under the same peer's name, which knows nothing."""
+        """It is down, and its disk is replaced: another node of the same peer, which knows nothing."""
         self.disk_number += 1
         self.rolled_back = False
         self.epoch = self.disk_number << 32
@@ -181,7 +181,9 @@ class Host:
         for item in image.items[: applied.index - image.start.index]:
             if not terms or terms[-1][1] != item.entry.term:
                 terms.append((item.entry.index, item.entry.term))
-        log = Log(image.start, base=applied, terms=terms, items=items, timestamp_ms=image.applied.timestamp_ms)
+        log = Log(
+            image.start, base=applied, terms=terms, items=items, timestamp_ms=image.applied.timestamp_ms
+        )
         configs = [c for c in image.configs() if c[0] <= good]
         partial = image.partial and (image.partial[0], len(image.partial[1]))
         replica = Replica(
@@ -357,7 +359,9 @@ class Host:
             for copy in copies or self.copies:
                 here, there = copy.replica.config, self.disk.images[copy.slot].configs()[-1][1]
                 if here != there and not self.disk.images[copy.slot].damaged:
-                    raise Wrong(f"n{self.number} acts by another configuration of slot {copy.slot} than it has")
+                    raise Wrong(
+                        f"n{self.number} acts by another configuration of slot {copy.slot} than it has"
+                    )
 
     def _maybe_trim(self, slot: int) -> None:
         image = self.disk.images[slot]

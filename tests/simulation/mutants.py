@@ -48,7 +48,12 @@ class Edit:
 
 MUTANTS: dict[str, tuple[Edit, ...]] = {
     "ack before fsync": (
-        Edit(State, "promise", "if token <= self.persisted:", "if token <= self.persisted or type(message) is AppendReply:"),
+        Edit(
+            State,
+            "promise",
+            "if token <= self.persisted:",
+            "if token <= self.persisted or type(message) is AppendReply:",
+        ),
     ),
     "vote not persisted": (
         Edit(
@@ -84,7 +89,10 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
     ),
     "commit of an old term": (
         Edit(
-            Leading, "_advance", "if index <= s.commit or s.log.term_at(index) != s.term:", "if index <= s.commit:"
+            Leading,
+            "_advance",
+            "if index <= s.commit or s.log.term_at(index) != s.term:",
+            "if index <= s.commit:",
         ),
     ),
     "pre-vote ignored": (
@@ -122,7 +130,9 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         ),
     ),
     "rolled back and votes": (Edit(Host, "_load", "frozen=self.rolled_back", "frozen=False"),),
-    "rolled back and acknowledges": (Edit(State, "acknowledge", "if self.rolled_back:", "if self.rolled_back and round_ < 0:"),),
+    "rolled back and acknowledges": (
+        Edit(State, "acknowledge", "if self.rolled_back:", "if self.rolled_back and round_ < 0:"),
+    ),
     "one-way support": (
         Edit(
             Support,

@@ -135,7 +135,8 @@ class Oracle:
             having = [v for v in voters if self._has_it(slot, v, index, chain)]
             if voters and len(having) * 2 <= len(voters):
                 raise Wrong(
-                    f"slot {slot}: entry {index} counts as decided, {len(having)} of {len(voters)} voters have it"
+                    f"slot {slot}: entry {index} counts as decided,"
+                    f" {len(having)} of {len(voters)} voters have it"
                 )
 
     def _check_seen(self, slot: int, item: Item) -> None:
@@ -151,9 +152,7 @@ class Oracle:
             raise Wrong(f"{show(node)} has another state of slot {slot} at entry {index}: {applied}")
 
     # ---------------------------------------------------------------------------------------- promises
-    def on_send(
-        self, slot: int, frm: Node, to: Node, image: Image, config: Config, message: Message
-    ) -> None:
+    def on_send(self, slot: int, frm: Node, to: Node, image: Image, config: Config, message: Message) -> None:
         if not self._strict:
             return
         hard = image.hard
@@ -163,7 +162,8 @@ class Oracle:
                 raise Wrong(f"{show(frm)} answers in term {message.term}, on its disk is {hard.term}")
             if message.ok and image.last_index < message.match:
                 raise Wrong(
-                    f"{show(frm)} acknowledges {message.match} of slot {slot}, on its disk are {image.last_index}"
+                    f"{show(frm)} acknowledges {message.match} of slot {slot},"
+                    f" on its disk are {image.last_index}"
                 )
         elif kind is VoteReply:
             if message.pre and message.granted:

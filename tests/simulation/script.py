@@ -154,7 +154,9 @@ class Story:
 
     def do_members(self, *words: str) -> None:
         voters, learners = _members(words)
-        config = config_of([Node(peer_of(n), b"\0") for n in voters], [Node(peer_of(n), b"\0") for n in learners])
+        config = config_of(
+            [Node(peer_of(n), b"\0") for n in voters], [Node(peer_of(n), b"\0") for n in learners]
+        )
         for n in range(1, max(voters + learners) + 2):  # one more, who may become a member
             host = Host(self, n, random.Random(n), SETTINGS)
             mine = config if n in voters + learners else NOBODY

@@ -55,7 +55,9 @@ class Plan:
 
 
 class World:
-    def __init__(self, seed: int, plan: Plan, *, strict: bool = True, tell: Callable[..., None] | None = None):
+    def __init__(
+        self, seed: int, plan: Plan, *, strict: bool = True, tell: Callable[..., None] | None = None
+    ):
         self.rng = rng = random.Random(seed)
         self.plan = plan
         self.now = 0.0
@@ -149,7 +151,9 @@ class World:
             self.teller(self, host, copy, event)
         host.handle(copy, event)
         r = copy.replica
-        self.trace = hash((self.trace, self.now, host.number, copy.slot, r.term, r.commit_index, r.last.index))
+        self.trace = hash(
+            (self.trace, self.now, host.number, copy.slot, r.term, r.commit_index, r.last.index)
+        )
 
     # ------------------------------------------------------------------------------- the hosts' environment
     def tell(self, host: Host, slot: int, what: object) -> None:
@@ -288,7 +292,9 @@ class World:
             if other is not host:
                 self.network.break_link(host.number, other.number)
                 if noticed:
-                    self.at(self.now + self.rng.random() * 0.1, self._gone, other, other.boots, host, host.boots)
+                    self.at(
+                        self.now + self.rng.random() * 0.1, self._gone, other, other.boots, host, host.boots
+                    )
 
     def _gone(self, host: Host, boots: int, lost: Host, lost_boots: int) -> None:
         if host.up and host.boots == boots and not (lost.up and lost.boots == lost_boots):
@@ -398,7 +404,7 @@ class World:
             return
         host.flush(copy)
 
-    # ------------------------------------------------------------------------------------- what is known of all
+    # ----------------------------------------------------------------------------------- what is known of all
     def configs(self, slot: int) -> list[Config]:
         """Every configuration that some node might act by."""
         found: list[Config] = []
@@ -413,9 +419,7 @@ class World:
         host = self._by_peer[node.peer]
         if host.disk_number != node.disk[0] or host.rolled_back or host.disk.images[slot].damaged:
             return True
-        return host.disk.images[slot].hard.repair_until > 0 or (
-            host.up and host.copies[slot].replica.frozen
-        )
+        return host.disk.images[slot].hard.repair_until > 0 or (host.up and host.copies[slot].replica.frozen)
 
     def can_spare(self, host: Host) -> bool:
         """Whether a majority of every configuration is left without this host and all that is bad."""
