@@ -1,8 +1,8 @@
 """What strikes in a schedule, and how a seed becomes one.
 
 Each kind of fault is in about half of the schedules ("swarm testing", Groce et al. 2012): where all of
-them are always there, the frequent ones hide what the rare ones would do. A disk is harmed only while a majority
-of every configuration can do without it, because more was never promised.
+them are always there, the frequent ones hide what the rare ones would do. A disk is harmed only while a
+majority of every configuration can do without it, because more was never promised.
 """
 
 from __future__ import annotations

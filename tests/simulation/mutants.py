@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from meshq.errors import MeshqError
 from meshq.replication.elections import Elections
 from meshq.replication.following import Following
 from meshq.replication.leading import Leading
@@ -24,6 +25,7 @@ from meshq.replication.snapshots import Sending
 from meshq.replication.state import State
 from meshq.replication.support import Support
 from tests.simulation import faults
+from tests.simulation.disk import Wrong
 from tests.simulation.host import Host
 
 
@@ -115,7 +117,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
             Host,
             "write_applied",
             "self.write(slot, Apply(applied, config))",
-            "self.write(slot, ApplyIndexOnly(applied)); self.write(slot, Apply(applied, config))",
+            "from tests.simulation.disk import ApplyIndexOnly; self.write(slot, ApplyIndexOnly(applied)); self.write(slot, Apply(applied, config))",
         ),
     ),
     "support by a stalled disk": (
@@ -247,6 +249,6 @@ def search(
         for seed in range(first, first + most):
             try:
                 faults.run(seed, hosts=hosts, strict=strict)
-            except Exception as e:
+            except (Wrong, MeshqError) as e:
                 return seed - first + 1, f"{type(e).__name__}: {e}"
     return None
