@@ -19,8 +19,8 @@ import msgspec
 from meshq.errors import StoreCorrupt, UsageError
 from meshq.ids import PeerId
 
-VOTERS_MAX: Final = 7
-LEARNERS_MAX: Final = 64
+VOTERS_MAX: Final = 7  # voters of one slot
+LEARNERS_MAX: Final = 64  # learners of one slot
 
 
 class Node(NamedTuple):

@@ -34,7 +34,7 @@ from msgspec import Meta
 from meshq.ids import PeerId, Slot
 from meshq.replication.words import SupportGiven, SupportGot
 
-LED_MAX = 1 << 16
+LED_MAX = 1 << 16  # slots that one beat lists
 
 Led = tuple[tuple[Slot, int], ...]  # (slot, term), sorted
 

@@ -117,7 +117,8 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
             Host,
             "write_applied",
             "self.write(slot, Apply(applied, config))",
-            "from tests.simulation.disk import ApplyIndexOnly; self.write(slot, ApplyIndexOnly(applied)); self.write(slot, Apply(applied, config))",
+            "from tests.simulation.disk import ApplyIndexOnly; "
+            "self.write(slot, ApplyIndexOnly(applied)); self.write(slot, Apply(applied, config))",
         ),
     ),
     "support by a stalled disk": (

@@ -64,6 +64,7 @@ class World:
         self.events = 0
         self.trace = 0
         self.acked = 0
+        self.live_s = 0.0  # how long it took after all was healed
         self.reads = 0
         self.keep_entries = rng.randint(4, 30)
         self.piece_bytes = rng.choice((16, 24, 1 << 20))
@@ -129,6 +130,7 @@ class World:
         self._run_until(lambda: self.events >= self.plan.events or self.now > SAFETY_S)
         self.heal()
         self._run_until(self._is_live)
+        self.live_s = self.now - self.healed_at
         self._check_end()
 
     def _run_until(self, over: Callable[[], bool]) -> None:
