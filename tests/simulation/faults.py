@@ -96,7 +96,8 @@ class Nemesis:
 
     def pause(self, host: Host) -> None:
         until = self._world.now + self._rng.choice((0.1, 0.5, 3.0)) * self._rng.random()
-        self._world.paused[host.number] = max(self._world.paused[host.number], until)
+        self._world.paused[host.number] = until = max(self._world.paused[host.number], until)
+        self._world.at(until, self._world.read_at, host)  # whoever waited for it asks before it knows
 
     def shy(self, host: Host) -> None:
         """It is asked not to lead for a while: its disk fills up, or it is about to leave."""

@@ -246,7 +246,8 @@ class Host:
             kind = type(e)
             if kind is Send:
                 image = self.disk.images[slot]
-                env.oracle.on_send(slot, copy.node, e.to, image, copy.replica.config, e.message)
+                config = copy.replica.config
+                env.oracle.on_send(slot, copy.node, e.to, image, config, e.message, self.rolled_back)
                 env.send(self, copy, e.to, e.message)
             elif kind is Persist:
                 env.oracle.on_persist(slot, e)

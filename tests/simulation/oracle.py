@@ -152,9 +152,20 @@ class Oracle:
             raise Wrong(f"{show(node)} has another state of slot {slot} at entry {index}: {applied}")
 
     # ---------------------------------------------------------------------------------------- promises
-    def on_send(self, slot: int, frm: Node, to: Node, image: Image, config: Config, message: Message) -> None:
+    def on_send(
+        self,
+        slot: int,
+        frm: Node,
+        to: Node,
+        image: Image,
+        config: Config,
+        message: Message,
+        rolled_back: bool = False,
+    ) -> None:
         if not self._strict:
             return
+        if rolled_back and _counts(message):
+            raise Wrong(f"{show(frm)} was rolled back, and lets something count: {message}")
         hard = image.hard
         kind = type(message)
         if kind is AppendReply:
@@ -194,6 +205,18 @@ class Oracle:
             floor = self._floors.pop(ref)
             if index is not None and index < floor:
                 raise Wrong(f"slot {slot}: a read sees {index} entries, {floor} were decided before it")
+
+
+def _counts(message: Message) -> bool:
+    """Whether somebody may decide something because of it."""
+    match message:
+        case VoteReply():
+            return message.granted
+        case AppendReply():
+            return message.ok or message.round > 0
+        case RequestVote():
+            return True
+    return False
 
 
 def show(node: Node) -> str:

@@ -369,6 +369,13 @@ class World:
         copy.replica.read(self._ref)
         host.flush(copy)
 
+    def read_at(self, host: Host) -> None:
+        """Somebody reads at this host wherever it believes to lead."""
+        if host.up and self.now < self.healed_at:
+            for copy in host.copies:
+                if copy.replica.serves:
+                    self._read(host, copy)
+
     def _transfer(self, host: Host, copy: Copy) -> None:
         to = [n for n in copy.replica.config.voters if n != copy.node]
         if to:
