@@ -54,7 +54,7 @@ from meshq.replication.words import (
     TellRole,
 )
 from tests.simulation.disk import Applied, Apply, Disk, Image, Op, Trim, Wrong, pack_state
-from tests.simulation.oracle import Oracle, advance
+from tests.simulation.oracle import Oracle
 
 
 def peer_of(number: int) -> PeerId:
@@ -283,11 +283,15 @@ class Host:
         image = self.disk.images[copy.slot]
         config = self.env.deciding_config(copy)
         news = self.env.oracle.on_commit(copy.slot, copy.node, config, image, items)
-        applied, config = copy.applied, None
+        begin = copy.applied.position.index
+        if items[0].entry.index != begin + 1:
+            raise Wrong(f"entry {items[0].entry.index} is handed on after {begin}")
+        states = self.env.oracle.states[copy.slot]
+        if copy.applied != states[begin]:
+            raise Wrong(f"n{self.number} has another state of slot {copy.slot} at entry {begin}")
+        applied = states[begin + len(items)]  # the entries are the same, as was just checked
+        config = None
         for item in items:
-            if item.entry.index != applied.position.index + 1:
-                raise AssertionError(f"entry {item.entry.index} after {applied.position.index}")
-            applied = advance(applied, item)
             if item.entry.kind is EntryKind.CONFIG:
                 config = (item.entry.index, decode_config(item.entry.body))
         copy.applied = applied
