@@ -46,6 +46,7 @@ def draw(seed: int, *, events: int = EVENTS, hosts: int | None = None) -> Plan:
         fsync_s=rng.choice((0.0005, 0.005, 0.03)),
         append_bytes=rng.choice((1, 200, 1 << 20)),
         in_flight=rng.choice((1, 2, 64)),
+        quick=rng.random() < 0.5,
     )
 
 

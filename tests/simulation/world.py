@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from meshq.entries import EntryKind
@@ -21,7 +21,7 @@ from meshq.errors import MeshqError
 from meshq.ids import PeerId
 from meshq.replication.quorum import Config, Node, config_of
 from meshq.replication.state import Settings
-from meshq.replication.support import Beat
+from meshq.replication.support import Beat, SupportSettings
 from meshq.replication.words import Event, Item, Message, PeerLinked, Received, Role, Ticked
 from tests.simulation.disk import NOBODY, Image, Wrong
 from tests.simulation.host import Copy, Host, node_of, peer_of
@@ -52,6 +52,7 @@ class Plan:
     fsync_s: float
     append_bytes: int  # of a message: 1 is one entry
     in_flight: int
+    quick: bool  # support and elections in a third of the time: more leaders, each with less done
 
 
 class World:
@@ -103,6 +104,9 @@ class World:
             lag_count=8,
         )
         host = Host(self, number, rng, settings)
+        if self.plan.quick:
+            host.settings = replace(settings, election_s=0.1, spread_s=0.1, quorum_s=0.2, resend_s=0.2)
+            host.support_settings = SupportSettings(beat_s=0.03, support_s=0.3, stall_s=0.15)
         host.rate = 1.0 + rng.uniform(-drift, drift)
         host.ahead_s = rng.uniform(0, 1_000)
         host.wall_ahead_ms = rng.randint(-3_600_000, 3_600_000) + 4_000_000
