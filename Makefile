@@ -15,12 +15,14 @@ BIN := $(VENV)/bin
 # What docs/generate.py writes, the last one in part.
 PAGES := limits messages membership
 FUZZ_S ?= 60
+SEEDS ?= 500
+FIRST ?= 0
 READY := $(VENV)/.ready
 
 # $(call stage,name,command): runs it and says how long it took.
 stage = @echo "== $(1)"; SECONDS=0; { $(2); } || exit 1; echo "   $(1): $${SECONDS} s"
 
-.PHONY: help test lint format types imports docs docs-current units check-long simulate-membership fuzz-membership lab demo bench bench-membership lab-deps venv clean
+.PHONY: help test lint format types imports docs docs-current units check-long simulate mutants simulate-membership fuzz-membership lab demo bench bench-membership lab-deps venv clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +54,12 @@ check-long: $(READY)  ## the tests that take minutes
 
 lab: $(READY) lab-deps  ## every test in network namespaces, and what it measured (root; about eight minutes)
 	@$(BIN)/python -m pytest tests/lab
+
+simulate: $(READY)  ## the replicated log under faults: make simulate SEEDS=1000 FIRST=0
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
+
+mutants: $(READY)  ## how many schedules it takes to catch each fault built in on purpose
+	@$(BIN)/python -m tests.simulation --mutants --seeds $(SEEDS) --first $(FIRST)
 
 demo: $(READY)  ## three peers on this host, real records
 	@$(BIN)/meshq demo

@@ -22,7 +22,7 @@ from meshq import errors, limits, messages
 from meshq.gossip import transitions, wire
 from meshq.registry import commands
 from meshq.security import certificates, door, genesis, signing, tokens
-from meshq.streams import publish, slot
+from meshq.streams import publish
 
 HEAD = """# Messages
 

@@ -266,15 +266,15 @@ class Replica:
             self._answer_the_late(frm, message)
             return
         match message:
-            case RequestVote():
-                self._elections.on_request(frm, message)
-            case VoteReply():
-                self._elections.on_vote(frm, message)
             case AppendEntries() | InstallSnapshot():
                 self._on_leader(frm, message)
             case AppendReply():
                 if s.role is Role.LEADER:
                     self._leading.on_reply(frm, message)
+            case RequestVote():
+                self._elections.on_request(frm, message)
+            case VoteReply():
+                self._elections.on_vote(frm, message)
             case SnapshotReply():
                 if s.role is Role.LEADER:
                     self._leading.on_snapshot_reply(frm, message)

@@ -87,7 +87,9 @@ def test_entries_that_differ_in_term_are_replaced() -> None:
     common = items_after(GENESIS, 1)
     b = follower(*common, *items_after(position(common[-1]), 1, 1))
     news = items_after(position(common[-1]), 2)
-    (persist,) = (e for e in hear(b, AppendEntries(2, position(common[-1]), news, 0)) if isinstance(e, Persist))
+    (persist,) = (
+        e for e in hear(b, AppendEntries(2, position(common[-1]), news, 0)) if isinstance(e, Persist)
+    )
     assert (persist.truncate_from, persist.items) == (2, news)
     assert b.last == position(news[-1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import combinations
 
 import pytest
@@ -51,13 +52,17 @@ def test_a_majority_is_what_the_twin_finds(config: Config, of: set[Node]) -> Non
 @given(configs, some_nodes)
 def test_it_is_lost_when_nobody_left_could_make_one(config: Config, against: set[Node]) -> None:
     rest = config.nodes() - against
-    could = any(twin_has_majority(config, set(c)) for n in range(len(rest) + 1) for c in combinations(rest, n))
+    could = any(
+        twin_has_majority(config, set(c)) for n in range(len(rest) + 1) for c in combinations(rest, n)
+    )
     assert config.has_lost(against) == (not could)
 
 
 @given(configs, st.dictionaries(st.sampled_from(NODES), st.integers(0, 9)))
 def test_what_is_decided_is_the_highest_index_a_majority_has(config: Config, match: dict[Node, int]) -> None:
-    index = max(i for i in range(10) if i == 0 or twin_has_majority(config, {n for n in match if match[n] >= i}))
+    index = max(
+        i for i in range(10) if i == 0 or twin_has_majority(config, {n for n in match if match[n] >= i})
+    )
     assert config.committed(match) == index
 
 
@@ -104,7 +109,5 @@ def test_it_is_read_as_it_was_written(config: Config) -> None:
 
 @given(st.binary(max_size=40))
 def test_other_bytes_are_refused(data: bytes) -> None:
-    try:
+    with suppress(StoreCorrupt):
         decode_config(data)
-    except StoreCorrupt:
-        pass

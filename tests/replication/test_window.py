@@ -94,9 +94,7 @@ class LogTwins(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 60), term=st.integers(0, 30))
     def last_not_above(self, index: int, term: int) -> None:
-        twins = [
-            i for i in range(self.start.index + 1, min(index, self.last) + 1) if self.at(i).term <= term
-        ]
+        twins = [i for i in range(self.start.index + 1, min(index, self.last) + 1) if self.at(i).term <= term]
         assert self.log.last_not_above(index, term) == max(twins, default=self.start.index)
 
     @invariant()

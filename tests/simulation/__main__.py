@@ -1,4 +1,4 @@
-"""`python -m tests.simulation --seeds 100`: schedules, how many events a second, and how to see a failure again."""
+"""`python -m tests.simulation --seeds 100`: schedules, their rate, and how to see a failure again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def main() -> int:
     p.add_argument("--hash", action="store_true", help="print only the hash of each trace")
     p.add_argument("--mutants", action="store_true", help="search for each mutant until it is caught")
     p.add_argument("--mutant", choices=sorted(mutants.MUTANTS), help="with this fault built in")
-    p.add_argument("--outcomes", action="store_true", help="without the checks that see a fault before its harm")
+    p.add_argument(
+        "--outcomes", action="store_true", help="without the checks that see a fault before its harm"
+    )
     a = p.parse_args()
     if a.mutants:
         return _search(a)
@@ -33,6 +35,7 @@ def main() -> int:
 
 def _many(a: argparse.Namespace) -> int:
     began, events, acked, reads, failed = time.process_time(), 0, 0, 0, []
+    slowest = (0.0, 0)
     for seed in range(a.first, a.first + a.seeds):
         try:
             world = faults.run(seed, events=a.events, hosts=a.hosts, strict=not a.outcomes)
@@ -43,12 +46,14 @@ def _many(a: argparse.Namespace) -> int:
             continue
         if a.hash:
             print(f"{seed} {world.trace & (1 << 64) - 1:016x}")
+        slowest = max(slowest, (world.live_s, seed))
         events, acked, reads = events + world.events, acked + world.acked, reads + world.reads
     took = time.process_time() - began
     if not a.hash:
         print(
             f"seeds {a.first} to {a.first + a.seeds - 1}: {events:,} events, {acked:,} records acknowledged,"
-            f" {reads:,} reads; {events / took:,.0f} events/s of processor time; {len(failed)} failed"
+            f" {reads:,} reads; {events / took:,.0f} events/s of processor time;"
+            f" alive again after {slowest[0]:.1f} s at most (seed {slowest[1]}); {len(failed)} failed"
         )
     return bool(failed)
 

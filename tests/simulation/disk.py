@@ -22,6 +22,7 @@ from meshq.replication.words import (
     StoreSnapshot,
 )
 
+NEW = Hard(0, None)
 NOBODY = Config(())  # what a node believes of a slot that it never heard of
 
 
@@ -30,12 +31,15 @@ class Wrong(AssertionError):
 
 
 class Applied(NamedTuple):
-    """What the entries up to a place add up to. `digest` stands for the state itself: it hangs on all of it."""
+    """What the entries up to a place add up to. `digest` stands for the state itself."""
 
     position: Position = GENESIS
     count: int = 0  # records: the next offset
     digest: int = 0
     timestamp_ms: int = 0
+
+
+EMPTY = Applied()
 
 
 class Apply(NamedTuple):
@@ -63,16 +67,22 @@ class Image:
     """What is on disk of one slot."""
 
     config: tuple[int, Config] = (0, NOBODY)  # as of what is applied
-    hard: Hard = Hard(0, None)
+    hard: Hard = NEW
     start: Position = GENESIS
     items: list[Item] = field(default_factory=list)  # behind start
-    applied: Applied = Applied()
+    applied: Applied = EMPTY
     partial: tuple[SnapshotMeta, bytes] | None = None
     damaged: set[int] = field(default_factory=set)
 
     def copy(self) -> Image:
         return Image(
-            self.config, self.hard, self.start, list(self.items), self.applied, self.partial, set(self.damaged)
+            self.config,
+            self.hard,
+            self.start,
+            list(self.items),
+            self.applied,
+            self.partial,
+            set(self.damaged),
         )
 
     @property

@@ -1,8 +1,8 @@
 """What strikes in a schedule, and how a seed becomes one.
 
-Each kind of fault is in about half of the schedules ("swarm testing", Groce et al. 2012): where all of them
-are always there, the frequent ones hide what the rare ones would do. A disk is harmed only while a majority of
-every configuration can do without it, because more was never promised.
+Each kind of fault is in about half of the schedules ("swarm testing", Groce et al. 2012): where all of
+them are always there, the frequent ones hide what the rare ones would do. A disk is harmed only while a
+majority of every configuration can do without it, because more was never promised.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ def draw(seed: int, *, events: int = EVENTS, hosts: int | None = None) -> Plan:
         voters=voters,
         weather=weather,
         faults=frozenset(f for f in sorted(FAULTS) if rng.random() < 0.5),
-        fault_s=rng.choice((0.1, 0.3, 1.0)),
+        fault_s=rng.choice((0.03, 0.1, 0.3, 1.0)),
         client_s=rng.choice((0.005, 0.02, 0.05)),
         burst=rng.choice((1, 3, 12)),
         events=events,
         drift=rng.choice((0.0, 0.01, 0.1)),
         fsync_s=rng.choice((0.0005, 0.005, 0.03)),
+        append_bytes=rng.choice((1, 200, 1 << 20)),
+        in_flight=rng.choice((1, 2, 64)),
+        quick=rng.random() < 0.5,
     )
 
 
@@ -68,6 +71,9 @@ class Nemesis:
         world.at(world.now + self._pause(), self._strike)
         kind = self._rng.choice(self._kinds)
         host = self._rng.choice(world.hosts)
+        leaders = world.leaders(self._rng.randrange(world.plan.slots))
+        if leaders and self._rng.random() < 0.4:  # where it hurts
+            host = leaders[-1][0]
         world.tell(host, -1, f"fault: {kind}")
         world.events += 1
         FAULTS[kind](self, host)
@@ -91,7 +97,8 @@ class Nemesis:
 
     def pause(self, host: Host) -> None:
         until = self._world.now + self._rng.choice((0.1, 0.5, 3.0)) * self._rng.random()
-        self._world.paused[host.number] = max(self._world.paused[host.number], until)
+        self._world.paused[host.number] = until = max(self._world.paused[host.number], until)
+        self._world.at(until, self._world.read_at, host)  # whoever waited for it asks before it knows
 
     def shy(self, host: Host) -> None:
         """It is asked not to lead for a while: its disk fills up, or it is about to leave."""
@@ -183,7 +190,7 @@ class Nemesis:
             self._world.wipe(host)
             self._later(0.1, self._world.start, host)
 
-    # ------------------------------------------------------------------------------------------------- members
+    # ---------------------------------------------------------------------------------------------- members
     def members(self, host: Host) -> None:
         """Somebody wants other members for a slot."""
         world, rng = self._world, self._rng

@@ -53,8 +53,8 @@ from meshq.replication.words import (
     TellConfig,
     TellRole,
 )
-from tests.simulation.disk import Applied, Apply, Disk, Image, Op, Trim, pack_state
-from tests.simulation.oracle import Oracle, advance
+from tests.simulation.disk import Applied, Apply, Disk, Image, Op, Trim, Wrong, pack_state
+from tests.simulation.oracle import Oracle
 
 
 def peer_of(number: int) -> PeerId:
@@ -159,6 +159,13 @@ class Host:
             copy.live = False
         self.copies = []
 
+    def wipe(self) -> None:
+        """It is down, and its disk is replaced: another node of the same peer, which knows nothing."""
+        self.disk_number += 1
+        self.rolled_back = False
+        self.epoch = self.disk_number << 32
+        self.disk.images = {slot: Image() for slot in self.disk.images}
+
     def _load(self, slot: int) -> Copy:
         """A replica from what is on disk, as the peer's shell makes it."""
         image, node = self.disk.images[slot], self.node
@@ -174,7 +181,9 @@ class Host:
         for item in image.items[: applied.index - image.start.index]:
             if not terms or terms[-1][1] != item.entry.term:
                 terms.append((item.entry.index, item.entry.term))
-        log = Log(image.start, base=applied, terms=terms, items=items, timestamp_ms=image.applied.timestamp_ms)
+        log = Log(
+            image.start, base=applied, terms=terms, items=items, timestamp_ms=image.applied.timestamp_ms
+        )
         configs = [c for c in image.configs() if c[0] <= good]
         partial = image.partial and (image.partial[0], len(image.partial[1]))
         replica = Replica(
@@ -237,7 +246,8 @@ class Host:
             kind = type(e)
             if kind is Send:
                 image = self.disk.images[slot]
-                env.oracle.on_send(slot, copy.node, e.to, image, copy.replica.config, e.message)
+                config = copy.replica.config
+                env.oracle.on_send(slot, copy.node, e.to, image, config, e.message, self.rolled_back)
                 env.send(self, copy, e.to, e.message)
             elif kind is Persist:
                 env.oracle.on_persist(slot, e)
@@ -273,11 +283,15 @@ class Host:
         image = self.disk.images[copy.slot]
         config = self.env.deciding_config(copy)
         news = self.env.oracle.on_commit(copy.slot, copy.node, config, image, items)
-        applied, config = copy.applied, None
+        begin = copy.applied.position.index
+        if items[0].entry.index != begin + 1:
+            raise Wrong(f"entry {items[0].entry.index} is handed on after {begin}")
+        states = self.env.oracle.states[copy.slot]
+        if copy.applied != states[begin]:
+            raise Wrong(f"n{self.number} has another state of slot {copy.slot} at entry {begin}")
+        applied = states[begin + len(items)]  # the entries are the same, as was just checked
+        config = None
         for item in items:
-            if item.entry.index != applied.position.index + 1:
-                raise AssertionError(f"entry {item.entry.index} after {applied.position.index}")
-            applied = advance(applied, item)
             if item.entry.kind is EntryKind.CONFIG:
                 config = (item.entry.index, decode_config(item.entry.body))
         copy.applied = applied
@@ -341,6 +355,18 @@ class Host:
             self.env.oracle.check_state(copy.slot, copy.node, copy.applied)
             copy.snapshot = None
         self.handle(copy, SnapshotStored(op.meta, op.position + len(op.data), op.done))
+        if op.done:
+            self.check_configs(copy)
+
+    def check_configs(self, *copies: Copy) -> None:
+        """The configuration that holds is the newest in the log, committed or not."""
+        if self.up and not self.disk.queue:
+            for copy in copies or self.copies:
+                here, there = copy.replica.config, self.disk.images[copy.slot].configs()[-1][1]
+                if here != there and not self.disk.images[copy.slot].damaged:
+                    raise Wrong(
+                        f"n{self.number} acts by another configuration of slot {copy.slot} than it has"
+                    )
 
     def _maybe_trim(self, slot: int) -> None:
         image = self.disk.images[slot]

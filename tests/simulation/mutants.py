@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from meshq.errors import MeshqError
 from meshq.replication.elections import Elections
 from meshq.replication.following import Following
 from meshq.replication.leading import Leading
@@ -24,8 +25,8 @@ from meshq.replication.snapshots import Sending
 from meshq.replication.state import State
 from meshq.replication.support import Support
 from tests.simulation import faults
+from tests.simulation.disk import Wrong
 from tests.simulation.host import Host
-from tests.simulation.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,12 @@ class Edit:
 
 MUTANTS: dict[str, tuple[Edit, ...]] = {
     "ack before fsync": (
-        Edit(State, "promise", "if token <= self.persisted:", "if token <= self.persisted or type(message) is AppendReply:"),
+        Edit(
+            State,
+            "promise",
+            "if token <= self.persisted:",
+            "if token <= self.persisted or type(message) is AppendReply:",
+        ),
     ),
     "vote not persisted": (
         Edit(
@@ -85,7 +91,10 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
     ),
     "commit of an old term": (
         Edit(
-            Leading, "_advance", "if index <= s.commit or s.log.term_at(index) != s.term:", "if index <= s.commit:"
+            Leading,
+            "_advance",
+            "if index <= s.commit or s.log.term_at(index) != s.term:",
+            "if index <= s.commit:",
         ),
     ),
     "pre-vote ignored": (
@@ -108,6 +117,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
             Host,
             "write_applied",
             "self.write(slot, Apply(applied, config))",
+            "from tests.simulation.disk import ApplyIndexOnly; "
             "self.write(slot, ApplyIndexOnly(applied)); self.write(slot, Apply(applied, config))",
         ),
     ),
@@ -116,14 +126,16 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
     ),
     "wiped voter keeps its name": (
         Edit(
-            World,
+            Host,
             "wipe",
-            "host.disk_number += 1\n    host.rolled_back = False\n    host.epoch = host.disk_number << 32",
-            "host.rolled_back = False",
+            "self.disk_number += 1\n    self.rolled_back = False\n    self.epoch = self.disk_number << 32",
+            "self.rolled_back = False",
         ),
     ),
     "rolled back and votes": (Edit(Host, "_load", "frozen=self.rolled_back", "frozen=False"),),
-    "rolled back and acknowledges": (Edit(State, "acknowledge", "if self.rolled_back:", "if self.rolled_back and round_ < 0:"),),
+    "rolled back and acknowledges": (
+        Edit(State, "acknowledge", "if self.rolled_back:", "if self.rolled_back and round_ < 0:"),
+    ),
     "one-way support": (
         Edit(
             Support,
@@ -238,6 +250,6 @@ def search(
         for seed in range(first, first + most):
             try:
                 faults.run(seed, hosts=hosts, strict=strict)
-            except Exception as e:
+            except (Wrong, MeshqError) as e:
                 return seed - first + 1, f"{type(e).__name__}: {e}"
     return None

@@ -135,7 +135,8 @@ class Oracle:
             having = [v for v in voters if self._has_it(slot, v, index, chain)]
             if voters and len(having) * 2 <= len(voters):
                 raise Wrong(
-                    f"slot {slot}: entry {index} counts as decided, {len(having)} of {len(voters)} voters have it"
+                    f"slot {slot}: entry {index} counts as decided,"
+                    f" {len(having)} of {len(voters)} voters have it"
                 )
 
     def _check_seen(self, slot: int, item: Item) -> None:
@@ -152,10 +153,19 @@ class Oracle:
 
     # ---------------------------------------------------------------------------------------- promises
     def on_send(
-        self, slot: int, frm: Node, to: Node, image: Image, config: Config, message: Message
+        self,
+        slot: int,
+        frm: Node,
+        to: Node,
+        image: Image,
+        config: Config,
+        message: Message,
+        rolled_back: bool = False,
     ) -> None:
         if not self._strict:
             return
+        if rolled_back and _counts(message):
+            raise Wrong(f"{show(frm)} was rolled back, and lets something count: {message}")
         hard = image.hard
         kind = type(message)
         if kind is AppendReply:
@@ -163,7 +173,8 @@ class Oracle:
                 raise Wrong(f"{show(frm)} answers in term {message.term}, on its disk is {hard.term}")
             if message.ok and image.last_index < message.match:
                 raise Wrong(
-                    f"{show(frm)} acknowledges {message.match} of slot {slot}, on its disk are {image.last_index}"
+                    f"{show(frm)} acknowledges {message.match} of slot {slot},"
+                    f" on its disk are {image.last_index}"
                 )
         elif kind is VoteReply:
             if message.pre and message.granted:
@@ -194,6 +205,18 @@ class Oracle:
             floor = self._floors.pop(ref)
             if index is not None and index < floor:
                 raise Wrong(f"slot {slot}: a read sees {index} entries, {floor} were decided before it")
+
+
+def _counts(message: Message) -> bool:
+    """Whether somebody may decide something because of it."""
+    match message:
+        case VoteReply():
+            return message.granted
+        case AppendReply():
+            return message.ok or message.round > 0
+        case RequestVote():
+            return True
+    return False
 
 
 def show(node: Node) -> str:

@@ -154,7 +154,9 @@ class Story:
 
     def do_members(self, *words: str) -> None:
         voters, learners = _members(words)
-        config = config_of([Node(peer_of(n), b"\0") for n in voters], [Node(peer_of(n), b"\0") for n in learners])
+        config = config_of(
+            [Node(peer_of(n), b"\0") for n in voters], [Node(peer_of(n), b"\0") for n in learners]
+        )
         for n in range(1, max(voters + learners) + 2):  # one more, who may become a member
             host = Host(self, n, random.Random(n), SETTINGS)
             mine = config if n in voters + learners else NOBODY
@@ -321,9 +323,7 @@ class Story:
         self.hosts[int(number)].disk.images[0].damaged.add(int(index))
 
     def do_wipe(self, number: str) -> None:
-        host = self.hosts[int(number)]
-        host.disk_number, host.rolled_back = host.disk_number + 1, False
-        host.disk.images[0] = Image()
+        self.hosts[int(number)].wipe()
 
     def do_keep(self, number: str) -> None:
         host = self.hosts[int(number)]

@@ -111,7 +111,10 @@ def show_event(event: object) -> str:
         case SnapshotRead():
             return f"read for {show(event.to)}: snapshot of {event.meta.last.index} from {event.position}"
         case SnapshotStored():
-            return f"snapshot of {event.meta.last.index} is on disk up to {event.position}" + " whole" * event.done
+            return (
+                f"snapshot of {event.meta.last.index} is on disk up to {event.position}"
+                + " whole" * event.done
+            )
     raise AssertionError(event)
 
 
@@ -123,7 +126,9 @@ def show_effect(e: object) -> str:
             parts = []
             if e.hard is not None:
                 vote = f", voted for {show(e.hard.vote)}" if e.hard.vote else ""
-                parts.append(f"term {e.hard.term}{vote}" + f", repair until {e.hard.repair_until}" * bool(e.hard[2]))
+                parts.append(
+                    f"term {e.hard.term}{vote}" + f", repair until {e.hard.repair_until}" * bool(e.hard[2])
+                )
             if e.truncate_from is not None:
                 parts.append(f"truncate from {e.truncate_from}")
             if e.items:

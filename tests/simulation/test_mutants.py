@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from tests.simulation import faults, mutants
+from tests.simulation import mutants
 from tests.simulation.script import Story
 from tests.simulation.test_stories import STORIES
 
@@ -32,18 +35,14 @@ def is_another(text: str) -> bool:
 
 @pytest.mark.parametrize("name", sorted(BY_SEED))
 def test_a_schedule_catches_it(name: str) -> None:
-    with mutants.built_in(name), pytest.raises(Exception, match="."):
-        faults.run(BY_SEED[name])
+    assert mutants.search(name, first=BY_SEED[name], most=1) is not None
 
 
 @pytest.mark.parametrize("name", sorted(BY_TEST))
 def test_a_unit_test_catches_it(name: str) -> None:
     """In a process of its own, since the test has to fail."""
-    import subprocess
-    import sys
-
     code = (
         "import sys, pytest; from tests.simulation import mutants\n"
         f"with mutants.built_in({name!r}): sys.exit(pytest.main(['-q', {BY_TEST[name]!r}]))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 1
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 1

@@ -1,4 +1,4 @@
-"""Every story of tests/testdata is seen as it is written there; `pytest --rewrite` writes down what is seen."""
+"""Every story of tests/testdata is seen as it is written there; `pytest --rewrite` writes that anew."""
 
 from __future__ import annotations
 

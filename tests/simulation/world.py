@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from meshq.entries import EntryKind
@@ -21,7 +21,7 @@ from meshq.errors import MeshqError
 from meshq.ids import PeerId
 from meshq.replication.quorum import Config, Node, config_of
 from meshq.replication.state import Settings
-from meshq.replication.support import Beat
+from meshq.replication.support import Beat, SupportSettings
 from meshq.replication.words import Event, Item, Message, PeerLinked, Received, Role, Ticked
 from tests.simulation.disk import NOBODY, Image, Wrong
 from tests.simulation.host import Copy, Host, node_of, peer_of
@@ -50,16 +50,22 @@ class Plan:
     events: int  # of the safety phase
     drift: float
     fsync_s: float
+    append_bytes: int  # of a message: 1 is one entry
+    in_flight: int
+    quick: bool  # support and elections in a third of the time: more leaders, each with less done
 
 
 class World:
-    def __init__(self, seed: int, plan: Plan, *, strict: bool = True, tell: Callable[..., None] | None = None):
+    def __init__(
+        self, seed: int, plan: Plan, *, strict: bool = True, tell: Callable[..., None] | None = None
+    ):
         self.rng = rng = random.Random(seed)
         self.plan = plan
         self.now = 0.0
         self.events = 0
         self.trace = 0
         self.acked = 0
+        self.live_s = 0.0  # how long it took after all was healed
         self.reads = 0
         self.keep_entries = rng.randint(4, 30)
         self.piece_bytes = rng.choice((16, 24, 1 << 20))
@@ -91,13 +97,16 @@ class World:
     def _make_host(self, number: int) -> Host:
         rng, drift = self.rng, self.plan.drift
         settings = Settings(
-            append_bytes=rng.choice((200, 1_000, 1 << 20)),
+            append_bytes=self.plan.append_bytes,
             in_flight_bytes=rng.choice((500, 1 << 20)),
-            in_flight_count=rng.choice((2, 64)),
+            in_flight_count=self.plan.in_flight,
             memory_bytes=rng.choice((0, 1_000, 1 << 20)),
             lag_count=8,
         )
         host = Host(self, number, rng, settings)
+        if self.plan.quick:
+            host.settings = replace(settings, election_s=0.1, spread_s=0.1, quorum_s=0.2, resend_s=0.2)
+            host.support_settings = SupportSettings(beat_s=0.03, support_s=0.3, stall_s=0.15)
         host.rate = 1.0 + rng.uniform(-drift, drift)
         host.ahead_s = rng.uniform(0, 1_000)
         host.wall_ahead_ms = rng.randint(-3_600_000, 3_600_000) + 4_000_000
@@ -125,6 +134,7 @@ class World:
         self._run_until(lambda: self.events >= self.plan.events or self.now > SAFETY_S)
         self.heal()
         self._run_until(self._is_live)
+        self.live_s = self.now - self.healed_at
         self._check_end()
 
     def _run_until(self, over: Callable[[], bool]) -> None:
@@ -147,7 +157,9 @@ class World:
             self.teller(self, host, copy, event)
         host.handle(copy, event)
         r = copy.replica
-        self.trace = hash((self.trace, self.now, host.number, copy.slot, r.term, r.commit_index, r.last.index))
+        self.trace = hash(
+            (self.trace, self.now, host.number, copy.slot, r.term, r.commit_index, r.last.index)
+        )
 
     # ------------------------------------------------------------------------------- the hosts' environment
     def tell(self, host: Host, slot: int, what: object) -> None:
@@ -286,7 +298,9 @@ class World:
             if other is not host:
                 self.network.break_link(host.number, other.number)
                 if noticed:
-                    self.at(self.now + self.rng.random() * 0.1, self._gone, other, other.boots, host, host.boots)
+                    self.at(
+                        self.now + self.rng.random() * 0.1, self._gone, other, other.boots, host, host.boots
+                    )
 
     def _gone(self, host: Host, boots: int, lost: Host, lost_boots: int) -> None:
         if host.up and host.boots == boots and not (lost.up and lost.boots == lost_boots):
@@ -305,12 +319,8 @@ class World:
                 self.at(self.now + 0.001 + self.rng.random() * 0.05, self._relink, host.number, other.number)
 
     def wipe(self, host: Host) -> None:
-        """The disk is replaced: another node under the same name, which knows nothing."""
         self.crash(host)
-        host.disk_number += 1
-        host.rolled_back = False
-        host.epoch = host.disk_number << 32
-        host.disk.images = {slot: Image() for slot in host.disk.images}
+        host.wipe()
 
     # ---------------------------------------------------------------------------------------------- clients
     def leaders(self, slot: int) -> list[tuple[Host, Copy]]:
@@ -363,6 +373,13 @@ class World:
         copy.replica.read(self._ref)
         host.flush(copy)
 
+    def read_at(self, host: Host) -> None:
+        """Somebody reads at this host wherever it believes to lead."""
+        if host.up and self.now < self.healed_at:
+            for copy in host.copies:
+                if copy.replica.serves:
+                    self._read(host, copy)
+
     def _transfer(self, host: Host, copy: Copy) -> None:
         to = [n for n in copy.replica.config.voters if n != copy.node]
         if to:
@@ -373,6 +390,8 @@ class World:
     def _operator(self) -> None:
         """Walk every slot's members toward what is wanted, a step at a time."""
         self.at(self.now + 0.2, self._operator)
+        for host in self.hosts:
+            host.check_configs()
         for slot, (voters, learners) in enumerate(self.wanted):
             for host, copy in self.leaders(slot):
                 self._step_toward(host, copy, voters, learners)
@@ -398,7 +417,7 @@ class World:
             return
         host.flush(copy)
 
-    # ------------------------------------------------------------------------------------- what is known of all
+    # ----------------------------------------------------------------------------------- what is known of all
     def configs(self, slot: int) -> list[Config]:
         """Every configuration that some node might act by."""
         found: list[Config] = []
@@ -413,9 +432,7 @@ class World:
         host = self._by_peer[node.peer]
         if host.disk_number != node.disk[0] or host.rolled_back or host.disk.images[slot].damaged:
             return True
-        return host.disk.images[slot].hard.repair_until > 0 or (
-            host.up and host.copies[slot].replica.frozen
-        )
+        return host.disk.images[slot].hard.repair_until > 0 or (host.up and host.copies[slot].replica.frozen)
 
     def can_spare(self, host: Host) -> bool:
         """Whether a majority of every configuration is left without this host and all that is bad."""
@@ -490,7 +507,7 @@ class World:
             index, since = self.finals.get(slot, (0, -inf))
             if index and (len(self.oracle.decided[slot]) >= index or self.now - since < 1.0):
                 continue
-            leaders = [x for x in self.leaders(slot) if x[0].number not in self.excluded]
+            leaders = self.leaders(slot)  # one whose disk is slow may go on to lead
             if leaders:
                 index = self._propose(*max(leaders, key=lambda x: x[1].replica.term), 1)
                 self.finals[slot] = (index, self.now)
