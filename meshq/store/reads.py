@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshq.batch import HEADER_BYTES, Buffer, read_header
-from meshq.entries import GENESIS_CHAIN, Entry, StoredBatch, decode_entry, follows
+from meshq.entries import ASIDE_ROW, GENESIS_CHAIN, Entry, PayloadKey, StoredBatch, decode_entry, follows
 from meshq.errors import RemoteProtocolError, StoreCorrupt, UsageError
 from meshq.ids import PartitionKey, Slot
 from meshq.store.environment import Databases
@@ -24,15 +24,21 @@ from meshq.store.layout import (
     parse_log_key,
     parse_payload_key,
     parse_row_key,
+    payload_key,
     payload_seek,
+    row_key,
 )
 
 
 @dataclass(slots=True)
 class SlotImage:
-    """What the store holds of a slot. An empty log has first index 1, last index 0 and the genesis chain."""
+    """What the store holds of a slot. An empty log has first index 1, last index 0 and the genesis chain.
+
+    `aside`: what was put aside; of the rows of a snapshot the keys alone, for together they may be big.
+    """
 
     rows: dict[bytes, bytes] = field(default_factory=dict)
+    aside: dict[bytes, bytes] = field(default_factory=dict)
     first_index: int = 1
     last_index: int = 0
     last_chain: bytes = GENESIS_CHAIN
@@ -46,6 +52,11 @@ def load(dbs: Databases) -> dict[Slot, SlotImage]:
             for key, value in rows:
                 slot, name = parse_row_key(bytes(key))
                 images.setdefault(slot, SlotImage()).rows[name] = bytes(value)
+        with txn.cursor(dbs.aside) as aside:
+            for key, value in aside:
+                slot, name = parse_row_key(bytes(key))
+                kept = b"" if name.startswith(ASIDE_ROW) else bytes(value)
+                images.setdefault(slot, SlotImage()).aside[name] = kept
         with txn.cursor(dbs.log) as log:
             for key in log.iternext(keys=True, values=False):
                 _count_entry(images, *parse_log_key(key))
@@ -54,6 +65,33 @@ def load(dbs: Databases) -> dict[Slot, SlotImage]:
                 data = txn.get(log_key(slot, image.last_index), b"", db=dbs.log)
                 image.last_chain = _decode(slot, image.last_index, data).chain
     return images
+
+
+def read_rows(dbs: Databases, slot: Slot) -> dict[bytes, bytes]:
+    """The slot's rows as they are at one moment."""
+    found: dict[bytes, bytes] = {}
+    prefix = row_key(slot, b"")
+    with dbs.env.begin() as txn, txn.cursor(dbs.rows) as cursor:
+        here = cursor.set_range(prefix)
+        while here and cursor.key().startswith(prefix):
+            found[bytes(cursor.key()[len(prefix) :])] = bytes(cursor.value())
+            here = cursor.next()
+    return found
+
+
+def read_payload(dbs: Databases, key: PayloadKey) -> bytes:
+    """The payload under exactly this key. Raises: StoreCorrupt when it is not there, or not sound."""
+    name = payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count)
+    with dbs.env.begin(buffers=True) as txn:
+        data = txn.get(name, db=dbs.payloads)
+        fault = (
+            "it is gone"
+            if data is None
+            else _fault_of(data, BatchKey(key.base_offset, key.timestamp_ms, key.count))
+        )
+        if fault:
+            raise StoreCorrupt(f"{_show(key.partition)}, offset {key.base_offset}: {fault}")
+        return bytes(data)
 
 
 def read_entries(
