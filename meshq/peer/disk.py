@@ -25,8 +25,12 @@ from meshq.peer.core.events import (
     Event,
     FetchBatches,
     PayloadsDeleted,
+    PayloadsRead,
     ReadEntries,
+    ReadPayloads,
+    ReadRows,
     ReadSlotLog,
+    RowsRead,
     SeekTime,
     SlotLogRead,
     TimeSought,
@@ -37,12 +41,13 @@ from meshq.peer.core.registrar import PULL_BYTES
 from meshq.replication.words import GENESIS, Item, LogRead, Position
 from meshq.security.directory import DataDirectory, Loaded
 from meshq.store.store import Store
-from meshq.streams.publish import payload_key_of
+from meshq.streams.publish import check_payload, payload_key_of
 from meshq.streams.slot import applied_index
 
 log = logging.getLogger(__name__)
 _PAGE_BYTES = 8 * 1024 * 1024
 _PAGE_COUNT = 4_096
+_RANGE_COUNT = 2_048  # batches of a snapshot's piece
 _LOG_COUNT = 65  # entries for another peer at a time, and the one before
 TURN_S: Final = 0.005  # of reading, before the rest of the loop gets its turn
 
@@ -75,7 +80,8 @@ def restore(core: PeerCore, store: Store) -> None:
         if slot == SYSTEM_SLOT:
             continue
         tail = _entries(store, slot, applied_index(image.rows) + 1)
-        core.restore_slot(slot, image.rows, tail=(item_of(store, entry) for entry in tail))
+        items = (item_of(store, entry) for entry in tail)
+        core.restore_slot(slot, image.rows, tail=items, aside=image.aside)
 
 
 def item_of(store: Store, entry: Entry) -> Item:
@@ -83,11 +89,31 @@ def item_of(store: Store, entry: Entry) -> Item:
     key = payload_key_of(entry)
     if key is None:
         return Item(entry)
-    end = key.base_offset + 1
-    found = store.read_batches(key.partition, key.base_offset, end=end, bytes_max=_PAGE_BYTES, count_max=1)
-    if not found or (found[0].base_offset, found[0].count) != (key.base_offset, key.count):
-        raise StoreCorrupt(f"entry {entry.index} is on disk and its payload is not")
-    return Item(entry, found[0].data)
+    try:
+        data = store.read_payload(key)
+        check_payload(entry, data)
+    except MeshqError as e:
+        raise StoreCorrupt(f"entry {entry.index} is on disk and its payload is not: {e}") from None
+    return Item(entry, data)
+
+
+def read_ranges(
+    store: Store, ranges: Sequence[tuple[PartitionKey, int, int]], bytes_max: int
+) -> tuple[list[StoredBatch], bool]:
+    """Batches of these ranges in their order, and whether those are all. Raises: StoreError."""
+    batches: list[StoredBatch] = []
+    left = bytes_max
+    for partition, offset, end in ranges:
+        while offset < end:
+            if left <= 0 or len(batches) >= _RANGE_COUNT:
+                return batches, False
+            found = store.read_batches(partition, offset, end=end, bytes_max=left)
+            if not found or found[0].base_offset > offset:
+                raise StoreCorrupt(f"offset {offset} of partition {partition.partition} is missing")
+            batches += found
+            left -= sum(len(b.data) for b in found)
+            offset = found[-1].base_offset + found[-1].count
+    return batches, True
 
 
 def read_log(store: Store, slot: Slot, from_index: int, bytes_max: int) -> tuple[Position, list[Item]]:
@@ -234,11 +260,27 @@ class DiskShell:
     def read_log(self, read: ReadSlotLog) -> None:
         """For a node that is behind. What can't be read is not sent: it is asked for again later."""
         prev, items = GENESIS, list[Item]()
+        damaged = False
         try:
             prev, items = read_log(self.store, read.slot, read.from_index, read.bytes_max)
         except (MeshqError, lmdb.Error) as e:
             log.warning("Slot %s cannot be read for a peer: %s", read.slot, e, extra={"event": "LogUnread"})
-        event = SlotLogRead(read.slot, LogRead(read.to, prev, tuple(items)))
+            damaged = isinstance(e, StoreCorrupt)
+        event = SlotLogRead(read.slot, LogRead(read.to, prev, tuple(items)), damaged)
+        self._loop.call_soon(self._guarded, self._tell, event)
+
+    def read_rows(self, read: ReadRows) -> None:
+        event = RowsRead(read.slot, read.to, self.store.read_rows(read.slot))
+        self._loop.call_soon(self._guarded, self._tell, event)
+
+    def read_payloads(self, read: ReadPayloads) -> None:
+        """A piece of a snapshot. What can't be read is not sent: it is asked for again later."""
+        batches, complete = list[StoredBatch](), False
+        try:
+            batches, complete = read_ranges(self.store, read.ranges, read.bytes_max)
+        except (MeshqError, lmdb.Error) as e:
+            log.error("Slot %s has damage: %s", read.slot, e, extra={"event": "SnapshotUnread"})
+        event = PayloadsRead(read.slot, read.to, tuple(batches), complete)
         self._loop.call_soon(self._guarded, self._tell, event)
 
     def read_entries(self, read: ReadEntries) -> None:

@@ -46,6 +46,8 @@ from meshq.peer.core.events import (
     PeersRegistered,
     Persist,
     ReadEntries,
+    ReadPayloads,
+    ReadRows,
     ReadSlotLog,
     ResumeWrites,
     RoomMeasured,
@@ -323,6 +325,10 @@ class PeerShell:
                     self.disk.read_entries(effect)
                 case ReadSlotLog():
                     self.disk.read_log(effect)
+                case ReadRows():
+                    self.disk.read_rows(effect)
+                case ReadPayloads():
+                    self.disk.read_payloads(effect)
                 case DeletePayloads():
                     self.disk.delete(effect.slot, effect.partition)
                 case OpenLink():

@@ -244,6 +244,19 @@ class Replica:
         """False: a peer whose disk is full, whose clock is off or that is leaving does not campaign."""
         self._state.may_lead = may_lead
 
+    def freeze(self) -> None:
+        """This disk was rolled back or cloned: from now on it copies, and promises nobody anything."""
+        self._state.rolled_back = True
+
+    @property
+    def is_quiet(self) -> bool:
+        """A follower with nothing on its way to disk."""
+        return self._state.role is Role.FOLLOWER and self._state.is_durable() and not self._state.installing
+
+    def forget_partial(self) -> None:
+        """What had been put aside of a snapshot is gone: the next piece is the first one."""
+        self._receiving.partial = None
+
     def trim(self, start: Position) -> None:
         """The shell dropped the log up to here: it has been applied, and saved with what it did."""
         self._state.log.trim(start)

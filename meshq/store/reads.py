@@ -84,12 +84,9 @@ def read_payload(dbs: Databases, key: PayloadKey) -> bytes:
     name = payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count)
     with dbs.env.begin(buffers=True) as txn:
         data = txn.get(name, db=dbs.payloads)
-        fault = (
-            "it is gone"
-            if data is None
-            else _fault_of(data, BatchKey(key.base_offset, key.timestamp_ms, key.count))
-        )
-        if fault:
+        wanted = BatchKey(key.base_offset, key.timestamp_ms, key.count)
+        fault = "it is not there" if data is None else _fault_of(data, wanted)
+        if data is None or fault:
             raise StoreCorrupt(f"{_show(key.partition)}, offset {key.base_offset}: {fault}")
         return bytes(data)
 

@@ -105,7 +105,7 @@ class Single:
             log, rows = self.entries.get(slot, []), self.rows.get(slot, {})
             applied = applied_index(rows)
             tail = [Item(x, self._payload(x)) for x in log if x.index > applied]
-            self.core.restore_slot(slot, rows, tail=tail)
+            self.core.restore_slot(slot, rows, tail=tail, aside={})
         self._carry_out(self.core.start(now=self.now, wall_ms=self.wall_ms, room_bytes=self.room))
 
     @property

@@ -67,9 +67,11 @@ from meshq.peer.core.events import (
     MemberSeen,
     MessageArrived,
     PayloadsDeleted,
+    PayloadsRead,
     PeersRegistered,
     ProposalMade,
     RoomMeasured,
+    RowsRead,
     SessionClosed,
     Settle,
     SlotLogRead,
@@ -138,6 +140,7 @@ class PeerCore:
             self._genesis_of,
             self.replicating.send,
             self._on_role,
+            ctx.count,
         )
         self.publishing = Publishing(ctx, self.slots)
         self.slots.on_stored, self.slots.on_refused = self.publishing.on_stored, self.publishing.on_refused
@@ -156,9 +159,13 @@ class PeerCore:
         self.registrar.restore(entries)
         self.placing.on_peers_changed()
 
-    def restore_slot(self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Iterable[Item]) -> None:
-        """`tail` are the entries behind the rows' applied index, with their payloads."""
-        self.slots.restore(slot, rows, tail=tail, now=self.ctx.now)
+    def restore_slot(
+        self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Iterable[Item], aside: Mapping[bytes, bytes]
+    ) -> None:
+        """`tail` are the entries behind the rows' applied index, with their payloads; `aside` is what is
+        there of a snapshot.
+        """
+        self.slots.restore(slot, rows, tail=tail, aside=aside, now=self.ctx.now)
 
     def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
         """After restoring: what was left undone is taken up again."""
@@ -235,7 +242,11 @@ class PeerCore:
             case EntriesRead():
                 self.registrar.on_entries_read(event.read, event.entries)
             case SlotLogRead():
-                self.slots.on_log_read(event.slot, event.read)
+                self.slots.on_log_read(event.slot, event.read, damaged=event.damaged)
+            case RowsRead():
+                self.slots.on_rows_read(event.slot, event.to, event.rows)
+            case PayloadsRead():
+                self.slots.on_payloads_read(event)
             case PayloadsDeleted():
                 self.slots.on_payloads_deleted(event.slot, event.partition)
             case SessionClosed():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,6 +83,26 @@ class SlotLogRead:
 
     slot: Slot
     read: LogRead
+    damaged: bool = False  # what was asked for is on the disk, and unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class RowsRead:
+    """What a ReadRows asked for."""
+
+    slot: Slot
+    to: Node | None
+    rows: Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadsRead:
+    """What a ReadPayloads asked for; `complete`: all of it, not only the first batches."""
+
+    slot: Slot
+    to: Node
+    batches: Sequence[StoredBatch]
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +173,7 @@ class Ticked:
 
 Event = (
     MessageArrived | MalformedArrived | SessionClosed | WritesDone | WritesFailed | BatchesFetched
-    | TimeSought | EntriesRead | SlotLogRead | PayloadsDeleted | LinkUp | LinkDown | LinkMessage | MemberSeen
+    | TimeSought | EntriesRead | SlotLogRead | RowsRead | PayloadsRead | PayloadsDeleted | LinkUp | LinkDown | LinkMessage | MemberSeen
     | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
 )  # fmt: skip
 
@@ -209,6 +229,24 @@ class ReadSlotLog:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadRows:
+    """A slot's state rows as one transaction left them: for a node, or to begin with here."""
+
+    slot: Slot
+    to: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPayloads:
+    """Batches of these ranges (partition, offset, end) in their order, for a node: at least one if any."""
+
+    slot: Slot
+    to: Node
+    ranges: tuple[tuple[PartitionKey, int, int], ...]
+    bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeletePayloads:
     slot: Slot
     partition: PartitionKey
@@ -258,5 +296,5 @@ class Settle:
 
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadEntries | ReadSlotLog
-    | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | PeersRegistered | Settle
+    | ReadRows | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | PeersRegistered | Settle
 )  # fmt: skip
