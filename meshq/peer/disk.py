@@ -38,7 +38,7 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.registrar import PULL_BYTES
-from meshq.replication.words import GENESIS, Item, LogRead, Position
+from meshq.replication.words import Item, LogRead
 from meshq.security.directory import DataDirectory, Loaded
 from meshq.store.store import Store
 from meshq.streams.publish import check_payload, payload_key_of
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 _PAGE_BYTES = 8 * 1024 * 1024
 _PAGE_COUNT = 4_096
 _RANGE_COUNT = 2_048  # batches of a snapshot's piece
-_LOG_COUNT = 65  # entries for another peer at a time, and the one before
+_LOG_COUNT = 64  # entries for another peer at a time
 TURN_S: Final = 0.005  # of reading, before the rest of the loop gets its turn
 
 
@@ -116,17 +116,12 @@ def read_ranges(
     return batches, True
 
 
-def read_log(store: Store, slot: Slot, from_index: int, bytes_max: int) -> tuple[Position, list[Item]]:
-    """Entries from this index on with their payloads, and the place before them.
+def read_log(store: Store, slot: Slot, from_index: int, bytes_max: int) -> list[Item]:
+    """Entries from this index on with their payloads.
 
     Raises: StoreError, UsageError for what has been trimmed.
     """
-    before = max(from_index - 1, 1)
-    entries = store.read_entries(slot, before, bytes_max=bytes_max, count_max=_LOG_COUNT)
-    prev = GENESIS
-    if from_index > 1:
-        first, *entries = entries
-        prev = Position(first.index, first.term, first.chain)
+    entries = store.read_entries(slot, from_index, bytes_max=bytes_max, count_max=_LOG_COUNT)
     items: list[Item] = []
     size = 0
     for entry in entries:
@@ -134,7 +129,7 @@ def read_log(store: Store, slot: Slot, from_index: int, bytes_max: int) -> tuple
         size += len(items[-1].payload)
         if size >= bytes_max:
             break
-    return prev, items
+    return items
 
 
 def _entries(store: Store, slot: Slot, start: int):  # type: ignore[no-untyped-def]
@@ -259,14 +254,14 @@ class DiskShell:
 
     def read_log(self, read: ReadSlotLog) -> None:
         """For a node that is behind. What can't be read is not sent: it is asked for again later."""
-        prev, items = GENESIS, list[Item]()
+        items: list[Item] = []
         damaged = False
         try:
-            prev, items = read_log(self.store, read.slot, read.from_index, read.bytes_max)
+            items = read_log(self.store, read.slot, read.prev.index + 1, read.bytes_max)
         except (MeshqError, lmdb.Error) as e:
             log.warning("Slot %s cannot be read for a peer: %s", read.slot, e, extra={"event": "LogUnread"})
             damaged = isinstance(e, StoreCorrupt)
-        event = SlotLogRead(read.slot, LogRead(read.to, prev, tuple(items)), damaged)
+        event = SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(items)), damaged)
         self._loop.call_soon(self._guarded, self._tell, event)
 
     def read_rows(self, read: ReadRows) -> None:

@@ -28,7 +28,7 @@ from meshq.peer.core.core import PeerCore
 from meshq.peer.papers import verifier
 from meshq.registry import commands
 from meshq.registry.state import GENESIS_DISK, Registry
-from meshq.replication.words import GENESIS, Item, LogRead, Position
+from meshq.replication.words import Item, LogRead
 from meshq.security.authority import Authority
 from meshq.security.certificates import issue
 from meshq.security.identity import Identity
@@ -344,13 +344,10 @@ class Host:
 
     def _read_log(self, read: e.ReadSlotLog, run: int) -> None:
         log = self.disk.log[read.slot]
-        first, found = log.get(read.from_index - 1), []
-        for i in itertools.takewhile(log.__contains__, itertools.count(read.from_index)):
+        found = []
+        for i in itertools.takewhile(log.__contains__, itertools.count(read.prev.index + 1)):
             found.append(self.disk.item(log[i]))
-        prev = Position(first.index, first.term, first.chain) if first else GENESIS
-        if not first and read.from_index > 1:
-            found = []  # it has been trimmed
-        self._answer(run, e.SlotLogRead(read.slot, LogRead(read.to, prev, tuple(found[:64]))))
+        self._answer(run, e.SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(found[:64]))))
 
     def _answer(self, run: int, event: e.Event) -> None:
         if run == self.run:

@@ -12,7 +12,7 @@ from meshq.errors import MeshqError
 from meshq.ids import PartitionKey, PeerId, Session, Slot
 from meshq.messages import AnyMessage, ServerMessage
 from meshq.replication.quorum import Node
-from meshq.replication.words import LogRead
+from meshq.replication.words import LogRead, Position
 from meshq.streams.delivery import Fetch, SubKey
 
 CLIENTS, PEERS, LOCAL = "clients", "peers", "local"  # doors a session comes through
@@ -220,11 +220,14 @@ class ReadEntries:
 
 @dataclass(frozen=True, slots=True)
 class ReadSlotLog:
-    """Entries of a slot from this index on, with their payloads, for a node that lacks them."""
+    """Entries of a slot behind this place, with their payloads, for a node that lacks them.
+
+    The entry at that place need not be on disk: it may be the last one that was trimmed.
+    """
 
     slot: Slot
     to: Node
-    from_index: int
+    prev: Position
     bytes_max: int
 
 

@@ -295,7 +295,7 @@ class Slots:
                 case words.TellRole():
                     self._on_role(host, effect)
                 case words.ReadLog():
-                    self.out.append(ReadSlotLog(host.slot, effect.to, effect.from_index, effect.bytes_max))
+                    self._read_log(host, effect)
                 case words.TakenBack():
                     self.refuse_waiting(host, self._failing.get(host, DiskFull("the disk is full")))
                 case words.Damaged():
@@ -307,6 +307,11 @@ class Slots:
                 case words.StoreSnapshot():
                     self.receiving.on_order(host, effect)
         self._mind(host)
+
+    def _read_log(self, host: Host, effect: words.ReadLog) -> None:
+        log, before = host.replica.log, effect.from_index - 1
+        prev = log.position(before) or Position(before, log.term_at(before) or 0, b"")
+        self.out.append(ReadSlotLog(host.slot, effect.to, prev, effect.bytes_max))
 
     def _persist(self, host: Host, effect: words.Persist) -> None:
         # While a snapshot takes the log's place on disk, what is said of that log is out of date.
