@@ -128,11 +128,11 @@ class Write:
     are the slot's state as its machines computed it. `token` comes back when the transaction is on disk, or
     has failed.
 
-    What a snapshot brings is put *aside* until it is whole, out of sight of every reader of state: `aside` are
-    such rows, after those that begin with `clear_aside` have gone (empty: all of the slot). With `replace` the
-    slot begins anew before anything else of this write is done: its log and its rows go, but for the rows
-    named there, the rows aside whose keys begin with ASIDE_ROW become its rows, nothing stays aside, and of
-    the payloads at `doubtful` those go that another batch of the same offsets stands beside.
+    What a snapshot brings is put *aside* until it is whole, out of sight of every reader of state: `aside`
+    are such rows, after those that begin with `clear_aside` have gone (empty: all of the slot). With
+    `replace` the slot begins anew before anything else of this write is done: its log and its rows go, but
+    for the rows named there, the rows aside whose keys begin with ASIDE_ROW become its rows, nothing stays
+    aside, and of the payloads at `doubtful` those go that another batch of the same offsets stands beside.
     """
 
     token: int

@@ -80,6 +80,7 @@ DOOR_FRAME_BYTES_MAX = _limit("DOOR_FRAME_BYTES_MAX", 16 * KIB, "one frame at th
 
 # Disk
 STORE_BYTES_MAX = _limit("STORE_BYTES_MAX", 256 * GIB, "the store of one peer (setting `store_bytes_max`)", "`DiskFull`")
+DISKS_REMEMBERED_MAX = _limit("DISKS_REMEMBERED_MAX", 4_096, "disks of peers whose newest start is remembered", "the one that has been silent longest is forgotten")
 DISK_RESERVE_BYTES = _limit("DISK_RESERVE_BYTES", 256 * MIB, "free disk kept for entries without payload (setting `disk_reserve_bytes`)", "`DiskFull`")
 TRANSACTION_BYTES_MAX = _limit("TRANSACTION_BYTES_MAX", 32 * MIB, "payload of one group commit", "the rest waits for the next one")
 LOG_ENTRIES_KEPT = _limit("LOG_ENTRIES_KEPT", 4_096, "applied entries a slot's log keeps when nobody lacks them (payloads stay until the topic is deleted)", "older ones are trimmed")

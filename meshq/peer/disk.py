@@ -17,7 +17,7 @@ import lmdb
 
 from meshq.entries import Entry, StoredBatch
 from meshq.errors import MeshqError, StoreCorrupt, StoreError
-from meshq.ids import SYSTEM_SLOT, PartitionKey, Slot
+from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, Slot
 from meshq.peer.core.core import PeerCore
 from meshq.peer.core.events import (
     BatchesFetched,
@@ -76,8 +76,10 @@ def restore(core: PeerCore, store: Store) -> None:
     images = store.load()
     if SYSTEM_SLOT in images:
         core.restore_registry(_entries(store, SYSTEM_SLOT, images[SYSTEM_SLOT].first_index))
+    if LOCAL_SLOT in images:
+        core.restore_local(images[LOCAL_SLOT].rows)
     for slot, image in images.items():
-        if slot == SYSTEM_SLOT:
+        if slot in (SYSTEM_SLOT, LOCAL_SLOT):
             continue
         tail = _entries(store, slot, applied_index(image.rows) + 1)
         items = (item_of(store, entry) for entry in tail)

@@ -56,6 +56,7 @@ from meshq.peer.core.events import (
     SendSession,
     SessionClosed,
     Settle,
+    TellRolledBack,
     Ticked,
 )
 from meshq.peer.disk import DiskShell, is_awaited, refuse_lost_store, restore
@@ -341,8 +342,17 @@ class PeerShell:
                     self.neighbours.on_hint(effect.peer, effect.what)
                 case ResumeWrites():
                     self.store.resume()
+                case TellRolledBack():
+                    self._log_rolled_back(effect.peer)
                 case Settle():
                     self._proposals.settle(effect)
+
+    def _log_rolled_back(self, peer: PeerId) -> None:
+        log.critical(
+            "Peer %s has seen a later start of this disk: %s was copied, put back, or runs twice. This peer "
+            "takes part in no decision any more: stop it, remove that directory and start it again, empty",
+            self._name_of(peer), self.directory.store, extra={"event": "DiskRolledBack"},
+        )  # fmt: skip
 
     def _send(self, effect: SendSession) -> None:
         if effect.session[0] == LOCAL:

@@ -110,6 +110,10 @@ class Replica:
         return self._state.term
 
     @property
+    def hard(self) -> Hard:
+        return self._state.hard
+
+    @property
     def leader(self) -> Node | None:
         return self._state.leader
 
@@ -145,6 +149,11 @@ class Replica:
     def settled_config(self) -> tuple[int, Config]:
         """The newest one that was handed on as committed, and the index that set it."""
         return self._state.configs.history[0]
+
+    @property
+    def config_index(self) -> int:
+        """The entry that set `config`."""
+        return self._state.configs.index
 
     @property
     def is_settled(self) -> bool:
@@ -247,6 +256,8 @@ class Replica:
     def freeze(self) -> None:
         """This disk was rolled back or cloned: from now on it copies, and promises nobody anything."""
         self._state.rolled_back = True
+        if self._state.role is Role.LEADER:
+            self._resign()
 
     @property
     def is_quiet(self) -> bool:

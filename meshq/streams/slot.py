@@ -302,7 +302,10 @@ def partition_states(rows: Mapping[bytes, bytes]) -> list[tuple[PartitionKey, Pa
 
 def begun_rows(index: int, dropping: Iterable[PartitionKey]) -> list[tuple[bytes, bytes]]:
     """Rows of this replica alone where its state is replaced: the index that is at, what is to be deleted."""
-    return [(_APPLIED, _encoder.encode(index)), *((_dropping_row(p), _encoder.encode(True)) for p in dropping)]
+    return [
+        (_APPLIED, _encoder.encode(index)),
+        *((_dropping_row(p), _encoder.encode(True)) for p in dropping),
+    ]
 
 
 def _advanced(state: ProducerState | None, entry: Entry, body: PublishBody) -> ProducerState:

@@ -21,7 +21,7 @@ from meshq.client import facts
 from meshq.client.core import ClientCore
 from meshq.entries import ASIDE_ROW, Entry, Payload, PayloadKey, StoredBatch, Write
 from meshq.errors import DiskFull
-from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Slot
+from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, PeerId, Slot
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
@@ -50,6 +50,7 @@ class Disk:
     waiting: list[Write] = field(default_factory=list)
     full: bool = False
     id: bytes = GENESIS_DISK
+    epoch: int = 0
 
     def item(self, entry: Entry) -> Item:
         """The entry with its payload."""
@@ -101,7 +102,9 @@ class Disk:
             aside.clear()
             for key in write.doubtful:
                 stored, end = self.payloads[key.partition], key.base_offset + key.count
-                over = [p for p in stored if p.base_offset < end and p.base_offset + p.count > key.base_offset]
+                over = [
+                    p for p in stored if p.base_offset < end and p.base_offset + p.count > key.base_offset
+                ]
                 if any(where_of(p) != where_of(key) for p in over):
                     self._delete(key)
         aside.update(write.aside)
@@ -203,12 +206,13 @@ class Host:
     # ------------------------------------------------------------------------------- life and death
     def start(self) -> None:
         self.up, self.run = True, self.run + 1
+        self.disk.epoch += 1
         self.pipes.clear()
         self.links.clear()
         w = self.world
         me = Me(
             self.identity.peer_id, self.identity.name, self.identity.curve_public, w.rng.randbytes(16),
-            w.identities[0].peer_id, self.disk.id, self.run,
+            w.identities[0].peer_id, self.disk.id, self.disk.epoch,
         )  # fmt: skip
         registry = Registry(
             w.authority.mesh_id,
@@ -231,7 +235,8 @@ class Host:
     def _restore(self) -> None:
         if SYSTEM_SLOT in self.disk.log:
             self.core.restore_registry(x for _, x in sorted(self.disk.log[SYSTEM_SLOT].items()))
-        for slot in sorted({*self.disk.rows, *self.disk.log, *self.disk.aside} - {SYSTEM_SLOT}):
+        self.core.restore_local(self.disk.rows[LOCAL_SLOT])
+        for slot in sorted({*self.disk.rows, *self.disk.log, *self.disk.aside} - {SYSTEM_SLOT, LOCAL_SLOT}):
             entries = [x for _, x in sorted(self.disk.log[slot].items())]
             rows = self.disk.rows[slot]
             tail = [self.disk.item(x) for x in entries if x.index > applied_index(rows)]
@@ -252,6 +257,12 @@ class Host:
                 other.cut(self.identity.peer_id)
         for client in self.world.clients:
             client.on_host_gone(self)
+
+    def wipe(self) -> None:
+        """It is down, and its disk is replaced by an empty one. The registry is not what is wiped here."""
+        log = self.disk.log[SYSTEM_SLOT]
+        self.disk = Disk(id=self.world.rng.randbytes(16))
+        self.disk.log[SYSTEM_SLOT] = log
 
     def _tick(self, run: int) -> None:
         if self.up and run == self.run:
@@ -303,7 +314,9 @@ class Host:
                     self.world.at(0.0005, lambda r=effect: self._read_log(r, run))
                 case e.ReadRows():
                     rows = dict(self.disk.rows[effect.slot])
-                    self.world.at(0.0005, lambda r=effect, x=rows: self._answer(run, e.RowsRead(r.slot, r.to, x)))
+                    self.world.at(
+                        0.0005, lambda r=effect, x=rows: self._answer(run, e.RowsRead(r.slot, r.to, x))
+                    )
                 case e.ReadPayloads():
                     self.world.at(0.0005, lambda r=effect: self._read_payloads(r, run))
                 case e.OpenLink():

@@ -33,6 +33,8 @@ from meshq.messages import (
     Failure,
     Hello,
     Leads,
+    MembershipAsked,
+    NotMember,
     PeerMessage,
     Ping,
     Pong,
@@ -53,6 +55,7 @@ from meshq.messages import (
 )
 from meshq.peer.core.admin import Admin
 from meshq.peer.core.context import Context, CoreSettings, Me
+from meshq.peer.core.disks import Disks
 from meshq.peer.core.events import (
     PEERS,
     BatchesFetched,
@@ -75,11 +78,13 @@ from meshq.peer.core.events import (
     SessionClosed,
     Settle,
     SlotLogRead,
+    TellRolledBack,
     Ticked,
     TimeSought,
     WritesDone,
     WritesFailed,
 )
+from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
 from meshq.peer.core.naming import Naming
@@ -128,8 +133,10 @@ class PeerCore:
     ) -> None:
         self.ctx = ctx = Context(me, settings, registry, random_id)
         self.links = Links(
-            ctx, self._on_peer_up, self._on_peer_down, self._on_peer_message, self._on_peer_gone
-        )
+            ctx, self._on_peer_up, self._on_peer_down, self._on_peer_message, self._on_welcome,
+            self._on_peer_gone,
+        )  # fmt: skip
+        self.disks = Disks(ctx, self._on_rolled_back)
         self.registrar = Registrar(ctx, self.links, self._on_changes)
         self.replicating = Replicating(ctx, self.links)
         self.slots = Slots(
@@ -149,6 +156,7 @@ class PeerCore:
         self.placing = Placing(ctx, self.links, self.slots)
         self.liveness = Liveness(ctx, self.links, self.slots)
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
+        self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
         self.admin = Admin(ctx, self.links, self.registrar, self.slots, self.whereabouts)
         self._look_for_deleted = True  # of slots led here
         self._next_tick = 0.0
@@ -158,6 +166,11 @@ class PeerCore:
     def restore_registry(self, entries: Iterable[Entry]) -> None:
         self.registrar.restore(entries)
         self.placing.on_peers_changed()
+
+    def restore_local(self, rows: Mapping[bytes, bytes]) -> None:
+        """What this peer keeps for itself; before any slot. Raises: StoreCorrupt."""
+        self.disks.restore(rows)
+        self.slots.frozen = self.disks.is_rolled_back
 
     def restore_slot(
         self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Iterable[Item], aside: Mapping[bytes, bytes]
@@ -274,6 +287,8 @@ class PeerCore:
         if self._look_for_deleted:
             self._drop_deleted()
         self.placing.tick()
+        self.leaving.tick()
+        self.disks.tick()
         self.admin.tick()
         self.ctx.sessions.tick(self.ctx.now)
         if self.ctx.now >= self._recheck_at:
@@ -340,7 +355,11 @@ class PeerCore:
         me = self.ctx.me
         version = min(VERSION_MAX, message.version_max)
         mesh, now_ms = self.ctx.registry.mesh, self.ctx.wall_ms
-        self.ctx.send(session, Welcome(version, mesh, me.peer, me.boot, now_ms, me.disk))
+        m, rolled_back = message, False
+        if session[0] == PEERS and principal.peer_id is not None:
+            rolled_back = self.disks.judge(principal.peer_id, m.disk, m.epoch, m.boot)
+        welcome = Welcome(version, mesh, me.peer, me.boot, now_ms, me.disk, me.epoch, rolled_back)
+        self.ctx.send(session, welcome)
         if session[0] != PEERS:
             self.ctx.send(session, self.routes())
 
@@ -366,7 +385,15 @@ class PeerCore:
                 self.reading.on_unread(session, message)
             case Ask():
                 self.admin.on_ask(session, principal, message)
-            case PullRegistry() | ProposeRegistry() | Replicate() | Beat() | Leads():
+            case (
+                PullRegistry()
+                | ProposeRegistry()
+                | Replicate()
+                | Beat()
+                | Leads()
+                | MembershipAsked()
+                | NotMember()
+            ):
                 self._on_peers_request(session, principal, message, payloads)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for a peer to receive")
@@ -388,6 +415,10 @@ class PeerCore:
                 self.liveness.on_beat(peer, message)
             case Leads():
                 self.whereabouts.on_leads(peer, message)
+            case MembershipAsked():
+                self.leaving.on_asked(peer, message)
+            case NotMember():
+                self.leaving.on_answer(message)
 
     # ---------------------------------------------------------------------------------- other peers
     def _on_peer_up(self, peer: PeerId) -> None:
@@ -398,6 +429,15 @@ class PeerCore:
 
     def _on_peer_down(self, peer: PeerId) -> None:
         self.registrar.on_link_down(peer)
+
+    def _on_welcome(self, peer: PeerId, message: Welcome) -> None:
+        self.disks.judge(peer, message.disk, message.epoch, message.boot)
+        if message.rolled_back:
+            self.disks.on_told(peer)
+
+    def _on_rolled_back(self, peer: PeerId) -> None:
+        self.slots.freeze()
+        self.ctx.out.append(TellRolledBack(peer))
 
     def _on_peer_gone(self, peer: PeerId) -> None:
         self.liveness.on_gone(peer)

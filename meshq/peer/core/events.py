@@ -173,8 +173,8 @@ class Ticked:
 
 Event = (
     MessageArrived | MalformedArrived | SessionClosed | WritesDone | WritesFailed | BatchesFetched
-    | TimeSought | EntriesRead | SlotLogRead | RowsRead | PayloadsRead | PayloadsDeleted | LinkUp | LinkDown | LinkMessage | MemberSeen
-    | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
+    | TimeSought | EntriesRead | SlotLogRead | RowsRead | PayloadsRead | PayloadsDeleted | LinkUp
+    | LinkDown | LinkMessage | MemberSeen | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
 )  # fmt: skip
 
 
@@ -290,6 +290,13 @@ class PeersRegistered:
 
 
 @dataclass(frozen=True, slots=True)
+class TellRolledBack:
+    """That peer has seen a later start of this disk: this peer promises nobody anything any more."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """The end of a ProposalMade: the registry index it was committed at, or why not."""
 
@@ -298,6 +305,7 @@ class Settle:
 
 
 Effect = (
-    SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadEntries | ReadSlotLog
-    | ReadRows | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | PeersRegistered | Settle
+    SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadEntries | ReadSlotLog | ReadRows
+    | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | PeersRegistered
+    | TellRolledBack | Settle
 )  # fmt: skip

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshq.entries import ASIDE_ROW, PayloadKey
-from meshq.errors import MeshqError, OutcomeUnknown, RemoteProtocolError
-from meshq.ids import PartitionKey, Slot, TopicId
+from meshq.errors import OutcomeUnknown, RemoteProtocolError
+from meshq.ids import PartitionKey, TopicId
 from meshq.limits import PENDING_BYTES_MAX
 from meshq.peer.core.events import DeletePayloads, ReadRows
 from meshq.peer.core.pieces import BatchesPiece, RowsPiece, decode_piece, part_of, position_of
@@ -55,9 +55,7 @@ class Receiving:
     _later: list[tuple[float, Host, Incoming]] = field(default_factory=list)  # one a slot
 
     # ------------------------------------------------------------------------------------ restart
-    def restore(
-        self, aside: Mapping[bytes, bytes]
-    ) -> tuple[Incoming | None, dict[PartitionKey, int]]:
+    def restore(self, aside: Mapping[bytes, bytes]) -> tuple[Incoming | None, dict[PartitionKey, int]]:
         """What is aside, and up to where batches came. Raises: StoreCorrupt."""
         touched = {
             PartitionKey(TopicId(key[1:17]), int.from_bytes(key[17:21], "big")): int.from_bytes(value, "big")
@@ -193,7 +191,9 @@ class Receiving:
             return
         stream = SlotStream(host.slot)
         stream.restore(rows.items())
-        self.slots.refuse_waiting(host, OutcomeUnknown("this peer's copy of the slot was replaced: ask again"))
+        self.slots.refuse_waiting(
+            host, OutcomeUnknown("this peer's copy of the slot was replaced: ask again")
+        )
         host.stream, host.checkpointed = stream, stream.applied_index
         host.incoming, host.touched = None, {}
         for partition in stream.dropping:

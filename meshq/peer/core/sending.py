@@ -153,9 +153,7 @@ class Sending:
             part, offset = part + 1, 0
         return tuple(found)
 
-    def _tell(
-        self, host: Host, order: words.ReadSnapshot, image: Image, data: bytes, *, done: bool
-    ) -> None:
+    def _tell(self, host: Host, order: words.ReadSnapshot, image: Image, data: bytes, *, done: bool) -> None:
         self.slots.count("snapshot_pieces_sent")
         self.slots.soon(host, words.SnapshotRead(order.to, image.meta, order.position, data, done))
 

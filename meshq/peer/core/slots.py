@@ -34,12 +34,12 @@ from meshq.peer.core.sending import Sending
 from meshq.replication import words
 from meshq.replication.machine import Replica
 from meshq.replication.quorum import Config, Node
-from meshq.replication.saved import hard_row, replica_row, restored
+from meshq.replication.saved import hard_row, replica_row, restored, snapshot_row
 from meshq.replication.state import Settings
-from meshq.replication.words import Item, Position, Role
+from meshq.replication.words import GENESIS, Item, Position, Role
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import encode_publish, payload_key_of, payload_of
-from meshq.streams.slot import EMPTY, Dropped, PartitionState, SlotStream, Stored
+from meshq.streams.slot import EMPTY, Dropped, PartitionState, SlotStream, Stored, begun_rows
 
 if TYPE_CHECKING:
     import random
@@ -64,6 +64,7 @@ class Host:
     touched: dict[PartitionKey, int] = field(default_factory=dict)  # up to where snapshots brought batches
     marks: deque[tuple[int, int]] = field(default_factory=deque)  # (applied index, log bytes up to it)
     log_bytes: int = 0  # that were applied since the start
+    is_emptied: bool = False  # a write that leaves nothing of it is on its way
     damaged_below: int = 0  # entries below are unreadable: not to be kept for others
 
     @property
@@ -92,6 +93,7 @@ class Slots:
     supports: set[PeerId] = field(default_factory=set)
     supported_by: set[PeerId] = field(default_factory=set)
     damaged: int = 0
+    frozen: bool = False  # this disk was rolled back
     now: float = 0.0
     wall_ms: int = 0
     sending: Sending = field(init=False)
@@ -151,6 +153,7 @@ class Slots:
             settings=REPLICA,
             supports=self.supports,
             supported_by=self.supported_by,
+            frozen=self.frozen,
             **state,  # type: ignore[arg-type]
         )
         host = self.hosts[slot] = Host(slot, replica, stream, stream.applied_index)
@@ -159,8 +162,41 @@ class Slots:
 
     def _mind(self, host: Host) -> None:
         """When it wants to be ticked."""
-        host.wake = host.replica.deadline()
+        host.wake = host.replica.deadline() if not host.is_emptied else inf
         self._wake = min(self._wake, host.wake)
+
+    def freeze(self) -> None:
+        """This disk was rolled back or cloned: nothing here promises or leads any more."""
+        self.frozen = True
+        for host in list(self.hosts.values()):
+            host.replica.freeze()
+            self.tell(host, words.Ticked())
+
+    def empty(self, host: Host, index: int, config: Config) -> None:
+        """This node is out, by this configuration, committed at this index: delete what is here, and begin as
+        a node that never was a member.
+
+        Term and vote stay. No vote leaves before the log has come to `index` again: added once more, it would
+        pass configurations in which it was a voter, and whom it elected then would not know what was decided.
+        """
+        if not host.replica.is_quiet or host.is_emptied or host.is_replaced:
+            return
+        gone = {*host.stream.partitions, *host.stream.dropping, *host.touched}
+        vote = host.replica.hard.vote
+        hard = words.Hard(host.replica.term, vote, max(index, host.replica.hard.repair_until))
+        row = snapshot_row(words.SnapshotMeta(GENESIS, config, host.replica.log.last_timestamp_ms))
+        rows = (hard_row(hard), row, *begun_rows(0, gone))
+        host.is_emptied = True
+
+        def done() -> None:
+            self.restore(host.slot, dict(rows), tail=(), aside={}, now=self.now)
+            self.count("slots_emptied")
+            self.on_role(self.hosts[host.slot])
+
+        def failed(_: MeshqError) -> None:
+            host.is_emptied = False
+
+        self.disk.submit(host.slot, rows=rows, replace=(), clear_aside=b"", done=done, failed=failed)
 
     # ----------------------------------------------------------------------------------- publishing
     def publish(
@@ -237,6 +273,8 @@ class Slots:
         self.tell(host, words.Received(frm, message))
 
     def tell(self, host: Host, event: words.Event) -> None:
+        if host.is_emptied or self.hosts.get(host.slot) is not host:
+            return
         self._carry_out(host, host.replica.handle(event, now=self.now, wall_ms=self.wall_ms))
 
     def tell_all(self, event: words.Event) -> None:
@@ -396,7 +434,7 @@ class Slots:
                 self._checkpoint(host)
 
     def _checkpoint(self, host: Host) -> None:
-        if host.is_replaced:
+        if host.is_replaced or host.is_emptied:
             return
         self.receiving.clean(host)
         log, applied = host.replica.log, host.stream.applied_index
@@ -420,8 +458,8 @@ class Slots:
         )
 
     def _trim_to(self, host: Host, applied: int) -> int:
-        """The first entry to keep, or 0. Few are kept for nobody; for followers that lack them, and for one that
-        a snapshot is on its way to, as many as a bound allows: beyond it they get a snapshot.
+        """The first entry to keep, or 0. Few are kept for nobody; for followers that lack them, and for one
+        that a snapshot is on its way to, as many as a bound allows: beyond it they get a snapshot.
         """
         log = host.replica.log
         keep_from = applied - LOG_ENTRIES_KEPT + 1
