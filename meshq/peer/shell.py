@@ -150,7 +150,7 @@ class PeerShell:
             papers,
             self.settings,
             self.directory.peers,
-            boot_epoch=self.directory.raise_boot_epoch(),
+            boot_epoch=self.core.ctx.me.starts,
             boot_id=self.core.ctx.me.boot,
             signing_key_of=self._signing_key_of,
             on_member=self._on_member,
@@ -196,6 +196,7 @@ class PeerShell:
             registry_peer(papers),
             self.store.disk_id,
             self.store.boot_epoch,
+            self.directory.raise_boot_epoch(),
         )
         settings = CoreSettings(s.auto_create, s.record_bytes_max)
         rng = random.Random(os.urandom(16))

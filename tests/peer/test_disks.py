@@ -84,8 +84,8 @@ def test_a_peer_that_a_slot_left_deletes_it_and_can_be_added_again(seed: int) ->
                     found.append((h.identity.name, key.partition))
         return found
 
-    assert leftovers()
     world.run(lambda: not leftovers())
+    assert counted(world)["slots_emptied"] > 0
     check(world, client, info, sent)
     # The ring turns back: the one that joined is taken for dead, and its slots go to who had them before.
     gone = world.hosts[-1]

@@ -212,7 +212,7 @@ class Host:
         w = self.world
         me = Me(
             self.identity.peer_id, self.identity.name, self.identity.curve_public, w.rng.randbytes(16),
-            w.identities[0].peer_id, self.disk.id, self.disk.epoch,
+            w.identities[0].peer_id, self.disk.id, self.disk.epoch, self.run,
         )  # fmt: skip
         registry = Registry(
             w.authority.mesh_id,
