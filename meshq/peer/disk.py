@@ -38,8 +38,10 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.registrar import PULL_BYTES
+from meshq.peer.core.slots import Tail
 from meshq.replication.words import Item, LogRead
 from meshq.security.directory import DataDirectory, Loaded
+from meshq.store.reads import SlotImage
 from meshq.store.store import Store
 from meshq.streams.publish import check_payload, payload_key_of
 from meshq.streams.slot import applied_index
@@ -73,17 +75,34 @@ def refuse_lost_store(directory: DataDirectory, papers: Loaded) -> None:
 
 def restore(core: PeerCore, store: Store) -> None:
     """Bring the core to where the disk is. Raises: StoreCorrupt."""
-    images = store.load()
+    images = store.load(strict=False)
     if SYSTEM_SLOT in images:
+        if (damage := images[SYSTEM_SLOT].damage) is not None:
+            raise damage
         core.restore_registry(_entries(store, SYSTEM_SLOT, images[SYSTEM_SLOT].first_index))
     if LOCAL_SLOT in images:
         core.restore_local(images[LOCAL_SLOT].rows)
     for slot, image in images.items():
         if slot in (SYSTEM_SLOT, LOCAL_SLOT):
             continue
-        tail = _entries(store, slot, applied_index(image.rows) + 1)
-        items = (item_of(store, entry) for entry in tail)
-        core.restore_slot(slot, image.rows, tail=items, aside=image.aside)
+        core.restore_slot(slot, image.rows, tail=tail_of(store, slot, image), aside=image.aside)
+
+
+def tail_of(store: Store, slot: Slot, image: SlotImage) -> Tail:
+    """The entries behind a slot's state with their payloads, as far as all of it is sound."""
+    items: list[Item] = []
+    start = applied_index(image.rows) + 1
+    try:
+        items += (item_of(store, entry) for entry in _entries(store, slot, start))
+    except StoreCorrupt as e:
+        log.error("Slot %s has damage, its log is cut there: %s", slot, e, extra={"event": "SlotDamaged"})
+        behind = store.read_sound(slot, start + len(items))
+        keys = (payload_key_of(entry) for entry in behind)
+        return Tail(items, image.last_index, e, tuple(k for k in keys if k is not None))
+    if image.last_index >= start + len(items):
+        missing = StoreCorrupt(f"slot {slot}: the log does not reach back to entry {start + len(items)}")
+        return Tail(items, image.last_index, image.damage or missing)
+    return Tail(items)
 
 
 def item_of(store: Store, entry: Entry) -> Item:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ class SlotImage:
     """What the store holds of a slot. An empty log has first index 1, last index 0 and the genesis chain.
 
     `aside`: what was put aside; of the rows of a snapshot the keys alone, for together they may be big.
+    `damage`: what is wrong with its log, where whoever loads it can go on with the rest.
     """
 
     rows: dict[bytes, bytes] = field(default_factory=dict)
@@ -42,10 +43,11 @@ class SlotImage:
     first_index: int = 1
     last_index: int = 0
     last_chain: bytes = GENESIS_CHAIN
+    damage: StoreCorrupt | None = None
 
 
-def load(dbs: Databases) -> dict[Slot, SlotImage]:
-    """Every slot with a row or an entry. Raises: StoreCorrupt for a hole in a log or a bad last entry."""
+def load(dbs: Databases, *, strict: bool) -> dict[Slot, SlotImage]:
+    """Every slot with a row or an entry. A hole in a log or a bad last entry: StoreCorrupt if `strict`."""
     images: dict[Slot, SlotImage] = {}
     with dbs.env.begin() as txn:
         with txn.cursor(dbs.rows) as rows:
@@ -63,8 +65,26 @@ def load(dbs: Databases) -> dict[Slot, SlotImage]:
         for slot, image in images.items():
             if image.last_index:
                 data = txn.get(log_key(slot, image.last_index), b"", db=dbs.log)
-                image.last_chain = _decode(slot, image.last_index, data).chain
+                try:
+                    image.last_chain = _decode(slot, image.last_index, data).chain
+                except StoreCorrupt as e:
+                    image.damage = image.damage or e
+            if strict and image.damage is not None:
+                raise image.damage
     return images
+
+
+def read_sound(dbs: Databases, slot: Slot, from_index: int) -> list[Entry]:
+    """Of the entries from this index on those whose checksum holds, whatever is between them."""
+    found: list[Entry] = []
+    prefix = row_key(slot, b"")
+    with _cursor(dbs, dbs.log) as cursor:
+        here = cursor.set_range(log_key(slot, from_index))
+        while here and bytes(cursor.key()).startswith(prefix):
+            with suppress(StoreCorrupt):
+                found.append(decode_entry(parse_log_key(cursor.key())[1], cursor.value()))
+            here = cursor.next()
+    return found
 
 
 def read_rows(dbs: Databases, slot: Slot) -> dict[bytes, bytes]:
@@ -184,7 +204,7 @@ def _count_entry(images: dict[Slot, SlotImage], slot: Slot, index: int) -> None:
     if not image.last_index:
         image.first_index = index
     elif index != image.last_index + 1:
-        raise _missing(slot, image.last_index + 1)
+        image.damage = image.damage or _missing(slot, image.last_index + 1)
     image.last_index = index
 
 

@@ -103,10 +103,15 @@ class Store:
         self._writer.drop(partition, below)
 
     # ----------------------------------------------------------------------------------------- reading
-    def load(self) -> dict[Slot, SlotImage]:
-        """What there is of every slot. Raises: StoreCorrupt."""
+    def load(self, *, strict: bool = True) -> dict[Slot, SlotImage]:
+        """What there is of every slot. Raises: StoreCorrupt; unless `strict`, an image tells its damage."""
         self._check_open()
-        return reads.load(self._dbs)
+        return reads.load(self._dbs, strict=strict)
+
+    def read_sound(self, slot: Slot, from_index: int) -> list[Entry]:
+        """Of the entries from this index on those that are sound: what is left behind a damaged one."""
+        self._check_open()
+        return reads.read_sound(self._dbs, slot, from_index)
 
     def read_rows(self, slot: Slot) -> dict[bytes, bytes]:
         """The slot's rows, as one transaction left them."""

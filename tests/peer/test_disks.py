@@ -6,14 +6,15 @@ import copy
 
 import pytest
 
-from meshq.ids import PartitionKey, TopicId
+from meshq.ids import SYSTEM_SLOT, PartitionKey, TopicId
 from meshq.messages import Accepted, TopicInfo
+from meshq.peer.core import slots
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Node
 from meshq.ring import owners
 from tests.peer import test_placing as placing
 from tests.peer.test_snapshots import counted, squeeze
-from tests.peer.world import Client, World, committed
+from tests.peer.world import Client, Host, World, committed
 
 
 @pytest.fixture(autouse=True)
@@ -148,3 +149,27 @@ def test_a_clone_that_runs_beside_its_original_is_told() -> None:
     host.disk = old  # its next start has the same number as the original's
     host.start()
     world.run(lambda: host.core.disks.is_rolled_back)
+
+
+@pytest.mark.parametrize("seed", (2, 5, 8, 11))
+def test_a_damaged_entry_comes_again_from_another_replica(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "CHECKPOINT_S", 1e9)  # all that is applied is to be applied again
+    monkeypatch.setattr(slots, "CHECKPOINT_ENTRIES", 10**9)
+    world, client, info, sent = placing.play(seed)
+    world.run(lambda: lives_where_it_should(world))
+    host = world.hosts[seed % 3]
+    host.crash()
+    for slot, log in host.disk.log.items():
+        if slot != SYSTEM_SLOT and len(log) > 3:
+            host.disk.damaged.add((slot, sorted(log)[len(log) // 2]))
+    host.start()
+    assert host.core.slots.damaged > 0
+    assert any(h.replica.frozen for h in host.core.slots.hosts.values())
+    world.run(lambda: lives_where_it_should(world) and not frozen(host))
+    check(world, client, info, sent)
+
+
+def frozen(host: Host) -> bool:
+    """Whether a slot it is a member of still waits for what was damaged."""
+    me = host.core.slots.me
+    return any(h.replica.frozen for h in host.core.slots.hosts.values() if me in h.replica.config.nodes())

@@ -20,11 +20,12 @@ from meshq.batch import read_header, read_records
 from meshq.client import facts
 from meshq.client.core import ClientCore
 from meshq.entries import ASIDE_ROW, Entry, Payload, PayloadKey, StoredBatch, Write
-from meshq.errors import DiskFull
+from meshq.errors import DiskFull, StoreCorrupt
 from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, PeerId, Slot
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
+from meshq.peer.core.slots import Tail
 from meshq.peer.papers import verifier
 from meshq.registry import commands
 from meshq.registry.state import GENESIS_DISK, Registry
@@ -51,6 +52,7 @@ class Disk:
     full: bool = False
     id: bytes = GENESIS_DISK
     epoch: int = 0
+    damaged: set[tuple[Slot, int]] = field(default_factory=set)  # entries that cannot be read
 
     def item(self, entry: Entry) -> Item:
         """The entry with its payload."""
@@ -237,10 +239,21 @@ class Host:
             self.core.restore_registry(x for _, x in sorted(self.disk.log[SYSTEM_SLOT].items()))
         self.core.restore_local(self.disk.rows[LOCAL_SLOT])
         for slot in sorted({*self.disk.rows, *self.disk.log, *self.disk.aside} - {SYSTEM_SLOT, LOCAL_SLOT}):
-            entries = [x for _, x in sorted(self.disk.log[slot].items())]
             rows = self.disk.rows[slot]
-            tail = [self.disk.item(x) for x in entries if x.index > applied_index(rows)]
-            self.core.restore_slot(slot, rows, tail=tail, aside=self.disk.aside[slot])
+            self.core.restore_slot(slot, rows, tail=self._tail(slot), aside=self.disk.aside[slot])
+
+    def _tail(self, slot: Slot) -> Tail:
+        """Entries behind the state, up to the first one that is `damaged`."""
+        log, items = self.disk.log[slot], list[Item]()
+        start = applied_index(self.disk.rows[slot]) + 1
+        for index in range(start, max(log, default=0) + 1):
+            if (slot, index) in self.disk.damaged:
+                keys = (payload_key_of(x) for i, x in log.items() if i > index)
+                lost = tuple(k for k in keys if k is not None)
+                self.disk.damaged.discard((slot, index))
+                return Tail(items, max(log), StoreCorrupt("damaged"), lost)
+            items.append(self.disk.item(log[index]))
+        return Tail(items)
 
     def crash(self) -> None:
         self.up = False

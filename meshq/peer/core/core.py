@@ -93,7 +93,7 @@ from meshq.peer.core.publishing import Publishing
 from meshq.peer.core.reading import Reading
 from meshq.peer.core.registrar import Registrar
 from meshq.peer.core.replicating import Replicating
-from meshq.peer.core.slots import Host, Slots
+from meshq.peer.core.slots import Host, Slots, Tail
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry import commands
 from meshq.registry.state import (
@@ -107,7 +107,6 @@ from meshq.registry.state import (
 )
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Config, Node
-from meshq.replication.words import Item
 from meshq.security.authorization import Principal
 from meshq.security.certificates import Certificate
 
@@ -173,7 +172,7 @@ class PeerCore:
         self.slots.frozen = self.disks.is_rolled_back
 
     def restore_slot(
-        self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Iterable[Item], aside: Mapping[bytes, bytes]
+        self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Tail, aside: Mapping[bytes, bytes]
     ) -> None:
         """`tail` are the entries behind the rows' applied index, with their payloads; `aside` is what is
         there of a snapshot.

@@ -11,14 +11,14 @@ has no replica until a leader writes to it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
 from meshq.batch import BatchHeader, Buffer
 from meshq.entries import Entry, EntryKind, PayloadKey
-from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded
+from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded, StoreCorrupt
 from meshq.ids import PartitionKey, PeerId, Ref, Slot, TopicId
 from meshq.limits import (
     LOG_BYTES_MAX,
@@ -48,6 +48,18 @@ CHECKPOINT_S = 1.0
 CHECKPOINT_ENTRIES = 1_024
 ENTRY_BYTES = 40  # of an entry on disk, beside its body
 REPLICA = Settings(memory_bytes=REPLICA_MEMORY_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Entries behind a slot's state, dense and sound. `damage`: why there are no more, although the log goes
+    on to `last_index`; `lost` is where payloads of what is behind the damage are.
+    """
+
+    items: Sequence[Item] = ()
+    last_index: int = 0
+    damage: StoreCorrupt | None = None
+    lost: tuple[PayloadKey, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -114,21 +126,29 @@ class Slots:
         slot: Slot,
         rows: Mapping[bytes, bytes],
         *,
-        tail: Iterable[Item],
+        tail: Tail,
         aside: Mapping[bytes, bytes],
         now: float,
     ) -> None:
         """A slot as the disk has it; `tail` are the entries behind the rows' applied index, with payloads,
-        `aside` what is there of a snapshot.
+        `aside` what is there of a snapshot. What is damaged is cut off and comes again from another copy.
 
-        Raises: StoreCorrupt.
+        Raises: StoreCorrupt, where this is the only copy too.
         """
         stream = SlotStream(slot)
         stream.restore(rows.items())
-        hard, log, configs = restored(rows, self.genesis(slot), tail)
+        hard, log, configs = restored(rows, self.genesis(slot), tail.items)
+        if tail.damage is not None:
+            if configs[-1][1].nodes() == {self.me}:
+                raise tail.damage
+            self.damaged += 1
+            self.disk.submit(slot, dropped=tail.lost, done=lambda: None, failed=lambda _: None)
+        until = tail.last_index if tail.damage is not None else 0
         incoming, touched = self.receiving.restore(aside)
         partial = (incoming.meta, incoming.position) if incoming is not None else None
-        host = self._add(slot, stream, now, hard=hard, log=log, configs=configs, partial=partial)
+        host = self._add(
+            slot, stream, now, hard=hard, log=log, configs=configs, partial=partial, repair_until=until
+        )
         host.incoming, host.touched = incoming, touched
         for partition in stream.dropping:
             self.out.append(DeletePayloads(slot, partition))
@@ -189,7 +209,7 @@ class Slots:
         host.is_emptied = True
 
         def done() -> None:
-            self.restore(host.slot, dict(rows), tail=(), aside={}, now=self.now)
+            self.restore(host.slot, dict(rows), tail=Tail(), aside={}, now=self.now)
             self.count("slots_emptied")
             self.on_role(self.hosts[host.slot])
 
