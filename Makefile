@@ -12,15 +12,18 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# What docs/generate.py writes, the last one in part.
+PAGES := limits messages membership
+FUZZ_S ?= 60
 READY := $(VENV)/.ready
 
 # $(call stage,name,command): runs it and says how long it took.
 stage = @echo "== $(1)"; SECONDS=0; $(2); echo "   $(1): $${SECONDS} s"
 
-.PHONY: help test lint format types imports docs docs-current units check-long demo bench lab-deps venv clean
+.PHONY: help test lint format types imports docs docs-current units check-long simulate-membership fuzz-membership lab demo bench bench-membership lab-deps venv clean
 
 help:  ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 test: lint units  ## lint, types, import contracts, then every test that does not take minutes
 
@@ -36,15 +39,19 @@ imports: $(READY)
 	$(call stage,import contracts,$(BIN)/lint-imports)
 
 docs-current: $(READY)
-	$(call stage,generated docs,$(BIN)/python docs/generate.py limits | diff -u docs/limits.md - \
-		&& $(BIN)/python docs/generate.py | diff -u docs/messages.md - \
-		|| { echo "a generated page of docs/ is not what the source says: run 'make docs'" >&2; exit 1; })
+	$(call stage,generated docs,for page in $(PAGES); do \
+		$(BIN)/python docs/generate.py $$page | diff -u docs/$$page.md - \
+		|| { echo "docs/$$page.md is not what the source says: run 'make docs'" >&2; exit 1; }; done)
 
 units: $(READY)
 	$(call stage,pytest,$(BIN)/python -m pytest -m 'not long' --durations=10 --durations-min=1)
 
 check-long: $(READY)  ## the tests that take minutes
 	$(call stage,long tests,$(BIN)/python -m pytest -m long)
+	$(call stage,membership simulated,$(BIN)/python -m tests.gossip.simulate --whole --write)
+
+lab: $(READY) lab-deps  ## every test in network namespaces, and what it measured (root; about eight minutes)
+	@$(BIN)/python -m pytest tests/lab
 
 demo: $(READY)  ## three peers on this host, real records
 	@$(BIN)/meshq demo
@@ -52,10 +59,19 @@ demo: $(READY)  ## three peers on this host, real records
 bench: $(READY)  ## the benchmarks, beside what one would use instead
 	@$(BIN)/python -m benchmarks
 
+bench-membership: $(READY)  ## a kill at 10 and 30 peers, beside the package kinship (about six minutes)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[dev,bench]'
+	@$(BIN)/python -m benchmarks.membership
+
 docs: $(READY)  ## write the generated pages of docs/ again
-	@mkdir -p docs
-	@$(BIN)/python docs/generate.py limits > docs/limits.md
-	@$(BIN)/python docs/generate.py > docs/messages.md
+	@for page in $(PAGES); do \
+		$(BIN)/python docs/generate.py $$page > docs/$$page.new && mv docs/$$page.new docs/$$page.md; done
+
+simulate-membership: $(READY)  ## the tables of docs/membership.md, small sizes; ARGS="--whole" for all, "--help"
+	@$(BIN)/python -m tests.gossip.simulate $(ARGS)
+
+fuzz-membership: $(READY)  ## feed broken datagrams to gossip's decoders for FUZZ_S seconds
+	@$(BIN)/python -m tests.gossip.fuzz $(FUZZ_S)
 
 lab-deps:  ## what the tests in network namespaces need from the system (root, apt-get)
 	@bash tests/lab/install.sh

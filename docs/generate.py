@@ -1,8 +1,8 @@
-"""Writes docs/messages.md: what every struct on the wire holds, read from the structs themselves.
+"""Writes the generated pages: messages.md (every struct on the wire), limits.md, and a part of membership.md.
 
 A table kept by hand is right on the day it is written. So the numbers, fields, types and limits come from the
 annotations that decode the messages, the words beside them from docstrings and comments in the source.
-`python docs/generate.py` prints the page; `make docs` keeps it, `make test` says when it is out of date.
+`python docs/generate.py PAGE` prints one; `make docs` keeps them, `make test` says when one is out of date.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import msgspec
 from msgspec import inspect as kinds
 
 from meshq import errors, limits, messages
-from meshq.gossip import wire
+from meshq.gossip import transitions, wire
 from meshq.registry import commands
 from meshq.security import certificates, door, genesis, signing, tokens
-from meshq.streams import slot
+from meshq.streams import publish, slot
 
 HEAD = """# Messages
 
@@ -63,7 +63,7 @@ def page() -> str:
     parts.append(_section("Gossip", "Inside a sealed datagram.", _structs(wire)))
     parts.append(_section("Registry commands", "Bodies of the system slot's entries.", _structs(commands)))
     parts.append(
-        _section("Entry bodies", "The body of a `PUBLISH` entry of a slot's log.", [slot.PublishBody])
+        _section("Entry bodies", "The body of a `PUBLISH` entry of a slot's log.", [publish.PublishBody])
     )
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts))
 
@@ -223,6 +223,16 @@ def limits_page() -> str:
     return limits.as_markdown() + inner + "\n".join(rows) + "\n"
 
 
+def membership_page() -> str:
+    """The page as it is, with the picture and the table of transitions drawn again from `transitions.py`."""
+    page = (Path(__file__).parent / "membership.md").read_text()
+    begin, end = "<!-- generated: transitions -->\n", "<!-- end of generated -->\n"
+    before, rest = page.split(begin)
+    after = rest.split(end)[1]
+    drawn = f"\n```mermaid\n{transitions.as_mermaid()}```\n\n{transitions.as_markdown()}\n"
+    return before + begin + drawn + end + after
+
+
 def _constant(node: ast.stmt) -> tuple[str, str | None]:
     """A module constant's name and what it is set to, as written."""
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
@@ -233,4 +243,5 @@ def _constant(node: ast.stmt) -> tuple[str, str | None]:
 
 
 if __name__ == "__main__":
-    print(limits_page() if sys.argv[1:] == ["limits"] else page(), end="")
+    pages = {"messages": page, "limits": limits_page, "membership": membership_page}
+    print(pages[sys.argv[1]](), end="")

@@ -73,6 +73,8 @@ PENDING_BYTES_MAX = _limit("PENDING_BYTES_MAX", 64 * MIB, "batches accepted by a
 # Membership and the door
 DATAGRAM_BYTES_MAX = _limit("DATAGRAM_BYTES_MAX", 1_400, "a gossip datagram, sealed", "dropped and counted")
 REPLAY_WINDOW = _limit("REPLAY_WINDOW", 1_024, "datagrams of one sender that may arrive out of order", "older ones dropped and counted")
+MEMBER_EVENTS_KEPT = _limit("MEMBER_EVENTS_KEPT", 4_096, "membership changes that a peer keeps for `meshq events`", "the oldest is forgotten; a reader that lacks it is told how many it missed (`EventsLost`)")
+MEMBER_EVENT_READERS_MAX = _limit("MEMBER_EVENT_READERS_MAX", 256, "requests that wait for one peer's next membership change", "`Overloaded`")
 ADDRESSES_MAX = _limit("ADDRESSES_MAX", 8, "addresses of one peer", "the rest is ignored")
 INVITES_MAX = _limit("INVITES_MAX", 256, "open invitations of one peer", "`UsageError`")
 DOOR_CALLERS_MAX = _limit("DOOR_CALLERS_MAX", 64, "joins under way at one door", "refused, try again")

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from meshq.batch import Buffer
 from meshq.errors import MeshqError, RemoteProtocolError, from_wire
-from meshq.limits import ASK_BYTES_MAX
+from meshq.limits import ASK_BYTES_MAX, DATAGRAM_BYTES_MAX
 
 VERB = b"MQ"
 VERSION_MIN = 1
@@ -326,6 +326,13 @@ class Leads(Message, frozen=True, tag=58):
     slots: Annotated[list[tuple[U16, U63]], Meta(max_length=1 << 16)]
 
 
+class CarryGossip(Message, frozen=True, tag=60):
+    """What a gossip datagram would have told, for one whose datagrams do not get through. No answer but such
+    a message the other way."""
+
+    payload: Annotated[bytes, Meta(max_length=DATAGRAM_BYTES_MAX)]
+
+
 class MembershipAsked(Message, frozen=True, tag=65):
     """The sender keeps these slots although the ring does not place them there: (slot, its disk, index of the
     newest configuration it knows). Whoever leads one without that disk answers NotMember."""
@@ -346,7 +353,9 @@ BulkyMessage = (
     Watch | Produce | Read | Unread | ProposeRegistry | Replicate | Beat | Leads | MembershipAsked | NotMember
 )  # fmt: skip
 ClientMessage = Hello | Ping | Resolve | Watch | Unwatch | Produce | Read | Credit | Unread | Ask
-PeerMessage = PullRegistry | ProposeRegistry | Replicate | Beat | Leads | MembershipAsked | NotMember
+PeerMessage = (
+    PullRegistry | ProposeRegistry | Replicate | Beat | Leads | CarryGossip | MembershipAsked | NotMember
+)
 ServerMessage = (
     Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
     | ReadEnded | Answer | RegistryEntries | RegistryMoved

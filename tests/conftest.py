@@ -91,6 +91,10 @@ def eventually_sync() -> EventuallySync:
     return wait
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite", action="store_true", help="write down in tests/testdata what is seen now")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a coroutine test to its end, in a loop of its own."""

@@ -29,6 +29,7 @@ _VERBS: Final = {
     "up": "up:up",
     "status": "listing:status",
     "peers": "listing:peers",
+    "events": "watching:events",
     "topics": "listing:topics",
     "topic": "topic:topic",
     "client": "client:client",

@@ -80,6 +80,14 @@ class DemoMesh:
             await process.wait()
             raise Failed(f"{name} did not stop within {STOP_S:g} s: {self.log_of(name)}") from None
 
+    async def kill(self, name: str) -> None:
+        """SIGKILL: it gets no word in."""
+        process = self._running.pop(name)
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        (self.data(name) / "run.json").unlink(missing_ok=True)  # `start` waits for the new one
+
     def log_of(self, name: str) -> str:
         """The end of what it said."""
         with suppress(OSError):

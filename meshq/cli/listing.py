@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +12,7 @@ import click
 from meshq.cli.options import json_option, reaching
 from meshq.cli.output import print_facts, print_json, print_table, show_bytes
 from meshq.cli.reach import Where, ask, with_mesh
+from meshq.cli.watching import watch_peers
 from meshq.client.mesh import Mesh
 from meshq.topics import check_pattern
 
@@ -32,7 +35,7 @@ def status(as_json: bool, where: Where) -> None:
             "peers": f"{found['peers_reachable']} of {found['peers']} reachable",
             "registry": f"version {registry['version']:,}, held by {registry['holder']}{away}",
             "topics": found["topics"],
-            "slots": f"{slots['owned']} of {slots['total']} owned here, {slots['written']} written to",
+            "slots": _slots(slots),
             "disk": f"{show_bytes(disk['room_bytes'])} free, {show_bytes(disk['pending_bytes'])} on the way",
             "clients": f"{found['sessions']} connected, {found['readers']} partitions being read",
         }
@@ -42,15 +45,39 @@ def status(as_json: bool, where: Where) -> None:
         print_facts(counters)
 
 
+def _slots(slots: dict[str, int]) -> str:
+    """What this peer has to do with them, and what is wrong with any."""
+    said = [f"{slots['led']} of {slots['total']} led here", f"{slots['replicas']} with a copy here"]
+    for name in ("under_replicated", "moving", "leaderless"):
+        if slots[name]:
+            said.append(f"{slots[name]} {name.replace('_', '-')}")
+    return ", ".join(said)
+
+
 @click.command()
+@click.option("--watch", is_flag=True, help="Go on: on a terminal as it changes, with --json a list a line.")
 @json_option
 @reaching
-def peers(as_json: bool, where: Where) -> None:
-    """List the mesh's peers, this one included."""
+def peers(watch: bool, as_json: bool, where: Where) -> None:
+    """List the mesh's peers, this one included, as the peer sees them that answers."""
+    if watch:
+        watch_peers(where, (lambda rows: click.echo(json.dumps(rows))) if as_json else _redraw)
+        return
     found = ask(where, "peers")
     if as_json:
         print_json(found)
-        return
+    else:
+        _show_peers(found)
+
+
+def _redraw(rows: list[dict[str, Any]]) -> None:
+    """Over what stands there, on a terminal; one below the other in a file."""
+    if sys.stdout.isatty():
+        click.clear()
+    _show_peers(rows)
+
+
+def _show_peers(found: list[dict[str, Any]]) -> None:
     for row in found:
         row["name"] += " *" if row["holds_registry"] else ""
         row["since"] = _show_time(row["since_ms"])

@@ -64,4 +64,4 @@ class Errands:
         self._errands.clear()
 
     def wake(self) -> float:
-        return min((e.wake for e in self._errands.values()), default=float("inf"))
+        return min([e.wake for e in self._errands.values()]) if self._errands else float("inf")

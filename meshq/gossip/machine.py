@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, assert_never
 from meshq.errors import RemoteProtocolError
 from meshq.gossip import wire
 from meshq.gossip.awareness import Awareness
+from meshq.gossip.blockage import Blockage
 from meshq.gossip.broadcasts import Broadcasts
 from meshq.gossip.errands import Errands
 from meshq.gossip.known import Known
@@ -28,9 +29,10 @@ from meshq.gossip.mail import Mail
 from meshq.gossip.notes import Notes
 from meshq.gossip.own import OwnRecord
 from meshq.gossip.probing import Probing
+from meshq.gossip.reaching import ASK_DEAD, Reaching
 from meshq.gossip.settings import LAN, Settings
-from meshq.gossip.suggestions import Suggestion, Suggestions
 from meshq.gossip.table import Table, read
+from meshq.gossip.transitions import Belief
 from meshq.gossip.wire import Claim, Gossip, MemberRecord, Signed
 from meshq.gossip.words import (
     AddressesChanged,
@@ -41,12 +43,12 @@ from meshq.gossip.words import (
     LeaveRequested,
     LinkAnswered,
     LinkBroken,
+    LinkCarried,
     LinkUp,
     Member,
     OwnRecordOutdated,
     Registered,
     Slept,
-    State,
     Tick,
     VerdictsDiscarded,
 )
@@ -57,12 +59,15 @@ if TYPE_CHECKING:
 
 _RECORDS_PER_ANSWER_MAX = 16  # who lacks more asks again for the rest
 _WANTS_MAX = 64
-_ASK_DEAD = 1  # the token of questions to dead members; others have theirs from the random source
 
 
 class Membership:
     """The machine. `counts`: malformed, unregistered, forged, full (registered peers above PEERS_MAX),
-    unhelped (asked for help in vain), udp_blocked (answers that came over the connection alone), refuted.
+    unhelped (asked for help in vain), udp_blocked (answers that came over the connection alone), refuted,
+    caught_up (own records newer than the one it had).
+
+    `links_carry`: the shell takes the payload of ProbeLink and tells LinkCarried, so that who is cut off from
+    UDP hears what is said of it, and can refute.
 
     `verify(peer, data, signature)` says whether that peer signed; `sign` signs as this one. A boot epoch has
     to be higher at every start, made durable before, with another `boot_id`.
@@ -81,6 +86,7 @@ class Membership:
         rng: random.Random,
         now: float,
         settings: Settings = LAN,
+        links_carry: bool = False,
     ) -> None:
         self.me = me
         self._verify = verify
@@ -92,11 +98,14 @@ class Membership:
         self._table = Table(me, settings, self._broadcasts, verify, self.counts, self._out)
         self._own = OwnRecord(MemberRecord(me, boot_epoch, boot_id, name, list(addresses), 1), sign)
         self._awareness = Awareness(settings.awareness_max)
-        self._mail = Mail(self._broadcasts, rng, self._out)
-        self._probing = Probing(settings, self._awareness, self._table, self._mail, rng, self._out)
+        self._mail = Mail(self._broadcasts, rng, self._out, links_carry)
+        self._blockage = Blockage(self._out)
+        self._probing = Probing(
+            settings, self._awareness, self._table, self._mail, rng, self._out, self._blockage
+        )
         self._errands = Errands(settings, self._mail)
         self._notes = Notes(self._table, self._own)
-        self._suggestions = Suggestions()
+        self._reaching = Reaching(settings, self._table, self._own, self._mail, rng)
         self._next_probe = self._next_gossip = self._next_sync = self._next_reach = now
         self._due = now
         self._ticked = False
@@ -109,7 +118,8 @@ class Membership:
             case DatagramReceived(payload, sender, address):
                 self._on_datagram(payload, sender, address, now)
             case AddressSuggested(address, keep):
-                self._on_address_suggested(address, keep, now)
+                token = self._probing.token()
+                self._reaching.on_suggested(address, keep=keep, token=token, now=now)
             case AddressesChanged(addresses):
                 if self._own.move(addresses):
                     self._broadcasts.put(self.me, self._own.signed)
@@ -124,6 +134,8 @@ class Membership:
                     self._table.known[peer].linked = True
             case LinkAnswered(peer):
                 self._on_link_answered(peer, now)
+            case LinkCarried(payload, sender):
+                self._on_datagram(payload, sender, None, now)
             case Slept(seconds):
                 self._on_stalled(seconds, now)
             case _:
@@ -156,7 +168,7 @@ class Membership:
 
     @property
     def suggestions_ignored(self) -> int:
-        return self._suggestions.ignored
+        return self._reaching.suggestions.ignored
 
     # ------------------------------------------------------------------------------------------------- time
     def _wake(self) -> float:
@@ -181,7 +193,7 @@ class Membership:
             self._compare_notes(now)
         if now >= self._next_reach:
             self._next_reach = now + self._settings.reach_s
-            self._reach_out(now)
+            self._reaching.reach_out(now)
         if len(self._broadcasts) and now >= self._next_gossip:
             self._next_gossip = now + self._settings.gossip_s
             self._gossip(now)
@@ -200,15 +212,19 @@ class Membership:
         if known is None:
             return
         known.linked = False
+        self._blockage.on_link_broken(known)
         if known.present:
             self._probing.probe(known, now)
 
     def _on_link_answered(self, peer: PeerId, now: float) -> None:
         if self._probing.on_link_answered(peer, now):
             self.counts["udp_blocked"] += 1
+        if peer in self._table.known:
+            self._blockage.on_link_answered(self._table.known[peer])
 
     # -------------------------------------------------------------------------------------------- datagrams
-    def _on_datagram(self, payload: bytes, sender: PeerId, address: str, now: float) -> None:
+    def _on_datagram(self, payload: bytes, sender: PeerId, address: str | None, now: float) -> None:
+        """`address`: where it came from; None: over the connection, by which answers then go too."""
         try:
             heard = wire.decode(payload)
         except RemoteProtocolError:
@@ -222,12 +238,14 @@ class Membership:
             self._on_claim(claim, heard.hearsay, lacking, answer, now)
         known = self._table.known.get(sender)
         if known is not None:
-            known.direct, known.direct_at = address, now
+            if address is not None:
+                known.direct, known.direct_at = address, now
+                self._blockage.on_datagram(known)
             self._table.on_heard(known, now)
             if known.record is None:
                 lacking.append(sender)
         self._on_tokens(heard, sender, address, now)
-        self._reply(heard, known, lacking, answer, address)
+        self._reply(heard, known, sender, lacking, answer, address)
 
     def _on_record(self, signed: Signed, sender: PeerId, hearsay: bool, now: float) -> None:
         record = read(signed, self.counts)
@@ -242,17 +260,23 @@ class Membership:
         if not self._table.on_record(record, signed, fresh=fresh, now=now):
             return
         known = self._table.known[PeerId(record.peer)]
-        if known.doubted:
+        if known.belief is Belief.UNHEARD:
             self._probing.probe(known, now)
-        if known.state is State.ALIVE and not was_present:
+        if known.belief is Belief.ALIVE and not was_present:
             self._notes.hurry()
             self._next_sync = min(self._next_sync, now + self._settings.gossip_s)
 
     def _on_own_record(self, record: MemberRecord, signed: Signed) -> None:
-        if self._own.outdated_said or not self._own.is_outdated_by(record):
+        ahead = self._own.is_behind(record)
+        if not ahead and (self._own.outdated_said or not self._own.is_outdated_by(record)):
             return
         if not wire.is_signed(record, signed, self._verify):
             self.counts["forged"] += 1
+            return
+        if ahead:
+            self._own.catch_up(record)
+            self.counts["caught_up"] += 1
+            self._broadcasts.put(self.me, self._own.signed)
             return
         self._own.outdated_said = True
         self._out.append(OwnRecordOutdated(record.boot_epoch, record.boot_id))
@@ -271,13 +295,21 @@ class Membership:
         if claim.order < self._own.record.order:
             answer.append(self._own.signed)
 
-    def _on_tokens(self, heard: Gossip, sender: PeerId, address: str, now: float) -> None:
-        self._probing.on_answered(heard.answered, sender, now)
-        self._errands.on_answered(heard.answered, sender)
-        if heard.answered > _ASK_DEAD:
-            self._suggestions.answered(heard.answered, sender)
-        self._probing.on_vouched(heard.vouched, now)
-        self._probing.on_refused(heard.refused)
+    def _on_tokens(self, heard: Gossip, sender: PeerId, address: str | None, now: float) -> None:
+        if address is None:  # nobody is helped by way of a connection
+            if heard.answered and self._probing.is_asked(heard.answered, sender):
+                self._on_link_answered(sender, now)
+            elif heard.answered and sender in self._table.known:  # too late for the probe, not for this
+                self._blockage.on_link_answered(self._table.known[sender])
+            return
+        if heard.answered > ASK_DEAD:
+            self._probing.on_answered(heard.answered, sender, now)
+            self._errands.on_answered(heard.answered, sender)
+            self._reaching.suggestions.answered(heard.answered, sender)
+        if heard.vouched:
+            self._probing.on_vouched(heard.vouched, now)
+        if heard.refused:
+            self._probing.on_refused(heard.refused)
         if heard.helping:
             self._on_help_asked(heard.helping, PeerId(heard.whom), address, now)
 
@@ -289,12 +321,18 @@ class Membership:
             self.counts["unhelped"] += 1
 
     def _reply(
-        self, heard: Gossip, known: Known | None, lacking: list[PeerId], records: list[Signed], address: str
+        self,
+        heard: Gossip,
+        known: Known | None,
+        sender: PeerId,
+        lacking: list[PeerId],
+        records: list[Signed],
+        address: str | None,
     ) -> None:
         """Answer a question, hand out what was asked for or is newer here, ask for what is lacking."""
         notes, claims, more = self._notes.compare(heard)
         lacking += [p for p in more if p != self.me or not self._own.outdated_said]
-        if heard.ask and known is not None and known.claim is not None:
+        if heard.ask and known is not None and known.claim is not None and self._settings.buddy:
             claims = [known.claim, *(c for c in claims if c != known.claim)]
         if heard.ask and heard.records:
             records = [self._own.signed]  # who shows its own record may not know ours
@@ -306,7 +344,11 @@ class Membership:
         if heard.ask or records or claims or lacking:
             head = Gossip(answered=heard.ask, hearsay=hearsay)
             wants = lacking[:_WANTS_MAX]
-            self._mail.emit(address, wire.pack(head, records=records, claims=claims, wants=wants))
+            payloads = wire.pack(head, records=records, claims=claims, wants=wants)
+            if address is None:
+                self._mail.carry(sender, payloads)
+            else:
+                self._mail.emit(address, payloads)
 
     # ------------------------------------------------------------------------------------------------ sending
     def _gossip(self, now: float) -> None:
@@ -319,47 +361,22 @@ class Membership:
     def _compare_notes(self, now: float) -> None:
         wait_s = self._settings.gossip_s if self._notes.is_hurried() else self._settings.sync_s
         self._next_sync = now + wait_s
-        alive = [k for k in self._table.known.values() if k.state is State.ALIVE]
+        alive = [k for k in self._table.known.values() if k.belief is Belief.ALIVE]
         if alive:
-            self._mail.emit(self._mail.address_of(self._rng.choice(alive), now), self._notes.page())
-
-    def _reach_out(self, now: float) -> None:
-        """One dead member and one suggested address: how those come back who do not know us, or lost us."""
-        gone = [k for k in self._table.known.values() if not k.present and k.record is not None]
-        for k in gone:
-            if k.claim is not None and now - k.since > self._settings.reclaim_s:
-                k.claim = k.evidence = k.direct = None
-                k.doubted = True
-        # Many watch few: it is enough that some of them write to each.
-        share = self._settings.reach_each * len(gone) / (1 + len(self._table.known) - len(gone))
-        if gone and self._rng.random() < share:
-            known = self._rng.choice(gone)
-            claims = [known.claim] if known.claim else []
-            self._mail.emit(self._mail.address_of(known, now), self._question(_ASK_DEAD, claims))
-        due = self._suggestions.due(now=now, alive=self._is_alive)
-        if due:
-            self._try(due, now)
-
-    def _try(self, suggestion: Suggestion, now: float) -> None:
-        self._suggestions.tried(suggestion, now=now)
-        self._mail.emit(suggestion.address, self._question(suggestion.token))
-
-    def _question(self, token: int, claims: Iterable[Claim] = ()) -> list[bytes]:
-        return wire.pack(Gossip(ask=token, hearsay=True), records=[self._own.signed], claims=claims)
+            other = self._rng.choice(alive)
+            if other.reach == "link":
+                self._mail.carry(other.peer, self._notes.page())
+            else:
+                self._mail.emit(self._mail.address_of(other, now), self._notes.page())
 
     # ------------------------------------------------------------------------------------------ configuration
-    def _on_address_suggested(self, address: str, keep: bool, now: float) -> None:
-        new = self._suggestions.add(address, keep=keep, token=self._probing.token(), now=now)
-        if new:
-            self._try(new, now)
-
     def _on_registered(self, peers: Iterable[PeerId], now: float) -> None:
         new, gone = self._table.register(peers, now)
         self._probing.remove(gone)
         self._probing.add(new)
         self._mail.retransmits = self._settings.retransmits(len(self._table.known) + 1)
         if new:
-            self._suggestions.hurry(now=now)  # who answered there may be one of the new ones
+            self._reaching.suggestions.hurry(now=now)  # who answered there may be one of the new ones
 
     def _on_leave_requested(self, now: float) -> None:
         """Tell everybody who is there, once; the record spreads from them if some do not get it."""
@@ -367,7 +384,3 @@ class Membership:
         for known in self._table.known.values():
             if known.present:
                 self._mail.emit(self._mail.address_of(known, now), wire.pack(records=[self._own.signed]))
-
-    def _is_alive(self, peer: PeerId) -> bool:
-        known = self._table.known.get(peer)
-        return known is not None and known.present

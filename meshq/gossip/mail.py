@@ -9,7 +9,8 @@ from meshq.gossip import wire
 from meshq.gossip.broadcasts import Broadcasts
 from meshq.gossip.known import Known
 from meshq.gossip.wire import Claim, Gossip, Signed
-from meshq.gossip.words import Effect, SendDatagram
+from meshq.gossip.words import Effect, ProbeLink, SendDatagram
+from meshq.ids import PeerId
 
 if TYPE_CHECKING:
     import random
@@ -20,9 +21,10 @@ _ROOM = wire.PAYLOAD_BYTES_MAX - wire.EMPTY_BYTES
 
 
 class Mail:
-    """`retransmits`: how often each piece of news is passed on."""
+    """`retransmits`: how often each piece of news is passed on. `carried`: connections carry payloads too."""
 
-    def __init__(self, broadcasts: Broadcasts, rng: random.Random, out: list[Effect]) -> None:
+    def __init__(self, broadcasts: Broadcasts, rng: random.Random, out: list[Effect], carried: bool) -> None:
+        self._carried = carried
         self._broadcasts = broadcasts
         self._rng = rng
         self._out = out
@@ -39,6 +41,20 @@ class Mail:
             records, more = self.news(told)
             told += [c for c in more if c not in told]
         self.emit(address, wire.pack(head, records=records, claims=told))
+
+    def by_link(self, known: Known, head: Gossip) -> None:
+        """Ask over the connection, with all that a datagram would tell if connections carry that."""
+        if not self._carried:
+            self._out.append(ProbeLink(known.peer))
+            return
+        told = [known.claim] if known.claim else []
+        records, more = self.news(told)
+        told += [c for c in more if c not in told]
+        self.carry(known.peer, wire.pack(head, records=records, claims=told))
+
+    def carry(self, peer: PeerId, payloads: Iterable[bytes]) -> None:
+        if self._carried:
+            self._out += [ProbeLink(peer, x) for x in payloads]
 
     def send_to(self, address: str, head: Gossip) -> None:
         self._out.append(SendDatagram(address, wire.encode(head)))

@@ -35,16 +35,18 @@ class Notes:
 
     def page(self) -> list[bytes]:
         """The next members' turn."""
-        rows = [Digest(self._own.record.peer, *self._own.record.order)]
-        rows += [Digest(p, *k.order) for p, k in sorted(self._table.known.items())]
-        start = self._from % len(rows)
-        part = rows[start : start + _DIGESTS]
+        start = self._from % (1 + len(self._table.by_id))
+        part = [self._own.record.peer, *self._table.by_id][start : start + _DIGESTS]
         self._from = start + len(part)
-        claims = [k.claim for r in part if (k := self._table.known.get(PeerId(r.peer))) and k.claim]
-        return wire.pack(Gossip(hearsay=True), claims=claims, digests=part)
+        known = [k for p in part if (k := self._table.known.get(PeerId(p)))]
+        digests = [Digest(p, *self._order_of(PeerId(p), self._table.known.get(PeerId(p)))) for p in part]
+        claims = [k.claim for k in known if k.claim]
+        return wire.pack(Gossip(hearsay=True), claims=claims, digests=digests)
 
     def compare(self, heard: Gossip) -> tuple[list[Signed], list[Claim], list[PeerId]]:
         """(records they lack, claims they have not heard, members whose record is lacking here)"""
+        if not heard.digests and not heard.wants:
+            return [], [], []
         records = [x for x in (self.signed_of(PeerId(p)) for p in heard.wants) if x is not None]
         claims: list[Claim] = []
         lacking: list[PeerId] = []

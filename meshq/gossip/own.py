@@ -44,6 +44,14 @@ class OwnRecord:
         if not self.record.left:
             self._renew(msgspec.structs.replace(self.record, left=True, version=self.record.version + 1))
 
+    def is_behind(self, other: MemberRecord) -> bool:
+        """Whether it is of this very start, and newer: this process was put back from a snapshot."""
+        return other.boot_id == self.record.boot_id and other.order > self.record.order
+
+    def catch_up(self, other: MemberRecord) -> None:
+        """Go on above what was signed then: a record that others hold newer they would not replace."""
+        self._renew(msgspec.structs.replace(self.record, version=other.version + 1))
+
     def is_outdated_by(self, other: MemberRecord) -> bool:
         """Whether it is of another start of this peer's, not below this one."""
         return other.boot_id != self.record.boot_id and other.boot_epoch >= self.record.boot_epoch

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshq.gossip.awareness import Awareness
+from meshq.gossip.blockage import Blockage
 from meshq.gossip.known import Known
 from meshq.gossip.mail import Mail
 from meshq.gossip.settings import Settings
 from meshq.gossip.table import Table
+from meshq.gossip.transitions import Belief
 from meshq.gossip.wire import Gossip
-from meshq.gossip.words import Effect, ProbeLink, State
+from meshq.gossip.words import Effect, ReachChanged
 from meshq.ids import PeerId
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ _TOKEN_BITS = 62
 class _Probe:
     peer: PeerId
     token: int
+    asked_at: float
     helpers_at: float
     until: float
     helped: bool = False  # helpers have been asked
@@ -55,6 +58,7 @@ class Probing:
         mail: Mail,
         rng: random.Random,
         out: list[Effect],
+        blockage: Blockage,
     ) -> None:
         self._settings = settings
         self._awareness = awareness
@@ -62,6 +66,7 @@ class Probing:
         self._mail = mail
         self._rng = rng
         self._out = out
+        self._blockage = blockage
         self._order: list[PeerId] = []
         self._place = 0
         self._probes: dict[int, _Probe] = {}  # by token; at most PROBES_MAX
@@ -70,17 +75,20 @@ class Probing:
     def add(self, peers: Iterable[PeerId]) -> None:
         """Newcomers take a random place: not all at the same time everywhere (SWIM, section 4.3)."""
         for peer in peers:
-            self._order.insert(self._rng.randint(0, len(self._order)), peer)
+            place = self._rng.randint(0, len(self._order))
+            self._order.insert(place, peer)
+            self._place += place < self._place  # whose turn it was keeps it
 
     def remove(self, peers: Iterable[PeerId]) -> None:
         gone = set(peers)
+        self._place -= sum(p in gone for p in self._order[: self._place])  # nobody's turn is passed over
         self._order = [p for p in self._order if p not in gone]
         self._probes = {t: p for t, p in self._probes.items() if p.peer not in gone}
 
     def probe_next(self, now: float) -> None:
         for _ in range(len(self._order)):
             known = self._table.known[self._next()]
-            new = known.doubted and known.record is not None and now - known.since < _NEW_S
+            new = known.belief is Belief.UNHEARD and known.record is not None and now - known.since < _NEW_S
             if known.present or new:
                 self.probe(known, now)
                 return
@@ -100,32 +108,40 @@ class Probing:
             return
         s, scale = self._settings, self._awareness.scale
         token = self.token()
-        self._probes[token] = _Probe(known.peer, token, now + scale(s.ping_s), now + scale(s.fail_s))
+        self._probes[token] = _Probe(known.peer, token, now, now + scale(s.ping_s), now + scale(s.fail_s))
         self.ping(known, token, now)
 
     def ping(self, known: Known, token: int, now: float) -> None:
         """With what is said against it, so that it can refute at once (Lifeguard IV-C, buddy system)."""
-        self._mail.send(known, Gossip(ask=token), now, claims=[known.claim] if known.claim else [])
+        told = [known.claim] if known.claim and self._settings.buddy else []
+        self._mail.send(known, Gossip(ask=token), now, claims=told)
 
     def token(self) -> int:
         return self._rng.getrandbits(_TOKEN_BITS) | 1 << _TOKEN_BITS
 
     def _ask_helpers(self, probe: _Probe, known: Known, now: float) -> None:
         probe.helped = True
-        others = [k for k in self._table.known.values() if k.state is State.ALIVE and k.peer != probe.peer]
+        others = [k for k in self._table.known.values() if k.belief is Belief.ALIVE and k.peer != probe.peer]
         for helper in self._rng.sample(others, min(self._settings.helpers, len(others))):
             probe.asked += 1
             self._mail.send(helper, Gossip(helping=probe.token, whom=probe.peer), now)
         self.ping(known, probe.token, now)  # once more itself: one datagram may have been lost
         if known.linked:
-            self._out.append(ProbeLink(known.peer))
+            self._blockage.on_link_asked(known, probe.asked_at)
+            self._mail.by_link(known, Gossip(ask=probe.token))
 
     # --------------------------------------------------------------------------------------------- the answer
     def on_answered(self, token: int, sender: PeerId, now: float) -> None:
         """Only the one who was asked can answer."""
         probe = self._probes.get(token)
         if probe is not None and probe.peer == sender:
+            if not probe.helped:  # asked twice, it is not known which question was answered (Karn, 1987)
+                self._table.known[sender].on_round_trip(now - probe.asked_at)
             self._succeed(probe, "direct", now)
+
+    def is_asked(self, token: int, peer: PeerId) -> bool:
+        probe = self._probes.get(token)
+        return probe is not None and probe.peer == peer
 
     def on_vouched(self, token: int, now: float) -> None:
         probe = self._probes.get(token)
@@ -148,7 +164,9 @@ class Probing:
         del self._probes[probe.token]
         self._awareness.add(-1)
         known = self._table.known[probe.peer]
-        known.via = via
+        before = known.reach
+        if known.on_answered(via):
+            self._out.append(ReachChanged(known.view(), before))
         self._table.on_heard(known, now)
 
     # ------------------------------------------------------------------------------------------------- time
@@ -167,4 +185,4 @@ class Probing:
         self._probes.clear()
 
     def wake(self) -> float:
-        return min((p.wake for p in self._probes.values()), default=float("inf"))
+        return min([p.wake for p in self._probes.values()]) if self._probes else float("inf")

@@ -19,6 +19,7 @@ class Settings:
     ping_s: float = 0.08  # * until helpers are asked
     fail_s: float = 0.30  # * until a probe has failed
     helpers: int = 3
+    buddy: bool = True  # who is suspected hears so with every question and answer; False: only by rumour
     awareness_max: int = 8  # 0: do not look at oneself
     suspect_s: float = 0.75  # shortest suspicion of a mesh of ten
     suspect_factor: float = 4.0  # longest to shortest suspicion

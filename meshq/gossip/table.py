@@ -1,14 +1,7 @@
-"""The member table: what is believed of each registered peer, and the doors through which that changes.
+"""The member table: what is believed of each registered peer, and the one door through which that changes.
 
-    record newer than the one held, fresh         -> alive (left, when it says so)
-    record newer, from somebody's old notes       -> dead members: asked themselves; suspect ones: alive
-    claim "suspect" of the incarnation held       -> alive: suspect; suspect: confirmed by one more
-    claim "dead" of the incarnation held          -> dead; from old notes: as "suspect"
-    suspicion ran out                             -> dead
-    an answer of one not heard of before          -> alive
-
-At an equal incarnation alive < suspect < dead; a higher incarnation overrides all (SWIM, section 4.2), and
-only its owner can sign one.
+Records, claims, answers and time come in by a handler each, which looks whether they say anything of the
+incarnation that is held and names the cause; what follows from it is in `transitions.py`.
 """
 
 from __future__ import annotations
@@ -17,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import assert_never
 
-from meshq.errors import RemoteProtocolError
+from meshq.errors import InternalError, RemoteProtocolError
 from meshq.gossip import wire
 from meshq.gossip.broadcasts import Broadcasts
 from meshq.gossip.known import Known
 from meshq.gossip.settings import Settings
 from meshq.gossip.suspicion import Suspicion
+from meshq.gossip.transitions import TRANSITIONS, Belief, Cause
 from meshq.gossip.wire import Claim, MemberRecord, Signed
 from meshq.gossip.words import (
     Effect,
@@ -57,6 +51,7 @@ class Table:
         self._counts = counts
         self._out = out
         self.known: dict[PeerId, Known] = {}  # registered peers without this one; at most PEERS_MAX
+        self.by_id: list[PeerId] = []  # the same, in order
         self.suspects: dict[PeerId, Known] = {}  # those of them that are
 
     def register(self, peers: Iterable[PeerId], now: float) -> tuple[list[PeerId], list[PeerId]]:
@@ -72,6 +67,7 @@ class Table:
         self._counts["full"] += max(len(new) - room, 0)
         for peer in new[:room]:
             self.known[peer] = Known(peer, since=now)
+        self.by_id = sorted(self.known)
         return new[:room], gone
 
     # ---------------------------------------------------------------------------------------------- records
@@ -95,21 +91,17 @@ class Table:
         if fresh or before is not None:
             self._broadcasts.put(known.peer, signed)
         if before is not None and _differs(before, record):
-            known.direct = None
-            self._out.append(MemberChanged(known.view()))
-        if record.left:
-            self._enter(known, State.LEFT, None, now)
-        elif fresh or known.state is State.SUSPECT:
-            self._enter(known, State.ALIVE, None, now)
-        elif not known.present:
-            # It was there when it signed this; whether it still is, is for itself to say. No news yet.
-            known.state, known.doubted, known.evidence, known.since = State.DEAD, True, None, now
+            known.direct = known.rtt_s = None
+            self._out.append(MemberChanged(known.view(), restarted=before.boot_id != record.boot_id))
+        # From old notes: it was there when it signed this; whether it still is, is for itself to say.
+        cause = Cause.SAID_LEFT if record.left else Cause.RENEWED if fresh else Cause.NOTED
+        self._enter(known, cause, None, now)
 
     def on_heard(self, known: Known, now: float) -> None:
         """A datagram or answer of its own. One that was accused has to refute besides."""
         known.heard = now
-        if known.doubted and known.record is not None and not known.present and known.state is State.DEAD:
-            self._enter(known, State.ALIVE, None, now)
+        if known.belief is Belief.UNHEARD and known.record is not None:
+            self._enter(known, Cause.ANSWERED, None, now)
 
     # ----------------------------------------------------------------------------------------------- claims
     def on_claim(self, claim: Claim, *, hearsay: bool, now: float) -> bool:
@@ -124,7 +116,7 @@ class Table:
         if claim.order < known.order or not known.present:
             return False
         if claim.dead and not hearsay:
-            self._declare_dead(known, claim, now)
+            self._declare_dead(known, claim, Cause.DECLARED, now)
         elif accuser != self.me:
             self._accuse(known, accuser, now)
         return False
@@ -146,47 +138,63 @@ class Table:
         accusers = tuple(known.suspicion.accusers)
         known.claim = Claim(known.peer, *known.order, False, accuser)
         self._broadcasts.put(known.peer, known.claim)
-        self._enter(known, State.SUSPECT, Evidence(accusers, self.me in accusers), now)
+        self._enter(known, Cause.ACCUSED, Evidence(accusers, self.me in accusers), now)
 
-    def _declare_dead(self, known: Known, claim: Claim, now: float) -> None:
+    def _declare_dead(self, known: Known, claim: Claim, cause: Cause, now: float) -> None:
         before = known.suspicion.accusers if known.suspicion else []
         hearsay = claim.accuser != self.me
         accusers = tuple(dict.fromkeys([*before, PeerId(claim.accuser)])) if hearsay else tuple(before)
         known.claim = claim
         self._broadcasts.put(known.peer, claim)
-        self._enter(known, State.DEAD, Evidence(accusers, self.me in before, hearsay), now)
+        self._enter(known, cause, Evidence(accusers, self.me in before, hearsay), now)
 
     # ------------------------------------------------------------------------------------------------- time
     def wake(self) -> float:
+        if not self.suspects:
+            return float("inf")
         return min((k.suspicion.until for k in self.suspects.values() if k.suspicion), default=float("inf"))
 
     def expire(self, now: float) -> None:
         for k in list(self.suspects.values()):
             if k.suspicion is not None and k.suspicion.until <= now:
-                self._declare_dead(k, Claim(k.peer, *k.order, True, self.me), now)
+                self._declare_dead(k, Claim(k.peer, *k.order, True, self.me), Cause.UNREFUTED, now)
 
     def discard_own_verdicts(self, late_s: float, now: float) -> None:
         """This host stood still: what it alone said is taken back, the rest is given its time again."""
         for k in list(self.suspects.values()):
             if k.suspicion is not None and k.suspicion.accusers == [self.me]:
                 self._broadcasts.drop(k.peer)
-                self._enter(k, State.ALIVE, None, now)
+                self._enter(k, Cause.TAKEN_BACK, None, now)
             elif k.suspicion is not None:
                 k.suspicion.postpone(late_s)
 
+    def reclaim(self, now: float) -> None:
+        """What was said of those that are long dead goes; their records stay while they are registered."""
+        for known in self.known.values():
+            if known.belief is Belief.DEAD and now - known.since > self._settings.reclaim_s:
+                known.direct = None
+                self._enter(known, Cause.RECLAIMED, None, now)
+
     # --------------------------------------------------------------------------------------- the state's door
-    def _enter(self, known: Known, state: State, evidence: Evidence | None, now: float) -> None:
+    def _enter(self, known: Known, cause: Cause, evidence: Evidence | None, now: float) -> None:
         """The one door through which a member's state changes."""
-        known.evidence = evidence
-        if state is not State.SUSPECT:
+        after = TRANSITIONS.get((known.belief, cause))
+        if after is None:
+            raise InternalError(f"a member that is {known.belief} cannot change by {cause.name}")
+        before, known.belief, known.evidence = known.state, after, evidence
+        if after is not Belief.SUSPECT:
             known.suspicion = None
             self.suspects.pop(known.peer, None)
-        if state is State.ALIVE:
+        if after is Belief.ALIVE or after is Belief.UNHEARD:
             known.claim = None
-        if known.state is state:
-            return
-        known.state, known.since, known.doubted = state, now, False
-        match state:
+        if after is Belief.UNHEARD:  # no news until it is heard: to others it is dead as before
+            known.since = now if cause is Cause.NOTED else known.since
+        elif known.state is not before:
+            known.since = now
+            self._tell(known)
+
+    def _tell(self, known: Known) -> None:
+        match known.state:
             case State.ALIVE:
                 self._out.append(MemberAlive(known.view()))
             case State.SUSPECT:
@@ -197,7 +205,7 @@ class Table:
             case State.LEFT:
                 self._out.append(MemberLeft(known.view()))
             case _:
-                assert_never(state)
+                assert_never(known.state)
 
 
 def read(signed: Signed, counts: Counter[str]) -> MemberRecord | None:

@@ -11,7 +11,7 @@ and is void as soon as the accused signs a newer record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
@@ -158,15 +158,17 @@ def encode(gossip: Gossip) -> bytes:
 def pack(
     head: Gossip | None = None,
     *,
-    records: Iterable[Signed] = (),
-    claims: Iterable[Claim] = (),
-    digests: Iterable[Digest] = (),
-    wants: Iterable[PeerId] = (),
+    records: Collection[Signed] = (),
+    claims: Collection[Claim] = (),
+    digests: Collection[Digest] = (),
+    wants: Collection[PeerId] = (),
 ) -> list[bytes]:
     """As many payloads as it takes, at least one, none too large. Tokens are in the first; all are hearsay if
     `head` is.
     """
     head = head or Gossip()
+    if not (records or claims or digests or wants):
+        return [_encoder.encode(head)]
     parts = [_Part()]
     for signed in records:
         _part_with_room(parts, signed).records.append(signed)

@@ -51,6 +51,8 @@ class Member:
     heard: float | None  # when it last answered or wrote itself
     via: str
     evidence: Evidence | None  # when suspect or dead
+    rtt_s: float | None = None  # round trip of its direct answers, smoothed; None: none of this boot yet
+    reach: str = ""  # as `via`, but steady: another way than the direct one shows when it was needed in a row
 
 
 # ------------------------------------------------------------------------------------------------- events
@@ -117,6 +119,14 @@ class LinkAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkCarried:
+    """The payload of a ProbeLink came over a connection with that peer."""
+
+    payload: bytes
+    sender: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class Slept:
     """This host stood still for so long, and the clock of `now` with it (suspended)."""
 
@@ -125,7 +135,7 @@ class Slept:
 
 Event = (
     Tick | DatagramReceived | AddressSuggested | AddressesChanged | Registered | LeaveRequested | LinkBroken
-    | LinkUp | LinkAnswered | Slept
+    | LinkUp | LinkAnswered | LinkCarried | Slept
 )  # fmt: skip
 
 
@@ -138,9 +148,12 @@ class SendDatagram:
 
 @dataclass(frozen=True, slots=True)
 class ProbeLink:
-    """Ask that peer over its connection; LinkAnswered says that it answered."""
+    """Ask that peer over its connection; LinkAnswered says that it answered. A `payload` is what a datagram
+    would have told it: LinkCarried there. It is empty unless the machine was told that links carry.
+    """
 
     peer: PeerId
+    payload: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +178,18 @@ class MemberLeft:
 
 @dataclass(frozen=True, slots=True)
 class MemberChanged:
-    """A newer record of it: other addresses or name, or another boot id: it was restarted."""
+    """A newer record of it: other addresses or name, or another boot id: it was `restarted`."""
 
     member: Member
+    restarted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReachChanged:
+    """Another `reach`: it is heard directly again, or for a while only by others' help or over the link."""
+
+    member: Member
+    before: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,5 +210,21 @@ class VerdictsDiscarded:
     seconds: float
 
 
-Verdict = MemberAlive | MemberSuspect | MemberDead | MemberLeft | MemberChanged
-Effect = SendDatagram | ProbeLink | Verdict | OwnRecordOutdated | VerdictsDiscarded
+@dataclass(frozen=True, slots=True)
+class UdpBlocked:
+    """No datagram of it arrives here any more, while it answers over its connection."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class UdpUnblocked:
+    """Its datagrams arrive again, or it does not answer over its connection either."""
+
+    member: Member
+
+
+Verdict = MemberAlive | MemberSuspect | MemberDead | MemberLeft | MemberChanged | ReachChanged
+Effect = (
+    SendDatagram | ProbeLink | Verdict | UdpBlocked | UdpUnblocked | OwnRecordOutdated | VerdictsDiscarded
+)

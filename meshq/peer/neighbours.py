@@ -26,13 +26,15 @@ from meshq.gossip.words import (
     LinkAnswered,
     LinkBroken,
     LinkUp,
-    Member,
     OwnRecordOutdated,
     ProbeLink,
     Registered,
     SendDatagram,
     Slept,
     Tick,
+    UdpBlocked,
+    UdpUnblocked,
+    Verdict,
     VerdictsDiscarded,
 )
 from meshq.ids import PeerId
@@ -43,17 +45,20 @@ from meshq.security.signing import is_signed_by
 from meshq.transport.interfaces import host_addresses
 from meshq.transport.sealed import Dropped, Opener, Sealer
 from meshq.transport.udp import Udp
+from meshq.transport.watch import AddressWatch
 
 log = logging.getLogger(__name__)
-LOOK_S = 5.0  # how often this host's addresses are looked at
+LOOK_S = 5.0  # how often this host's addresses are looked at, also when nothing told that they changed
+SETTLE_S = 0.05  # after a change; an interface that comes up gets its addresses one after the other
 REMEMBER_S = 30.0
 SLEPT_S = 0.5  # the loop's clock stops while the host is suspended; more than this apart is a suspension
 _RECORD = b"member"
+News = Verdict | UdpBlocked | UdpUnblocked | OwnRecordOutdated | VerdictsDiscarded
 
 
 class Neighbours:
-    """Runs membership; `on_member` hears every change of a peer's address or state, `probe_link` is asked to
-    ask a peer over its connection.
+    """Runs membership; `on_news` hears every change in it, `probe_link` asks a peer over its connection
+    and tells it the payload.
     """
 
     def __init__(
@@ -65,14 +70,14 @@ class Neighbours:
         boot_epoch: int,
         boot_id: bytes,
         signing_key_of: Callable[[PeerId], bytes | None],
-        on_member: Callable[[Member], None],
+        on_news: Callable[[News], None],
         on_fatal: Callable[[BaseException], None],
-        probe_link: Callable[[PeerId], None],
+        probe_link: Callable[[PeerId, bytes], None],
     ) -> None:
         self._settings = settings
         self._file = peers_file
         self._signing_key_of = signing_key_of
-        self._on_member, self._on_fatal = on_member, on_fatal
+        self._on_news, self._on_fatal = on_news, on_fatal
         self._probe_link = probe_link
         self._loop = asyncio.get_running_loop()
         self._tasks: list[asyncio.Task[None]] = []
@@ -90,11 +95,14 @@ class Neighbours:
             verify=self._verify,
             rng=random.Random(os.urandom(16)),
             now=self._loop.time(),
+            links_carry=True,
         )
         instance = os.urandom(16)
         self._discovery = Discovery(
             instance, settings.port, self._interfaces(), papers.keyring.mdns_tag, self._on_suggested
         )
+        self._changed = asyncio.Event()
+        self._watch = AddressWatch(self._changed.set)
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._slept_s = _suspended_s(self._loop)
@@ -129,6 +137,7 @@ class Neighbours:
             self._save()
         finally:
             self._stopping = True
+            self._watch.close()
             self._udp.close()
 
     def on_registered(self, peers: Iterable[PeerId]) -> None:
@@ -164,14 +173,15 @@ class Neighbours:
         match effect:
             case SendDatagram(address, payload):
                 self._udp.send(self._sealer.seal(payload), address)
-            case ProbeLink(peer):
-                self._probe_link(peer)
+            case ProbeLink(peer, payload):
+                self._probe_link(peer, payload)
             case VerdictsDiscarded(seconds):
                 log.warning(
                     "This host stood still for %.2f s: what it alone said against others is taken back",
                     seconds,
                     extra={"event": "VerdictsDiscarded"},
                 )
+                self._on_news(effect)
             case OwnRecordOutdated():
                 log.error(
                     "Another start of this peer signed records at boot epoch %d: this directory was copied, "
@@ -179,12 +189,17 @@ class Neighbours:
                     effect.boot_epoch,
                     extra={"event": "OwnRecordOutdated"},
                 )
+                self._on_news(effect)
+            case UdpBlocked(m) | UdpUnblocked(m):
+                name = type(effect).__name__
+                log.warning("%s: %s", name, m.name or m.peer.hex(), extra={"event": name})
+                self._on_news(effect)
             case _:
                 m = effect.member
                 name = type(effect).__name__
                 level = logging.DEBUG if name == "MemberSuspect" else logging.INFO
                 log.log(level, "%s is %s", m.name or m.peer.hex(), m.state.value, extra={"event": name})
-                self._on_member(m)
+                self._on_news(effect)
 
     def _on_datagram(self, data: bytes, address: str) -> None:
         try:
@@ -219,7 +234,10 @@ class Neighbours:
         """Interfaces come and go; what this peer says of itself follows."""
         before = self._interfaces()
         while True:
-            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), LOOK_S)
+                await asyncio.sleep(SETTLE_S)
+            self._changed.clear()
             try:
                 found = self._interfaces()
                 if found == before:
@@ -243,19 +261,14 @@ class Neighbours:
             with contextlib.suppress(OSError):
                 remembered.save(self._file, {**remembered.load(self._file), **known})
 
+    def round_trips_ms(self) -> dict[PeerId, float]:
+        """Of the members that have answered a datagram."""
+        return {m.peer: round(m.rtt_s * 1000, 3) for m in self.members.members() if m.rtt_s is not None}
+
     def counters(self) -> dict[str, int]:
         found = {f"udp_{k}": v for k, v in self._udp.counts.items()}
         found |= {f"gossip_{k}": v for k, v in self.members.counts.items()}
         return found | {f"datagram_{k}": v for k, v in self._opener.dropped.items()}
-
-
-def show_evidence(member: Member, me: PeerId, name_of: Callable[[PeerId], str | None]) -> str:
-    """Why a member is suspected or dead, in words; empty when it is neither."""
-    if member.evidence is None:
-        return ""
-    names = ["this peer" if x == me else name_of(x) for x in member.evidence.accusers]
-    own = "" if member.evidence.direct else ", not by this peer"
-    return f"no answer to {', '.join(n for n in names if n)}{own}"
 
 
 def _suspended_s(loop: asyncio.AbstractEventLoop) -> float:

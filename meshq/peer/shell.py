@@ -26,8 +26,7 @@ from meshq.client.driver import ClientDriver
 from meshq.client.facts import Seed
 from meshq.client.mesh import Mesh
 from meshq.errors import Unavailable
-from meshq.gossip.words import Member
-from meshq.gossip.words import State as MemberState
+from meshq.gossip.words import LinkCarried
 from meshq.ids import PeerId, show_id
 from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
@@ -40,7 +39,6 @@ from meshq.peer.core.events import (
     FetchBatches,
     HintMembership,
     LinkProbeWanted,
-    MemberSeen,
     MessageArrived,
     OpenLink,
     PeersRegistered,
@@ -51,11 +49,13 @@ from meshq.peer.core.events import (
     ReadSlotLog,
     ResumeWrites,
     RoomMeasured,
+    RoundTripsMeasured,
     SeekTime,
     SendPeer,
     SendSession,
     SessionClosed,
     Settle,
+    TellMembership,
     TellRolledBack,
     Ticked,
 )
@@ -65,7 +65,8 @@ from meshq.peer.endpoints import listen, tcp
 from meshq.peer.feed import Feed
 from meshq.peer.gateway import GatewayLinks
 from meshq.peer.links import PeerLinks
-from meshq.peer.neighbours import Neighbours, show_evidence
+from meshq.peer.neighbours import Neighbours, News
+from meshq.peer.news import events_of
 from meshq.peer.papers import found_registry, registry_peer
 from meshq.peer.plain import Plain, peers_rows
 from meshq.peer.presence import Presence
@@ -80,6 +81,7 @@ from meshq.store.store import Store
 from meshq.transport.context import make_context
 
 log = logging.getLogger(__name__)
+HAND_OVER_S = 2.0  # how long a stop waits for others to lead
 FLUSH_S = 5.0  # how long a stop waits for the disk
 TALLY_S = 1.0
 
@@ -153,15 +155,15 @@ class PeerShell:
             boot_epoch=self.core.ctx.me.starts,
             boot_id=self.core.ctx.me.boot,
             signing_key_of=self._signing_key_of,
-            on_member=self._on_member,
+            on_news=self._on_news,
             on_fatal=self._fail,
-            probe_link=lambda peer: self.tell(LinkProbeWanted(peer)),
+            probe_link=lambda peer, payload: self.tell(LinkProbeWanted(peer, payload)),
         )
         self._closers += [self.links.close, self.door.close, self.feed.close, self.plain.close]
         self._closers.append(self._close_gateway)
         self._closers.append(self.neighbours.stop)
         self._closers.append(Renewal(self.directory, papers, self.core, self.propose).stop)
-        self.core.on_addresses(self.neighbours.addresses)
+        self.core.on_own_record(self.neighbours.addresses, self.neighbours.members.own.order)
         self._execute(self.core.start(now=self._now(), wall_ms=_wall_ms(), room_bytes=self.store.room()))
         self.neighbours.start()
         self._tick()
@@ -236,6 +238,7 @@ class PeerShell:
             self._stop_serving()
         elif hasattr(self, "disk"):
             log.info("The peer stops", extra={"event": "PeerStopping"})
+            await self._hand_over()
             self._guarded(self._checkpoint)
             await self._flushed()
         closers, self._closers = self._closers, []
@@ -255,6 +258,17 @@ class PeerShell:
         for part in ("sockets", "door"):
             if hasattr(self, part):
                 getattr(self, part).close()
+
+    async def _hand_over(self) -> None:
+        """Have others lead what is led here, so that nobody has to notice that this peer is gone."""
+        end = self._now() + HAND_OVER_S
+        left = 1
+        while left and self._now() < end and not self.failed.done():
+            left, effects = self.core.hand_over(now=self._now(), wall_ms=_wall_ms())
+            self._guarded(self._execute, effects)
+            if left:
+                self.tell(Ticked())
+                await asyncio.sleep(0.02)
 
     def _checkpoint(self) -> None:
         self._execute(self.core.checkpoint(now=self._now(), wall_ms=_wall_ms()))
@@ -341,6 +355,8 @@ class PeerShell:
                     self.neighbours.on_registered(effect.peers)
                 case HintMembership():
                     self.neighbours.on_hint(effect.peer, effect.what)
+                case TellMembership():
+                    self.neighbours.handle(LinkCarried(effect.payload, effect.peer))
                 case ResumeWrites():
                     self.store.resume()
                 case TellRolledBack():
@@ -379,11 +395,12 @@ class PeerShell:
 
     def _on_tick(self) -> None:
         self.tell(RoomMeasured(self.store.room()))
-        self.core.on_addresses(self.neighbours.addresses)
+        self.core.on_own_record(self.neighbours.addresses, self.neighbours.members.own.order)
         self.tell(Ticked())
         if self._now() >= self._tally_at:
             self._tally_at = self._now() + TALLY_S
             self._count()
+            self.tell(RoundTripsMeasured(self.neighbours.round_trips_ms()))
 
     def _count(self) -> None:
         parts = {
@@ -414,19 +431,9 @@ class PeerShell:
     def _on_interest_changed(self) -> None:
         self.feed.on_interest_changed()
 
-    def _on_member(self, member: Member) -> None:
-        alive = member.state in (MemberState.ALIVE, MemberState.SUSPECT)
-        self.tell(
-            MemberSeen(
-                member.peer,
-                member.addresses,
-                alive,
-                member.state.value,
-                _wall_ms() - int((self._now() - member.since) * 1000),
-                (member.boot_epoch, member.version),
-                show_evidence(member, self.core.ctx.me.peer, self._name_of),
-            )
-        )
+    def _on_news(self, news: News) -> None:
+        me = self.core.ctx.me.peer
+        self.tell(events_of(news, me=me, name_of=self._name_of, now=self._now(), wall_ms=_wall_ms()))
 
     def _name_of(self, peer: PeerId) -> str | None:
         registered = self.core.ctx.registry.peers.get(peer)

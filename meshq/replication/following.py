@@ -16,7 +16,7 @@ from meshq.entries import follows
 from meshq.errors import InternalError
 from meshq.replication.quorum import Node
 from meshq.replication.state import State
-from meshq.replication.words import AppendEntries, AppendReply, Damaged, Item
+from meshq.replication.words import AppendEntries, Damaged, Item
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Following:
         match = m.prev.index + len(m.items)
         s.commit_to(min(m.commit, match))
         s.thaw(s.log.last.index)
-        s.promise(frm, AppendReply(s.term, True, match, round=m.round, commit=s.commit))
+        s.acknowledge(frm, match, m.round)
 
     def _take(self, item: Item) -> bool:
         """Whether the log now has this entry."""
@@ -78,4 +78,4 @@ class Following:
         s = self.state
         index = max(s.log.last_not_above(m.prev.index - 1, m.prev.term), s.delivered)
         index = min(index, s.log.last.index)
-        s.promise(frm, AppendReply(s.term, False, index, match_term=s.log.term_at(index) or 0, round=m.round))
+        s.go_back(frm, index, m.round)

@@ -27,6 +27,7 @@ from meshq.replication.words import (
     ReadFailed,
     ReadLog,
     ReadReady,
+    Role,
     Send,
     SnapshotRead,
     SnapshotReply,
@@ -45,23 +46,25 @@ class Leading:
         self.followers: dict[Node, Progress] = {}
         self._snapshots = Sending(state)
         self._term_began = 0  # index of this term's first entry
+        self._told_serving = False
         self._unsupported_since = inf
         self._round = 0
         self._reads: list[tuple[int, object]] = []  # (round to be confirmed, who asks)
         self._transfer_to: Node | None = None
         self._transfer_until = inf
         self._dirty = False
-        self._told_to_serve = False
+        self._told_serving = False
 
     # ----------------------------------------------------------------------------------- beginning, end
     def begin(self) -> None:
         s = self._state
         self._term_began = s.log.last.index + 1
+        self._told_serving = False
         self._unsupported_since = inf
         self._round = 0
         self._transfer_to = None
         self._transfer_until = inf
-        self._told_to_serve = False
+        self._told_serving = False
         self.followers = {}
         self._append(EntryKind.NOOP, b"", b"")
         self._on_config_changed()
@@ -75,7 +78,11 @@ class Leading:
 
     @property
     def serves(self) -> bool:
-        """Whether its first entry is decided and handed on: it knows all that was decided before it."""
+        """Whether its first entry is decided and handed on: so is all that was decided before it.
+
+        Decided alone is not enough: a majority may be without this node's own disk, and then the state is not
+        yet what an offset or an answer has to be taken from.
+        """
         return self._state.delivered >= self._term_began
 
     # ------------------------------------------------------------------------------------------ proposing
@@ -222,8 +229,9 @@ class Leading:
             self._on_level(frm, p, reply.match)
         elif p.pace is not Pace.SNAPSHOT:
             self._on_rejected(p, reply)
-        self._confirm_reads()
-        self._replicate(frm, p)
+        if s.role is Role.LEADER:  # what it decided may have been that this node is no member
+            self._confirm_reads()
+            self._replicate(frm, p)
 
     def _on_level(self, frm: Node, p: Progress, match: int) -> None:
         s = self._state
@@ -266,7 +274,7 @@ class Leading:
             return
         s.commit_to(index)
         self._dirty = True
-        self._look_whether_it_serves()
+        self._tell_serving()
         if s.configs.index <= s.commit:
             self._on_config_committed()
         self._confirm_reads()
@@ -283,11 +291,12 @@ class Leading:
 
     def on_persisted(self) -> None:
         self._advance()
-        self._look_whether_it_serves()
+        if self._state.role is Role.LEADER:
+            self._tell_serving()
 
-    def _look_whether_it_serves(self) -> None:
-        if not self._told_to_serve and self.serves:
-            self._told_to_serve = True
+    def _tell_serving(self) -> None:
+        if not self._told_serving and self.serves:
+            self._told_serving = True
             self._state.tell_role(serves=True)
 
     def on_persist_failed(self) -> None:
@@ -334,6 +343,10 @@ class Leading:
         s.out.append(ReadReady(ready, s.commit))
 
     # ------------------------------------------------------------------------------------------- hand-over
+    @property
+    def is_handing_over(self) -> bool:
+        return self._transfer_to is not None
+
     def transfer(self, to: Node) -> None:
         """Hand leadership over: no more proposals, bring it level, let it campaign (section 3.10).
 

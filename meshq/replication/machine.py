@@ -242,6 +242,10 @@ class Replica:
         """Hand leadership to another voter. Raises: NotOwner, UsageError."""
         self._lead().transfer(to)
 
+    @property
+    def is_handing_over(self) -> bool:
+        return self._leading.is_handing_over
+
     def read(self, ref: object) -> None:
         """A linearizable read: ReadReady or ReadFailed will name `ref`. Raises: NotOwner, Overloaded."""
         self._lead().read(ref)

@@ -14,7 +14,6 @@ from meshq.replication.progress import Pace, Progress
 from meshq.replication.quorum import Node
 from meshq.replication.state import State
 from meshq.replication.words import (
-    AppendReply,
     InstallSnapshot,
     ReadSnapshot,
     Send,
@@ -68,7 +67,8 @@ class Sending:
     def on_reply(self, frm: Node, reply: SnapshotReply, p: Progress | None) -> None:
         if p is None or p.pace is not Pace.SNAPSHOT or p.snapshot is None:
             return
-        if reply.index == p.snapshot.last.index:
+        # Each piece is answered once: a repeated answer would set a second stream of pieces going.
+        if reply.index == p.snapshot.last.index and reply.of == p.position:
             p.position = reply.position
             self._read(frm, p)
 
@@ -81,21 +81,22 @@ class Receiving:
     partial: tuple[SnapshotMeta, int] | None = None
     _writing: bool = False
     _from: Node | None = None
+    _of: int = 0  # the position of the piece that is being written
 
     def on_piece(self, frm: Node, m: InstallSnapshot) -> None:
         s = self.state
         last = m.meta.last
         if last.index <= s.delivered or (s.log.term_at(last.index) == last.term and not s.hard.repair_until):
             s.commit_to(last.index)
-            s.promise(frm, AppendReply(s.term, True, max(last.index, s.delivered)))
+            s.acknowledge(frm, max(last.index, s.delivered))
             return
         if self._writing:
             return
         has = self.partial[1] if self.partial is not None and self.partial[0] == m.meta else 0
         if m.position != has:
-            s.promise(frm, SnapshotReply(s.term, last.index, has))
+            s.promise(frm, SnapshotReply(s.term, last.index, has, m.position))
             return
-        self._writing, s.installing, self._from = True, m.done, frm
+        self._writing, s.installing, self._from, self._of = True, m.done, frm, m.position
         s.out.append(StoreSnapshot(frm, m.meta, m.position, m.data, m.done))
 
     def on_stored(self, event: SnapshotStored) -> None:
@@ -105,11 +106,11 @@ class Receiving:
         if not event.done:
             self.partial = (event.meta, event.position)
             if to is not None:
-                s.promise(to, SnapshotReply(s.term, event.meta.last.index, event.position))
+                s.promise(to, SnapshotReply(s.term, event.meta.last.index, event.position, self._of))
             return
         self.partial = None
         last = event.meta.last
         s.replace_log(event.meta)
         s.out.append(TellConfig(event.meta.config, last.index))
         if to is not None:
-            s.promise(to, AppendReply(s.term, True, last.index))
+            s.acknowledge(to, last.index)

@@ -17,6 +17,7 @@ from meshq.ids import PeerId, Slot
 from meshq.replication.quorum import Config, Node, decode_config
 from meshq.replication.window import Log
 from meshq.replication.words import (
+    AppendReply,
     Commit,
     Effect,
     Hard,
@@ -199,6 +200,22 @@ class State:
             self.out.append(Send(to, message))
         else:
             self._held.append((token, self.term, to, message))
+
+    def acknowledge(self, to: Node, match: int, round_: int = 0) -> None:
+        """The log is the leader's up to `match`: it may count on that when it is durable.
+
+        A node that was rolled back may have promised another leader something that it forgot, so nothing that
+        it says may count, for entries or for a round of reads: it only tells where it is, to be sent more.
+        """
+        if self.rolled_back:
+            self.go_back(to, self.log.last.index)
+        else:
+            self.promise(to, AppendReply(self.term, True, match, round=round_, commit=self.commit))
+
+    def go_back(self, to: Node, index: int, round_: int = 0) -> None:
+        """The logs may agree up to there; what was sent behind it was no use."""
+        term = self.log.term_at(index) or 0
+        self.promise(to, AppendReply(self.term, False, index, term, 0 if self.rolled_back else round_))
 
     def is_durable(self) -> bool:
         return not self._is_dirty() and self.token <= self.persisted

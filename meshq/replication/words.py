@@ -126,11 +126,15 @@ class InstallSnapshot(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 class SnapshotReply(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """The follower has everything before `position` on disk; the next piece begins there."""
+    """The follower has everything before `position` on disk; the next piece begins there.
+
+    It answers the piece that began at `of`.
+    """
 
     term: int
     index: int
     position: int
+    of: int = 0
 
 
 class TimeoutNow(msgspec.Struct, frozen=True, array_like=True, tag=7):

@@ -1,32 +1,35 @@
 """Membership simulated: many machines, one heap of events, one random source; the same seed, the same trace.
 
-`python -m tests.gossip.simulation` prints a table of detection times, false deaths and traffic;
-`--help` has its options.
+The network loses, delays, duplicates and reorders; hosts are cut off, stopped, moved, restarted. What is done
+to a world and measured in it is in `scenarios.py`, the tables of docs/membership.md come from `simulate.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import heapq
 import hmac
 import random
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from meshq.gossip import wire
 from meshq.gossip.machine import Membership
-from meshq.gossip.settings import LAN, PROFILES, Settings
+from meshq.gossip.settings import LAN, Settings
+from meshq.gossip.transitions import Belief
 from meshq.gossip.words import (
     AddressesChanged,
     AddressSuggested,
     DatagramReceived,
     Effect,
     Event,
+    LinkAnswered,
     LinkBroken,
+    LinkCarried,
+    LinkUp,
+    Member,
     MemberDead,
-    MemberSuspect,
     ProbeLink,
     Registered,
     SendDatagram,
@@ -36,7 +39,8 @@ from meshq.gossip.words import (
 from meshq.ids import PeerId
 
 UDP_BYTES = 28 + wire.SEAL_BYTES  # IPv4, UDP and the seal
-QUEUE_MAX = 2_000  # datagrams a stopped process's socket keeps
+QUEUE_MAX = 400  # datagrams a stopped process's socket keeps: 416 KiB (Linux's default) of 1 KiB each
+READS = 64  # of them its loop reads before it looks at its timers (`transport.udp`)
 _EVENT = struct.Struct(">dBHHI")
 _TICK, _DATAGRAM, _CALL = 0, 1, 2
 
@@ -71,6 +75,7 @@ def member(
     addresses: list[str] | None = None,
     settings: Settings = LAN,
     seed: int = 0,
+    links_carry: bool = False,
 ) -> Membership:
     m = Membership(
         peer_id(n),
@@ -83,6 +88,7 @@ def member(
         rng=random.Random(f"{seed} {n} {boot}"),
         now=now,
         settings=settings,
+        links_carry=links_carry,
     )
     m.handle(Registered([peer_id(x) for x in registered]), now=now)
     return m
@@ -90,7 +96,9 @@ def member(
 
 @dataclass
 class World:
-    """`size` machines, numbered from 1. `warm`: they know each other; else all know the first's address."""
+    """`size` machines, numbered from 1. `warm`: they know each other; else all know the first's address.
+    `links`: each has a connection to each, which carries payloads; `udp_blocked`: those have nothing else.
+    """
 
     size: int
     seed: int = 1
@@ -99,11 +107,14 @@ class World:
     delay_s: float = 0.001
     settings: Settings = LAN
     warm: bool = True
+    links: bool = False
+    udp_blocked: set[int] = field(default_factory=set)
     now: float = 0.0
     peers: dict[int, Membership] = field(default_factory=dict)
     boots: dict[int, int] = field(default_factory=dict)
     down: set[int] = field(default_factory=set)
     paused: dict[int, list[tuple[bytes, int]]] = field(default_factory=dict)
+    held: dict[int, list[tuple[int, int, bytes]]] = field(default_factory=dict)
     cut: Callable[[int, int], bool] = lambda a, b: False
     log: list[tuple[float, int, Effect]] = field(default_factory=list)
     datagrams: int = 0
@@ -115,6 +126,7 @@ class World:
         self._serial = 0
         self._wakes: dict[int, float] = {}
         self._trace = hashlib.blake2b(digest_size=16)
+        self._ids = {n: peer_id(n) for n in range(1, self.size + 1)}
         self.sources = {n: address_of(n) for n in range(1, self.size + 1)}
         self.numbers = {a: n for n, a in self.sources.items()}
         for n in range(1, self.size + 1):
@@ -127,6 +139,7 @@ class World:
         """A start, or a restart with nothing remembered but where the first one (or the second) is."""
         self.down.discard(n)
         self.paused.pop(n, None)
+        self.held.pop(n, None)
         self.boots[n] = self.boots.get(n, 0) + 1
         everybody = range(1, self.size + 1)
         self.peers[n] = member(
@@ -136,7 +149,12 @@ class World:
             registered=everybody,
             settings=self.settings,
             seed=self.seed,
+            links_carry=self.links,
         )
+        for other in everybody if self.links else ():
+            self.tell(n, LinkUp(peer_id(other)))
+            if other in self.peers:
+                self.tell(other, LinkUp(peer_id(n)))
         self._push(self.now + self.rng.random() * self.settings.probe_s, _TICK, n)
         if tell:
             for seed in (1, 2):
@@ -150,15 +168,32 @@ class World:
             for other in self.up():
                 self.call(self.rng.random() * 0.01, lambda o=other: self.tell(o, LinkBroken(peer_id(n))))
 
-    def pause(self, n: int, seconds: float) -> None:
+    def pause(self, n: int, seconds: float, *, deaf: bool = False) -> None:
+        """Its process stands still. `deaf`: and its host with it, so that what is sent to it is lost."""
         if n not in self.paused and n not in self.down:
             self.paused[n] = []
-            self.call(seconds, lambda: self._resume(n))
+            self.call(seconds, lambda: self._resume(n, deaf))
 
-    def _resume(self, n: int) -> None:
-        for payload, source in self.paused.pop(n, []):
-            self.tell(n, DatagramReceived(payload, peer_id(source), self.sources[source]))
-        self.tell(n, Tick())
+    def _resume(self, n: int, deaf: bool) -> None:
+        waiting = self.paused.pop(n, [])
+        if deaf:
+            waiting.clear()
+        for start in range(0, max(len(waiting), 1), READS):
+            for payload, source in waiting[start : start + READS]:
+                self.tell(n, DatagramReceived(payload, peer_id(source), self.sources[source]))
+            self.tell(n, Tick())
+
+    def hold(self, n: int, seconds: float) -> None:
+        """Its datagrams wait, in both directions, while its timers run on: slow message processing as in
+        Lifeguard, section V, or a network card that hangs.
+        """
+        if n not in self.held and n not in self.down:
+            self.held[n] = []
+            self.call(seconds, lambda: self._release(n))
+
+    def _release(self, n: int) -> None:
+        for source, target, payload in self.held.pop(n, []):
+            self._push(self.now + self.rng.random() * 0.001, _DATAGRAM, source, target, payload)
 
     def move(self, n: int, address: str) -> None:
         """Its old address is nobody's."""
@@ -177,7 +212,9 @@ class World:
         for effect in effects:
             if isinstance(effect, SendDatagram):
                 self._send(n, effect)
-            elif not isinstance(effect, ProbeLink):
+            elif isinstance(effect, ProbeLink):
+                self._ask_over_link(n, number(effect.peer), effect.payload)
+            else:
                 self.log.append((self.now, n, effect))
         due = self.peers[n].deadline()
         if due < self._wakes.get(n, float("inf")):
@@ -198,49 +235,79 @@ class World:
                 return seconds
             at, _, kind, a, b, what = heapq.heappop(self._heap)
             self.now = max(self.now, at)
-            self._trace.update(_EVENT.pack(at, kind, a, b, len(what) if isinstance(what, bytes) else 0))
+            self._note(at, kind, a, b, what)
             if kind == _TICK:
                 self._on_tick(a, at)
             elif kind == _CALL:
                 what()  # type: ignore[operator]
+            elif self.held and (a in self.held or b in self.held):
+                held = self.held[b if b in self.held else a]
+                if len(held) < QUEUE_MAX:
+                    held.append((a, b, what))  # type: ignore[arg-type]
             elif b in self.paused:
                 if len(self.paused[b]) < QUEUE_MAX:
                     self.paused[b].append((what, a))  # type: ignore[arg-type]
             elif a not in self.down:
-                self.tell(b, DatagramReceived(what, peer_id(a), self.sources[a]))  # type: ignore[arg-type]
+                self.tell(b, DatagramReceived(what, self._ids[a], self.sources[a]))  # type: ignore[arg-type]
+
+    def _note(self, at: float, kind: int, a: int, b: int, what: object) -> None:
+        payload = what if isinstance(what, bytes) else b""
+        self._trace.update(_EVENT.pack(at, kind, a, b, len(payload)) + payload)
 
     def _on_tick(self, n: int, at: float) -> None:
-        if at <= self._wakes.get(n, float("inf")):
-            self._wakes[n] = float("inf")
-        if n not in self.down and n not in self.paused and self.peers[n].deadline() <= self.now:
+        if at != self._wakes[n]:
+            return  # an earlier one took its place
+        self._wakes[n] = float("inf")
+        if n in self.down or n in self.paused:
+            return
+        if self.peers[n].deadline() <= self.now:
             self.tell(n, Tick())
-        elif n not in self.down and n not in self.paused and self._wakes[n] == float("inf"):
+        else:
             self._push(self.peers[n].deadline(), _TICK, n)
 
     def _push(self, at: float, kind: int, a: int, b: int = 0, what: object = None) -> None:
         self._serial += 1
         heapq.heappush(self._heap, (at, self._serial, kind, a, b, what))
         if kind == _TICK:
-            self._wakes[a] = min(at, self._wakes.get(a, float("inf")))
+            self._wakes[a] = at
 
     def _send(self, source: int, effect: SendDatagram) -> None:
         target = self.numbers.get(effect.address)
+        size = len(effect.payload)
         self.datagrams += 1
-        self.bytes += len(effect.payload) + UDP_BYTES
-        assert len(effect.payload) <= wire.PAYLOAD_BYTES_MAX
+        self.bytes += size + UDP_BYTES
+        assert size <= wire.PAYLOAD_BYTES_MAX
         if target is None or self.cut(source, target):
             return
-        for _ in range(1 + (self.rng.random() < self.duplicates)):
-            if self.rng.random() >= self.loss:
-                delay_s = self.rng.uniform(0.1, 1.9) * self.delay_s
+        if self.udp_blocked and (source in self.udp_blocked or target in self.udp_blocked):
+            return
+        random = self.rng.random
+        for _ in range(1 + (random() < self.duplicates)):
+            if random() >= self.loss:
+                delay_s = (0.1 + 1.8 * random()) * self.delay_s
                 self._push(self.now + delay_s, _DATAGRAM, source, target, effect.payload)
+
+    def _ask_over_link(self, source: int, target: int, payload: bytes) -> None:
+        """Reliable and in order, as long as both are there."""
+        if not self.links or self.cut(source, target) or self.cut(target, source):
+            return
+
+        def arrive() -> None:
+            if target in self.down or target in self.paused:
+                return
+            if payload:
+                self.tell(target, LinkCarried(payload, peer_id(source)))
+            self.call(self.delay_s, lambda: self.tell(source, LinkAnswered(peer_id(target))))
+
+        self.bytes += len(payload) + UDP_BYTES
+        self.call(self.delay_s, arrive)
 
     def _introduce(self) -> None:
         signed = {n: m._own.signed for n, m in self.peers.items()}
         for n, m in self.peers.items():
             for other, known in ((number(p), k) for p, k in m._table.known.items()):
                 known.record, known.signed = self.peers[other].own, signed[other]
-                known.state, known.doubted = State.ALIVE, False
+                known.belief = Belief.ALIVE
             assert len(m._table.known) == self.size - 1, n
 
     # ------------------------------------------------------------------------------------------------ looking
@@ -253,6 +320,11 @@ class World:
 
     def state(self, observer: int, n: int) -> State:
         return self.peers[observer]._table.known[peer_id(n)].state
+
+    def member(self, observer: int, n: int) -> Member:
+        found = self.peers[observer].member(peer_id(n))
+        assert found is not None
+        return found
 
     def sees(self, n: int) -> dict[int, State]:
         return {number(m.peer): m.state for m in self.peers[n].members()}
@@ -282,94 +354,3 @@ class World:
     def deaths(self) -> list[tuple[float, int, int]]:
         """(when, who said so, of whom)"""
         return [(t, o, number(e.member.peer)) for t, o, e in self.log if isinstance(e, MemberDead)]
-
-
-@dataclass(frozen=True)
-class Found:
-    suspected: list[float]  # until the first suspicion, of each trial
-    dead: list[float]  # until everyone knows
-
-
-def detection(world: World, trials: int, *, linked: bool = False) -> Found:
-    """Kill one after another, each back before the next goes."""
-    found = Found([], [])
-    world.run(2)
-    for trial in range(trials):
-        n = 3 + trial % (world.size - 2) if world.size > 3 else 3
-        world.run(world.rng.random())
-        world.log.clear()
-        began = world.now
-        world.kill(n, linked=linked)
-        world.run(60, lambda n=n: world.all_see(State.DEAD, n), look_s=0.02)
-        suspected = world.first(MemberSuspect, n, began)
-        last = max((t for t, _, x in world.deaths() if x == n), default=float("inf"))
-        found.suspected.append((suspected if suspected is not None else float("inf")) - began)
-        found.dead.append(last - began)
-        world.start(n)
-        world.run(30, lambda n=n: world.all_see(State.ALIVE, n))
-    return found
-
-
-def quiet(world: World, seconds: float, *, slow: bool = False) -> tuple[int, float, float]:
-    """(false deaths of members that were not paused, datagrams and bytes a second and member)"""
-    world.run(2)
-    world.log.clear()
-    world.datagrams = world.bytes = 0
-    slow_ones = set(range(1, world.size + 1, 3)) if slow else set()
-
-    def stumble(n: int) -> None:
-        world.pause(n, 2.0)
-        world.call(2.0 + world.rng.expovariate(1 / 8), lambda: stumble(n))
-
-    for n in slow_ones:
-        world.call(world.rng.expovariate(1 / 8), lambda n=n: stumble(n))
-    world.run(seconds)
-    false = [x for x in world.deaths() if x[2] not in slow_ones]
-    per = seconds * world.size
-    return len({(n, round(t)) for t, _, n in false}), world.datagrams / per, world.bytes / per
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[3, 10, 50])
-    parser.add_argument("--loss", type=float, nargs="+", default=[0.0, 0.05, 0.2, 0.3])
-    parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--quiet-s", type=float, default=60.0)
-    parser.add_argument("--slow", action="store_true", help="also a third of them pausing 2 s at random")
-    parser.add_argument("--profile", choices=sorted(PROFILES), default="lan")
-    parser.add_argument("--seed", type=int, default=1)
-    a = parser.parse_args()
-    s = PROFILES[a.profile]
-    print("| members | loss | how | suspected p50 | p99 | max | dead everywhere p50 | p99 | max |"
-          "\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
-    for size in a.sizes:
-        for loss in a.loss:
-            for linked in (False, True):
-                found = detection(World(size, seed=a.seed, loss=loss, settings=s), a.trials, linked=linked)
-                cells = [
-                    f"{percentile(v, q):.2f}" for v in (found.suspected, found.dead) for q in (0.5, 0.99, 1)
-                ]
-                print(f"| {size} | {loss:.0%} | {'killed' if linked else 'cut off'} | {' | '.join(cells)} |",
-                      flush=True)  # fmt: skip
-    print("\n| members | loss | slow members | false deaths an hour | datagrams/s | bytes/s |"
-          "\n|---|---|---|---|---|---|")  # fmt: skip
-    for size in a.sizes:
-        rows = [(loss, "none", s) for loss in a.loss]
-        if a.slow:
-            rows += [(0.0, "a third", s), (0.0, "a third, Lifeguard off", replace(
-                s, awareness_max=0, confirmations=0, suspect_factor=1.0))]  # fmt: skip
-        for loss, slow, used in rows:
-            world = World(size, seed=a.seed, loss=loss, settings=used)
-            false, datagrams, volume = quiet(world, a.quiet_s, slow=slow != "none")
-            hourly = false * 3600 / a.quiet_s
-            print(f"| {size} | {loss:.0%} | {slow} | {hourly:g} | {datagrams:.1f} | {volume:.0f} |",
-                  flush=True)  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What the tests in network namespaces need: ip (iproute2) and tcpdump. Where they cannot be installed, says so and
+# What the tests in network namespaces need: ip (iproute2), nft (nftables) and tcpdump. Where they cannot be installed, says so and
 # succeeds: those tests are then skipped, with the reason.
 set -euo pipefail
 
 missing=()
 command -v ip >/dev/null || missing+=(iproute2)
+command -v nft >/dev/null || missing+=(nftables)
 command -v tcpdump >/dev/null || missing+=(tcpdump)
 [ "${#missing[@]}" -gt 0 ] || exit 0
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from meshq.errors import Forbidden, Overloaded
-from meshq.messages import Hello, Ping, Pong, Routes, Welcome, failure
+from meshq.messages import CarryGossip, Hello, Ping, Pong, Routes, Welcome, failure
 from meshq.peer.core import events as e
-from meshq.peer.core.links import PAUSE_S_MAX, PING_S, SILENCE_S, LinkState
+from meshq.peer.core.links import MOVED_S, PAUSE_S_MAX, PING_S, SILENCE_S, LinkState
 from tests.peer.single import AUTHORITY, Single, identity
 
 B, C = identity("b").peer_id, identity("c").peer_id
@@ -128,6 +128,41 @@ def test_a_link_is_pinged_and_silence_ends_it() -> None:
     effects = peer.tick(0.2)
     assert e.CloseLink(B) in effects
     assert state(peer) is LinkState.DOWN
+
+
+def test_a_link_to_one_that_moved_ends_when_it_does_not_carry_any_more() -> None:
+    peer = up()
+    peer.tell(e.MemberSeen(B, ("192.0.2.9:7700",), True))
+    (ping,) = [x.message for x in peer.take(e.SendPeer) if isinstance(x.message, Ping)]
+    peer.tick(0.1)
+    peer.tell(e.LinkMessage(B, Pong(ping.token)))  # it does: by another of its addresses
+    peer.tick(MOVED_S + 0.1)
+    assert state(peer) is LinkState.UP
+    peer.core.on_own_record(HERE, (1, 1))
+    peer.core.on_own_record(("192.0.2.77:7700",), (1, 2))
+    peer.tick(MOVED_S - 0.1)
+    assert state(peer) is LinkState.UP
+    peer.tick(0.2)
+    assert state(peer) is LinkState.DOWN
+    peer.tick(0.2)
+    assert opened(peer) == [("192.0.2.9:7700",)]
+
+
+def test_a_link_carries_what_gossip_cannot_tell_by_datagram() -> None:
+    peer = up()
+    peer.tell(e.LinkProbeWanted(B, b"told"))
+    assert [type(x.message) for x in peer.take(e.SendPeer)] == [Ping, CarryGossip]
+    there = {"session": (e.PEERS, b"7"), "key": identity("b").curve_public}
+    peer.hello(**there)
+    peer.send(CarryGossip(b"heard"), **there)
+    assert peer.take(e.TellMembership) == [e.TellMembership(B, b"heard")]
+
+
+def test_nobody_but_a_peer_carries_gossip() -> None:
+    peer = up()
+    peer.hello()
+    (refused,) = peer.send(CarryGossip(b"forged"))
+    assert (refused.name, peer.take(e.TellMembership)) == ("Forbidden", [])
 
 
 def test_only_registered_peers_are_linked() -> None:

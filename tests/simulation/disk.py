@@ -202,13 +202,13 @@ class Disk:
         self.since = now
         return True
 
-    def end_sync(self) -> list[tuple[int, Op]]:
-        """What is durable now."""
+    def end_sync(self, now: float) -> list[tuple[int, Op]]:
+        """What is durable now. The next one, if there is more, takes all that came meanwhile."""
         done = [(slot, op) for t, slot, op in self.queue if t <= self.since]
         del self.queue[: len(done)]
         for slot, op in done:
             self.images[slot].do(op)
-        self.since = self.queue[0][0] if self.queue else None
+        self.since = now if self.queue else None
         return done
 
     def crash(self, keep: int) -> None:

@@ -16,10 +16,11 @@ from tests.simulation.host import Host
 from tests.simulation.network import Weather
 from tests.simulation.world import Plan, World
 
+EVENTS = 4_500  # of the safety phase: with the liveness phase some 5,000
 HOSTS = (1, 2, 3, 3, 3, 3, 5, 5)
 
 
-def draw(seed: int, *, events: int = 4_500, hosts: int | None = None) -> Plan:
+def draw(seed: int, *, events: int = EVENTS, hosts: int | None = None) -> Plan:
     rng = random.Random(seed * 7_919 + 1)
     count = hosts or rng.choice(HOSTS)
     voters = {1: 1, 2: 1, 3: 3}.get(count) or rng.choice((3, 5))
@@ -216,11 +217,16 @@ FAULTS: dict[str, Callable[[Nemesis, Host], None]] = {
 }
 
 
-def run(seed: int, **options: object) -> World:
+def run(
+    seed: int,
+    *,
+    events: int = EVENTS,
+    hosts: int | None = None,
+    strict: bool = True,
+    tell: Callable[..., None] | None = None,
+) -> World:
     """One schedule to its end. Raises: Wrong, or what a machine raised."""
-    events = options.pop("events", 4_500)
-    hosts = options.pop("hosts", None)
-    world = World(seed, draw(seed, events=events, hosts=hosts), **options)
+    world = World(seed, draw(seed, events=events, hosts=hosts), strict=strict, tell=tell)
     Nemesis(world)
     world.run()
     return world

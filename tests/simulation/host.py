@@ -14,7 +14,7 @@ from typing import Protocol
 from meshq.entries import EntryKind
 from meshq.ids import PeerId, Slot
 from meshq.replication.machine import Replica
-from meshq.replication.quorum import Node, decode_config
+from meshq.replication.quorum import Config, Node, decode_config
 from meshq.replication.state import Settings
 from meshq.replication.support import (
     Beat,
@@ -95,6 +95,7 @@ class Environment(Protocol):
     def answer(self, host: Host, copy: Copy, event: Event) -> None: ...
     def set_timer(self, host: Host, copy: Copy) -> None: ...
     def on_committed(self, host: Host, copy: Copy, items: tuple[Item, ...], news: int) -> None: ...
+    def deciding_config(self, copy: Copy) -> Config | None: ...
     def tell(self, host: Host, slot: int, what: object) -> None: ...
 
 
@@ -235,7 +236,8 @@ class Host:
         for e in effects:
             kind = type(e)
             if kind is Send:
-                env.oracle.on_send(slot, copy.node, e.to, self.disk.images[slot], e.message)
+                image = self.disk.images[slot]
+                env.oracle.on_send(slot, copy.node, e.to, image, copy.replica.config, e.message)
                 env.send(self, copy, e.to, e.message)
             elif kind is Persist:
                 env.oracle.on_persist(slot, e)
@@ -256,7 +258,7 @@ class Host:
             elif kind is StoreSnapshot:
                 self.write(slot, e)
             elif kind is ReadReady:
-                env.oracle.on_read_over(slot, e.refs, e.index)
+                env.oracle.on_read_over(slot, e.refs, e.index, copy.replica)
             elif kind is ReadFailed:
                 env.oracle.on_read_over(slot, e.refs, None)
             else:
@@ -269,7 +271,8 @@ class Host:
 
     def _apply(self, copy: Copy, items: tuple[Item, ...]) -> None:
         image = self.disk.images[copy.slot]
-        news = self.env.oracle.on_commit(copy.slot, copy.node, copy.replica.config, image, items)
+        config = self.env.deciding_config(copy)
+        news = self.env.oracle.on_commit(copy.slot, copy.node, config, image, items)
         applied, config = copy.applied, None
         for item in items:
             if item.entry.index != applied.position.index + 1:

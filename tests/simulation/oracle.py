@@ -73,6 +73,8 @@ class Oracle:
         self.leaders: dict[tuple[int, int], Node] = {}
         self._chains: list[dict[tuple[int, int], bytes]] = [{} for _ in range(slots)]
         self._floors: dict[object, int] = {}  # of reads under way
+        self._seen: list[dict[int, bytes]] = [{} for _ in range(slots)]  # (index, chain) that a read may show
+        self._would: dict[tuple[int, int, Node], set[Node]] = {}  # (slot, term, candidate): who would vote
 
     # ------------------------------------------------------------------------------------------- roles
     def on_role(self, slot: int, node: Node, replica: Replica, told: TellRole) -> None:
@@ -97,9 +99,9 @@ class Oracle:
                 raise Wrong(f"slot {slot}: two entries {entry.index} of term {entry.term}")
 
     def on_commit(
-        self, slot: int, node: Node, config: Config, image: Image, items: tuple[Item, ...]
+        self, slot: int, node: Node, config: Config | None, image: Image, items: tuple[Item, ...]
     ) -> int:
-        """Returns how many of them were not known to be decided before."""
+        """`config`: the leader's that decided it, if it still leads. Returns how many of them are news."""
         decided = self.decided[slot]
         known = len(decided)
         for item in items:
@@ -118,12 +120,13 @@ class Oracle:
             if decided and decided[-1].entry.timestamp_ms > entry.timestamp_ms:
                 raise Wrong(f"slot {slot}: time goes back at entry {index}")
             decided.append(item)
+            self._check_seen(slot, item)
             self.states[slot].append(advance(self.states[slot][-1], item))
         last = items[-1].entry
         if self._strict:
             if not image.has(last.index, last.chain) and last.index not in image.damaged:
                 raise Wrong(f"{show(node)} applies entry {last.index} of slot {slot} before it is durable")
-            if len(decided) > known:
+            if len(decided) > known and config is not None:
                 self._check_majority(slot, config, last.index, last.chain)
         return len(decided) - known
 
@@ -135,6 +138,12 @@ class Oracle:
                     f"slot {slot}: entry {index} counts as decided, {len(having)} of {len(voters)} voters have it"
                 )
 
+    def _check_seen(self, slot: int, item: Item) -> None:
+        """What a read was allowed to show is what is decided in the end."""
+        chain = self._seen[slot].pop(item.entry.index, None)
+        if chain not in (None, item.entry.chain):
+            raise Wrong(f"slot {slot}: a read showed another entry {item.entry.index} than was decided")
+
     def check_state(self, slot: int, node: Node, applied: Applied) -> None:
         """The state that a host starts from, or was sent."""
         index = applied.position.index
@@ -142,7 +151,9 @@ class Oracle:
             raise Wrong(f"{show(node)} has another state of slot {slot} at entry {index}: {applied}")
 
     # ---------------------------------------------------------------------------------------- promises
-    def on_send(self, slot: int, frm: Node, to: Node, image: Image, message: Message) -> None:
+    def on_send(
+        self, slot: int, frm: Node, to: Node, image: Image, config: Config, message: Message
+    ) -> None:
         if not self._strict:
             return
         hard = image.hard
@@ -155,16 +166,30 @@ class Oracle:
                     f"{show(frm)} acknowledges {message.match} of slot {slot}, on its disk are {image.last_index}"
                 )
         elif kind is VoteReply:
+            if message.pre and message.granted:
+                self._would.setdefault((slot, message.term, to), {to}).add(frm)
             if message.granted and not message.pre and (hard.term, hard.vote) != (message.term, to):
                 raise Wrong(f"{show(frm)} votes for {show(to)} in term {message.term}, on its disk is {hard}")
-        elif kind is RequestVote and not message.pre and (hard.term, hard.vote) != (message.term, frm):
-            raise Wrong(f"{show(frm)} asks for votes in term {message.term}, on its disk is {hard}")
+        elif kind is RequestVote and not message.pre:
+            if (hard.term, hard.vote) != (message.term, frm):
+                raise Wrong(f"{show(frm)} asks for votes in term {message.term}, on its disk is {hard}")
+            would = self._would.get((slot, message.term, frm), {frm})
+            sets = [v for v in (config.voters, config.outgoing) if v]
+            if not message.transfer and any(2 * len(would.intersection(v)) <= len(v) for v in sets):
+                raise Wrong(f"{show(frm)} raises the term to {message.term}, and no majority would elect it")
 
     # ------------------------------------------------------------------------------------------- reads
     def on_read(self, slot: int, ref: object) -> None:
         self._floors[ref] = len(self.decided[slot])
 
-    def on_read_over(self, slot: int, refs: tuple[object, ...], index: int | None) -> None:
+    def on_read_over(
+        self, slot: int, refs: tuple[object, ...], index: int | None, replica: Replica | None = None
+    ) -> None:
+        position = replica.log.position(index) if replica is not None else None
+        if position is not None:
+            self._seen[slot][index] = position.chain
+            if index <= len(self.decided[slot]):
+                self._check_seen(slot, self.decided[slot][index - 1])
         for ref in refs:
             floor = self._floors.pop(ref)
             if index is not None and index < floor:

@@ -30,6 +30,7 @@ from tests.simulation.oracle import Oracle, record_body, show
 
 LIVENESS_S = 10.0
 SAFETY_S = 120.0  # the safety phase ends then, however little happened
+UNDECIDED_MAX = 60  # entries; a peer too refuses what it can't decide soon
 BUSY_MAX = 200_000  # events of one phase, some forty times what is usual
 _TICKED = Ticked()
 
@@ -219,7 +220,7 @@ class World:
             self.at(self.paused[host.number], self._synced, host, boots)
             return
         self.events += 1
-        done = host.disk.end_sync()
+        done = host.disk.end_sync(self.now)
         if host.disk.since is not None:
             self.want_sync(host)
         host.on_synced(done)
@@ -336,7 +337,7 @@ class World:
             self._read(host, copy)
         elif draw < 0.17 and "transfer" in plan.faults:
             self._transfer(host, copy)
-        else:
+        elif copy.replica.last.index - copy.replica.commit_index < UNDECIDED_MAX:
             self._propose(host, copy, rng.randint(1, plan.burst))
 
     def _propose(self, host: Host, copy: Copy, count: int) -> int:
@@ -430,6 +431,16 @@ class World:
         if self.is_bad(slot, node):
             return True
         return self._by_peer[node.peer].disk.images[slot].has(index, chain)
+
+    def deciding_config(self, copy: Copy) -> Config | None:
+        leader = copy.replica.leader
+        if leader is None:
+            return None
+        host = self._by_peer[leader.peer]
+        there = host.copies[copy.slot].replica if host.up else None
+        if there is None or there.role is not Role.LEADER or there.term != copy.replica.term:
+            return None
+        return there.config
 
     # ---------------------------------------------------------------------------------------- liveness phase
     def heal(self) -> None:

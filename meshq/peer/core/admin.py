@@ -15,6 +15,7 @@ from meshq.errors import Forbidden, MeshqError, Overloaded, UnknownTopic, UsageE
 from meshq.ids import PartitionKey, PeerId, Session, TopicId, show_id
 from meshq.messages import Answer, Ask, Failure, TopicInfo
 from meshq.peer.core.context import Context
+from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
 from meshq.peer.core.links import LinkFacts, Links
 from meshq.peer.core.registrar import Registrar
 from meshq.peer.core.slots import Slots
@@ -47,6 +48,7 @@ class Admin:
     registrar: Registrar
     slots: Slots
     whereabouts: Whereabouts
+    journal: Journal
     _fan_outs: dict[int, _FanOut] = field(default_factory=dict)  # by request sent; bounded
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
@@ -103,20 +105,15 @@ class Admin:
         for peer, registered in sorted(self.ctx.registry.peers.items(), key=lambda x: x[1].facts.name):
             here = peer == self.ctx.me.peer
             link = self.links.states.get(peer)
-            seen = link.seen if link else None
             addresses = self.ctx.my_addresses if here else (link.addresses if link else ())
             rows.append(
                 {
                     "name": registered.facts.name,
                     "id": show_id(peer),
-                    "state": _state(here, link),
-                    "since_ms": seen.since_ms if seen and seen.since_ms else None,
-                    "incarnation": ".".join(map(str, seen.incarnation)) if seen else None,
-                    "evidence": seen.evidence or None if seen else None,
+                    **(self._own_state() if here else _state(link, self.ctx.me.name, registered.facts.name)),
                     "address": addresses[0] if addresses else None,
                     "addresses": list(addresses),
                     "link": "self" if here else (link.state.value if link else "down"),
-                    "rtt_ms": link.rtt_ms if link else None,
                     "reason": link.reason if link and link.state.value == "down" else None,
                     "slots": counts[peer],
                     "holds_registry": peer == self.ctx.me.registry_peer,
@@ -125,6 +122,19 @@ class Admin:
                 }
             )
         self.ctx.send(session, Answer(message.request, rows))
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "state": "alive",
+            "since_ms": self.ctx.since_ms,
+            "incarnation": show_incarnation(self.ctx.my_incarnation),
+            "evidence": None,
+            "udp": None,
+            "rtt_ms": None,
+        }
+
+    def _events(self, session: Session, _: Principal, message: Ask) -> None:
+        self.journal.on_ask(session, message)
 
     def _topics(self, session: Session, principal: Principal, message: Ask) -> None:
         pattern = check_pattern(_text(message, "pattern", "#"))
@@ -237,6 +247,7 @@ class Admin:
             fan_out.done(fan_out.answers)
 
     def tick(self) -> None:
+        self.journal.tick()
         for request, fan_out in list(self._fan_outs.items()):
             if fan_out.deadline <= self.ctx.now and request in self._fan_outs:
                 for other in fan_out.waiting:
@@ -255,6 +266,7 @@ _Handler = Callable[[Admin, Session, Principal, Ask], None]
 _HANDLERS: dict[str, _Handler] = {
     "status": Admin._status,
     "peers": Admin._peers,
+    "events": Admin._events,
     "topics": Admin._topics,
     "topic.show": Admin._topic_show,
     "topic.create": Admin._topic_create,
@@ -266,10 +278,21 @@ _HANDLERS: dict[str, _Handler] = {
 _OPEN_TO_ALL = {"topics", "topic.show"}
 
 
-def _state(here: bool, link: LinkFacts | None) -> str:
-    if link is not None and link.seen is not None and link.seen.state:
-        return link.seen.state
-    return "alive" if here or (link is not None and link.alive) else "dead"
+def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:
+    """How another peer is seen. Round trips are of datagrams, and of the connection where none come back."""
+    if link is None or link.seen is None or not link.seen.state:
+        state = "alive" if link is not None and link.alive else "dead"
+        return {"state": state, **dict.fromkeys(("since_ms", "incarnation", "evidence", "udp", "rtt_ms"))}
+    seen = link.seen
+    blocked = link.udp_blocked and seen.alive
+    return {
+        "state": seen.state,
+        "since_ms": seen.since_ms or None,
+        "incarnation": show_incarnation(seen.incarnation),
+        "evidence": seen.evidence or (udp_blocked(here, there) if blocked else None),
+        "udp": "blocked" if blocked else "open" if link.gossip_rtt_ms is not None else None,
+        "rtt_ms": link.rtt_ms if blocked or link.gossip_rtt_ms is None else link.gossip_rtt_ms,
+    }
 
 
 def _describe(info: TopicInfo) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class Context:
     wall_ms: int = 0
     principals: dict[bytes, tuple[Principal, int]] = field(default_factory=dict)  # until the registry changes
     my_addresses: tuple[str, ...] = ()
+    my_incarnation: tuple[int, int] = (0, 0)
+    since_ms: int = 0  # when this run began
     presented: dict[bytes, Certificate] = field(
         default_factory=dict
     )  # shown at the door, not registered here

@@ -29,6 +29,7 @@ from meshq.messages import (
     AnyMessage,
     Ask,
     Beat,
+    CarryGossip,
     Credit,
     Failure,
     Hello,
@@ -68,25 +69,30 @@ from meshq.peer.core.events import (
     LinkUp,
     MalformedArrived,
     MemberSeen,
+    MembershipNoticed,
     MessageArrived,
     PayloadsDeleted,
     PayloadsRead,
     PeersRegistered,
     ProposalMade,
     RoomMeasured,
+    RoundTripsMeasured,
     RowsRead,
     SessionClosed,
     Settle,
     SlotLogRead,
+    TellMembership,
     TellRolledBack,
     Ticked,
     TimeSought,
+    UdpSeen,
     WritesDone,
     WritesFailed,
 )
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
+from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing
@@ -156,7 +162,10 @@ class PeerCore:
         self.liveness = Liveness(ctx, self.links, self.slots)
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
         self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
-        self.admin = Admin(ctx, self.links, self.registrar, self.slots, self.whereabouts)
+        self.membership = MembershipView(ctx, self.links)
+        self.admin = Admin(
+            ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal
+        )
         self._look_for_deleted = True  # of slots led here
         self._next_tick = 0.0
         self._recheck_at = 0.0
@@ -182,6 +191,7 @@ class PeerCore:
     def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
         """After restoring: what was left undone is taken up again."""
         self._set_time(now, wall_ms)
+        self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
         self.ctx.out.append(PeersRegistered(tuple(self.ctx.registry.peers)))
         self.slots.begin((Slot(i) for i in range(self.ctx.registry.slots)), now=now)
@@ -218,11 +228,9 @@ class PeerCore:
             self.ctx.presented.pop(next(iter(self.ctx.presented)))
         self.ctx.presented[certificate.curve_key] = certificate
 
-    def on_addresses(self, addresses: tuple[str, ...]) -> None:
-        """Where this peer can be found now."""
-        if addresses != self.ctx.my_addresses:
-            self.ctx.my_addresses = addresses
-            self.whereabouts.changed = True
+    def on_own_record(self, addresses: tuple[str, ...], incarnation: tuple[int, int]) -> None:
+        """Where this peer can be found now, and the incarnation in which it says so."""
+        self.whereabouts.changed |= self.membership.on_own_record(addresses, incarnation)
 
     def deadline(self) -> float:
         return min(self._next_tick, self.slots.wake(), self.liveness.wake())
@@ -247,10 +255,10 @@ class PeerCore:
                 self.links.on_link_up(event.peer)
             case LinkDown():
                 self.links.on_link_down(event.peer, event.reason)
-            case MemberSeen():
-                self.whereabouts.changed |= self.links.on_member(event)
+            case MemberSeen() | UdpSeen() | RoundTripsMeasured() | MembershipNoticed():
+                self.whereabouts.changed |= self.membership.on_news(event)
             case LinkProbeWanted():
-                self.links.probe(event.peer)
+                self.links.probe(event.peer, event.payload)
             case EntriesRead():
                 self.registrar.on_entries_read(event.read, event.entries)
             case SlotLogRead():
@@ -293,6 +301,12 @@ class PeerCore:
         if self.ctx.now >= self._recheck_at:
             self._recheck_at = self.ctx.now + RECHECK_S
             self.ctx.recheck_sessions()
+
+    def hand_over(self, *, now: float, wall_ms: int) -> tuple[int, list[Effect]]:
+        """Before a clean stop: let others lead. How many slots still have to be given away; ask again."""
+        self._set_time(now, wall_ms)
+        left = self.slots.hand_over()
+        return left, self._take()
 
     def checkpoint(self, *, now: float, wall_ms: int) -> list[Effect]:
         """Write all state rows (before a clean stop)."""
@@ -390,6 +404,7 @@ class PeerCore:
                 | Replicate()
                 | Beat()
                 | Leads()
+                | CarryGossip()
                 | MembershipAsked()
                 | NotMember()
             ):
@@ -418,6 +433,8 @@ class PeerCore:
                 self.leaving.on_asked(peer, message)
             case NotMember():
                 self.leaving.on_answer(message)
+            case CarryGossip():
+                self.ctx.out.append(TellMembership(peer, message.payload))
 
     # ---------------------------------------------------------------------------------- other peers
     def _on_peer_up(self, peer: PeerId) -> None:

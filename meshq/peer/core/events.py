@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from meshq.batch import Buffer
 from meshq.entries import Entry, StoredBatch, Write
@@ -134,7 +134,8 @@ class LinkMessage:
 class MemberSeen:
     """What gossip says of a peer: where it is and whether it lives (it does while it is only suspect).
 
-    `since_ms` is wall time; `evidence` says who accuses it, in words, or how it last answered.
+    `event`: what happened, `MemberAlive` and so on. `since_ms` is wall time; `evidence` says who accuses it,
+    in words, and `proof` the same in fields.
     """
 
     peer: PeerId
@@ -144,13 +145,42 @@ class MemberSeen:
     since_ms: int = 0
     incarnation: tuple[int, int] = (0, 0)
     evidence: str = ""
+    event: str = ""
+    reach: str = ""  # directly, by help of others, or over the connection only
+    boot: bytes = b""
+    rtt_ms: float | None = None
+    proof: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipNoticed:
+    """Something about this peer's own view of the others, by name, for those who follow it."""
+
+    event: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class UdpSeen:
+    """Whether datagrams of that peer arrive while it answers over its connection."""
+
+    peer: PeerId
+    blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTripsMeasured:
+    """By datagram, in ms, of the members that have answered so."""
+
+    rtt_ms: Mapping[PeerId, float]
 
 
 @dataclass(frozen=True, slots=True)
 class LinkProbeWanted:
-    """Membership did not hear that peer: does it answer over its link?"""
+    """Membership did not hear that peer: does it answer over its link? `payload`: to be told it as well."""
 
     peer: PeerId
+    payload: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +204,8 @@ class Ticked:
 Event = (
     MessageArrived | MalformedArrived | SessionClosed | WritesDone | WritesFailed | BatchesFetched
     | TimeSought | EntriesRead | SlotLogRead | RowsRead | PayloadsRead | PayloadsDeleted | LinkUp
-    | LinkDown | LinkMessage | MemberSeen | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
+    | LinkDown | LinkMessage | MemberSeen | UdpSeen | RoundTripsMeasured | MembershipNoticed
+    | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
 )  # fmt: skip
 
 
@@ -283,6 +314,14 @@ class HintMembership:
 
 
 @dataclass(frozen=True, slots=True)
+class TellMembership:
+    """What that peer told over a connection that it could not tell by datagram."""
+
+    peer: PeerId
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PeersRegistered:
     """The registered peers changed: gossip may now believe these."""
 
@@ -306,6 +345,6 @@ class Settle:
 
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadEntries | ReadSlotLog | ReadRows
-    | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | PeersRegistered
-    | TellRolledBack | Settle
+    | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | TellMembership
+    | PeersRegistered | TellRolledBack | Settle
 )  # fmt: skip

@@ -1,13 +1,14 @@
 """Links: one connection from here to every other registered peer whose address is known.
 
 A link that breaks is tried again with doubling pauses; news of the peer (another address, alive again) cuts a
-pause short. A link counts as up only when the other side's Welcome has shown that it is the peer it should
-be.
+pause short. When either end has other addresses, the link is asked whether it still carries: an address that
+is gone tells nobody, and silence alone takes SILENCE_S to show. A link counts as up only when the other
+side's Welcome has shown that it is the peer it should be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -18,6 +19,7 @@ from meshq.messages import (
     VERSION_MAX,
     VERSION_MIN,
     AnyMessage,
+    CarryGossip,
     Failure,
     Hello,
     Ping,
@@ -25,12 +27,13 @@ from meshq.messages import (
     Welcome,
 )
 from meshq.peer.core.context import Context
-from meshq.peer.core.events import CloseLink, HintMembership, MemberSeen, OpenLink, SendPeer
+from meshq.peer.core.events import CloseLink, HintMembership, MemberSeen, OpenLink, SendPeer, UdpSeen
 
 PAUSE_S_MIN = 0.1
 PAUSE_S_MAX = 3.0
 PING_S = 2.0
 SILENCE_S = 8.0
+MOVED_S = 1.0  # how long a connection may be silent when one of its ends has moved
 
 
 class LinkState(Enum):
@@ -48,11 +51,14 @@ class LinkFacts:
     try_at: float = 0.0
     heard: float = 0.0
     pinged: float = 0.0
+    moved_at: float | None = None  # asked then whether it still carries; None: not in question
     reason: str = "not tried yet"
     rtt_ms: float | None = None
     boot: bytes = b""
     disk: bytes = b""
     seen: MemberSeen | None = None  # what gossip last said of it
+    gossip_rtt_ms: float | None = None
+    udp_blocked: bool = False
 
 
 @dataclass
@@ -92,8 +98,27 @@ class Links:
         link.seen = seen
         if addresses != link.addresses or (alive and not link.alive):
             link.try_at, link.pause_s = 0.0, PAUSE_S_MIN
+        if addresses != link.addresses:
+            self._question(peer, link)
         link.addresses, link.alive = addresses or link.addresses, alive
         return before != (link.addresses, link.alive)
+
+    def on_moved(self) -> None:
+        """This host has other addresses: connections from those that are gone carry nothing any more."""
+        for peer, link in self.states.items():
+            self._question(peer, link)
+
+    def _question(self, peer: PeerId, link: LinkFacts) -> None:
+        if link.state is LinkState.UP:
+            link.moved_at = self.ctx.now
+            self.probe(peer)
+
+    def on_udp(self, seen: UdpSeen) -> None:
+        self.states.setdefault(seen.peer, LinkFacts()).udp_blocked = seen.blocked
+
+    def on_round_trips(self, rtt_ms: Mapping[PeerId, float]) -> None:
+        for peer, link in self.states.items():
+            link.gossip_rtt_ms = rtt_ms.get(peer)
 
     def tick(self, registered: Collection[PeerId]) -> None:
         for peer, link in self.states.items():
@@ -107,8 +132,12 @@ class Links:
                 self._keep_alive(peer, link)
 
     def _keep_alive(self, peer: PeerId, link: LinkFacts) -> None:
+        if link.moved_at is not None and link.heard > link.moved_at:
+            link.moved_at = None
         if self.ctx.now - link.heard > SILENCE_S:
             self._break(peer, "nothing heard for too long")
+        elif link.moved_at is not None and self.ctx.now - link.moved_at > MOVED_S:
+            self._break(peer, "nothing heard since an address changed")
         elif link.state is LinkState.UP and self.ctx.now - link.pinged >= PING_S:
             link.pinged = self.ctx.now
             self.ctx.out.append(SendPeer(peer, Ping(int(self.ctx.now * 1e6))))
@@ -125,7 +154,7 @@ class Links:
     def on_link_down(self, peer: PeerId, reason: str) -> None:
         link = self.states.setdefault(peer, LinkFacts())
         was_up = link.state is LinkState.UP
-        link.state, link.reason = LinkState.DOWN, reason
+        link.state, link.reason, link.moved_at = LinkState.DOWN, reason, None
         if was_up:
             link.try_at = self.ctx.now  # at once: whether somebody is still there is worth knowing
             self.ctx.out.append(HintMembership(peer, "broken"))
@@ -166,11 +195,13 @@ class Links:
                 self.ctx.count("links_broken_by_content")
                 self._break(peer, str(e))
 
-    def probe(self, peer: PeerId) -> None:
-        """Ask now whether it is there; `answered` is the hint that it is."""
+    def probe(self, peer: PeerId, payload: bytes = b"") -> None:
+        """Ask now whether it is there; `answered` is the hint that it is. With what gossip has to tell it."""
         link = self.states.get(peer)
         if link is not None and link.state is LinkState.UP:
             self.ctx.out.append(SendPeer(peer, Ping(int(self.ctx.now * 1e6))))
+            if payload:
+                self.ctx.out.append(SendPeer(peer, CarryGossip(payload)))
 
     def on_pong(self, peer: PeerId, token: int) -> None:
         self.ctx.out.append(HintMembership(peer, "answered"))

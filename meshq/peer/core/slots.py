@@ -272,6 +272,24 @@ class Slots:
         """In this turn, when what the replica ordered before has been carried out."""
         self._soon.append((host, event))
 
+    def hand_over(self) -> int:
+        """Give every slot led here to another voter that is level; how many there still are to give."""
+        left = 0
+        for host in list(self.hosts.values()):
+            replica = host.replica
+            replica.set_may_lead(False)
+            if replica.role is not Role.LEADER:
+                continue
+            match, last = replica.match(), replica.last.index
+            others = [n for n in replica.config.voters if n != self.me and n.peer in self.supported_by]
+            if others:
+                left += 1
+                best = max(others, key=lambda n: match.get(n, 0))
+                if not replica.is_handing_over and match.get(best, 0) + 256 >= last:
+                    replica.transfer(best)
+                    self._dirty[host] = None
+        return left
+
     def flush(self) -> None:
         """Hand on what was proposed in this turn."""
         while self._dirty or self._soon:

@@ -1,0 +1,243 @@
+"""Faults built in on purpose: each must be caught, or the simulator is not looking.
+
+A mutant is an edit of a function's source: the line that does it right, and the wrong one in its place. The
+line has to be there exactly once, so a mutant can't quietly become harmless when the code moves on.
+
+`make mutants` searches for each of them by random schedules and prints how many it took;
+`tests/simulation/test_mutants.py` has a schedule for each that is known to catch it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from meshq.replication.elections import Elections
+from meshq.replication.following import Following
+from meshq.replication.leading import Leading
+from meshq.replication.quorum import Config
+from meshq.replication.snapshots import Sending
+from meshq.replication.state import State
+from meshq.replication.support import Support
+from tests.simulation import faults
+from tests.simulation.host import Host
+from tests.simulation.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    owner: type
+    function: str
+    right: str
+    wrong: str
+
+    def make(self) -> object:
+        function = self.owner.__dict__[self.function]
+        source = textwrap.dedent(inspect.getsource(function))
+        right, wrong = (textwrap.dedent(t).strip("\n") for t in (self.right, self.wrong))
+        if source.count(right) != 1:
+            raise AssertionError(f"{self.owner.__name__}.{self.function} has not one {right!r}")
+        module = sys.modules[self.owner.__module__]
+        there: dict[str, object] = {}
+        exec(compile(source.replace(right, wrong), "<mutant>", "exec"), vars(module), there)
+        return there[self.function]
+
+
+MUTANTS: dict[str, tuple[Edit, ...]] = {
+    "ack before fsync": (
+        Edit(State, "promise", "if token <= self.persisted:", "if token <= self.persisted or type(message) is AppendReply:"),
+    ),
+    "vote not persisted": (
+        Edit(
+            State,
+            "flush",
+            "hard = self.hard if self._hard_dirty else None",
+            "hard = self.hard._replace(vote=None) if self._hard_dirty else None",
+        ),
+    ),
+    "no log check in vote": (
+        Edit(
+            Elections,
+            "on_request",
+            "level = (m.last_term, m.last_index) >= (last.term, last.index)",
+            "level = last is not None",
+        ),
+    ),
+    "blind truncate": (
+        Edit(
+            Following,
+            "_take",
+            "if s.log.term_at(entry.index) == entry.term:",
+            "if entry.index <= s.commit and s.log.term_at(entry.index) == entry.term:",
+        ),
+    ),
+    "commit past matched": (
+        Edit(
+            Following,
+            "on_append",
+            "s.commit_to(min(m.commit, match))",
+            "s.commit_to(min(m.commit, s.log.last.index))",
+        ),
+    ),
+    "commit of an old term": (
+        Edit(
+            Leading, "_advance", "if index <= s.commit or s.log.term_at(index) != s.term:", "if index <= s.commit:"
+        ),
+    ),
+    "pre-vote ignored": (
+        Edit(Elections, "on_tick", "self.become_pre_candidate()", "self.become_candidate(transfer=False)"),
+    ),
+    "learner votes": (
+        Edit(
+            Config,
+            "has_majority",
+            "return _has_majority(self.voters, of) and",
+            "return 2 * len(set(of) & self.nodes()) > len(self.voters) and",
+        ),
+    ),
+    "config not rolled back": (Edit(State, "truncate", "self.configs.truncate(from_index)\n", "\n"),),
+    "config not reset by snapshot": (
+        Edit(State, "replace_log", "self.configs = Configs([(last.index, meta.config)])", "pass"),
+    ),
+    "applied index apart": (
+        Edit(
+            Host,
+            "write_applied",
+            "self.write(slot, Apply(applied, config))",
+            "self.write(slot, ApplyIndexOnly(applied)); self.write(slot, Apply(applied, config))",
+        ),
+    ),
+    "support by a stalled disk": (
+        Edit(Support, "on_disk", "self._disk_stalled = stalled", "self._disk_stalled = False"),
+    ),
+    "wiped voter keeps its name": (
+        Edit(
+            World,
+            "wipe",
+            "host.disk_number += 1\n    host.rolled_back = False\n    host.epoch = host.disk_number << 32",
+            "host.rolled_back = False",
+        ),
+    ),
+    "rolled back and votes": (Edit(Host, "_load", "frozen=self.rolled_back", "frozen=False"),),
+    "rolled back and acknowledges": (Edit(State, "acknowledge", "if self.rolled_back:", "if self.rolled_back and round_ < 0:"),),
+    "one-way support": (
+        Edit(
+            Support,
+            "on_beat",
+            "sent_at = self._sent_at(p, beat.echo, now) if beat.echo_epoch == self._epoch else None",
+            "sent_at = now",
+        ),
+    ),
+    "joint left early": (
+        Edit(
+            Leading,
+            "propose_config",
+            'return self.propose(EntryKind.CONFIG, encode_config(config), b"")',
+            'self.propose(EntryKind.CONFIG, encode_config(config), b""); '
+            'return self.propose(EntryKind.CONFIG, encode_config(leave_joint(config)), b"")',
+        ),
+    ),
+    "read without a round": (
+        Edit(
+            Leading,
+            "_confirm_reads",
+            "heard = {n for n, p in self.followers.items() if p.round_heard >= first} | {s.me}",
+            "s.out.append(ReadReady(tuple(r for _, r in self._reads), s.commit)); self._reads = []; return",
+        ),
+    ),
+    "read above commit": (
+        Edit(Leading, "_confirm_reads", "ReadReady(ready, s.commit)", "ReadReady(ready, s.log.last.index)"),
+    ),
+    "truncate by high watermark": (
+        Edit(
+            Following,
+            "on_append",
+            "s = self.state\n",
+            "s = self.state\n"
+            "    if m.term > s.log.last.term and s.log.last.index > s.delivered:\n"
+            "        s.truncate(s.delivered + 1)\n",
+        ),
+    ),
+    "corrupt taken for absent": (
+        Edit(
+            Host,
+            "_load",
+            "good = min(image.damaged) - 1",
+            "good = min(image.damaged) - 1; repair_until = 0; image.damaged.clear(); "
+            "del image.items[good - image.start.index :]",
+        ),
+    ),
+    "repair forgotten": (
+        Edit(
+            State,
+            "flush",
+            "hard = self.hard if self._hard_dirty else None",
+            "hard = self.hard._replace(repair_until=0) if self._hard_dirty else None",
+        ),
+    ),
+    "change before a decision": (
+        Edit(
+            Leading,
+            "propose_config",
+            "if not self.serves or s.configs.index > s.commit:",
+            "if s.config.is_joint:",
+        ),
+    ),
+    "applied while installing": (
+        Edit(State, "deliver", "if upto <= self.delivered or self.installing:", "if upto <= self.delivered:"),
+    ),
+    "left out and silent": (
+        Edit(
+            Elections,
+            "may_campaign",
+            "is_voter = any(config.is_voter(s.me) for _, config in s.configs.history)",
+            "is_voter = s.config.is_voter(s.me)",
+        ),
+    ),
+    "news of decisions not asked for": (
+        Edit(Leading, "_on_level", "and p.commit_heard >= min(p.commit_sent, p.match)", ""),
+    ),
+    "no snapshot for an empty log": (
+        Edit(Leading, "_on_rejected", "if agreed >= log.start.index:", "if agreed >= 0:"),
+    ),
+    "pieces sent twice": (Edit(Sending, "on_reply", "and reply.of == p.position", ""),),
+    "serves before it applied": (
+        Edit(
+            Leading,
+            "_tell_serving",
+            "if not self._told_serving and self.serves:",
+            "if not self._told_serving and self._state.commit >= self._term_began:",
+        ),
+    ),
+}
+
+
+@contextmanager
+def built_in(name: str | None) -> Iterator[None]:
+    """The code with this fault in it."""
+    before = []
+    try:
+        for edit in MUTANTS[name] if name else ():
+            before.append((edit, edit.owner.__dict__[edit.function]))
+            setattr(edit.owner, edit.function, edit.make())
+        yield
+    finally:
+        for edit, function in reversed(before):
+            setattr(edit.owner, edit.function, function)
+
+
+def search(
+    name: str, *, first: int = 0, most: int = 1_000, strict: bool = True, hosts: int | None = None
+) -> tuple[int, str] | None:
+    """How many schedules it took to catch it, and what was seen; None when it got away."""
+    with built_in(name):
+        for seed in range(first, first + most):
+            try:
+                faults.run(seed, hosts=hosts, strict=strict)
+            except Exception as e:
+                return seed - first + 1, f"{type(e).__name__}: {e}"
+    return None
