@@ -116,6 +116,9 @@ class StoredBatch:
     data: bytes
 
 
+ASIDE_ROW: Final = b"r"  # rows aside under this prefix are the state that a snapshot brings
+
+
 @dataclass(frozen=True, slots=True)
 class Write:
     """What one slot wants on disk, all or nothing, in one transaction with whatever else is waiting.
@@ -124,6 +127,12 @@ class Write:
     payloads and rows are put (a row that is None is deleted); entries below `trim_below` are deleted. `rows`
     are the slot's state as its machines computed it. `token` comes back when the transaction is on disk, or
     has failed.
+
+    What a snapshot brings is put *aside* until it is whole, out of sight of every reader of state: `aside`
+    are such rows, after those that begin with `clear_aside` have gone (empty: all of the slot). With
+    `replace` the slot begins anew before anything else of this write is done: its log and its rows go, but
+    for the rows named there, the rows aside whose keys begin with ASIDE_ROW become its rows, nothing stays
+    aside, and of the payloads at `doubtful` those go that another batch of the same offsets stands beside.
     """
 
     token: int
@@ -134,6 +143,10 @@ class Write:
     trim_below: int | None = None
     truncate_from: int | None = None
     dropped: tuple[PayloadKey, ...] = ()
+    aside: tuple[tuple[bytes, bytes], ...] = ()
+    clear_aside: bytes | None = None
+    replace: tuple[bytes, ...] | None = None
+    doubtful: tuple[PayloadKey, ...] = ()
 
     def payload_bytes(self) -> int:
         return sum(len(p.data) for p in self.payloads)

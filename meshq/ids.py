@@ -20,6 +20,7 @@ Slot = NewType("Slot", int)
 
 ID_BYTES = 16
 SYSTEM_SLOT = Slot(0xFFFF)  # the slot that holds the registry; data slots count up from 0
+LOCAL_SLOT = Slot(0xFFFE)  # no slot: rows that this peer keeps for itself alone
 
 
 Session = tuple[str, bytes]  # a connection at this peer: which door it came through, its id there

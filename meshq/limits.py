@@ -84,9 +84,18 @@ DOOR_FRAME_BYTES_MAX = _limit("DOOR_FRAME_BYTES_MAX", 16 * KIB, "one frame at th
 
 # Disk
 STORE_BYTES_MAX = _limit("STORE_BYTES_MAX", 256 * GIB, "the store of one peer (setting `store_bytes_max`)", "`DiskFull`")
+DISKS_REMEMBERED_MAX = _limit("DISKS_REMEMBERED_MAX", 4_096, "disks of peers whose newest start is remembered", "the one that has been silent longest is forgotten")
 DISK_RESERVE_BYTES = _limit("DISK_RESERVE_BYTES", 256 * MIB, "free disk kept for entries without payload (setting `disk_reserve_bytes`)", "`DiskFull`")
 TRANSACTION_BYTES_MAX = _limit("TRANSACTION_BYTES_MAX", 32 * MIB, "payload of one group commit", "the rest waits for the next one")
-LOG_ENTRIES_KEPT = _limit("LOG_ENTRIES_KEPT", 4_096, "applied entries a slot's log keeps (payloads stay until the topic is deleted)", "older ones are trimmed")
+LOG_ENTRIES_KEPT = _limit("LOG_ENTRIES_KEPT", 4_096, "applied entries a slot's log keeps when nobody lacks them (payloads stay until the topic is deleted)", "older ones are trimmed")
+LOG_ENTRIES_MAX = _limit("LOG_ENTRIES_MAX", 65_536, "applied entries a leader's log keeps for followers that lack them", "older ones are trimmed; who lacks them gets a snapshot")
+LOG_BYTES_MAX = _limit("LOG_BYTES_MAX", 16 * MIB, "bytes of the applied entries a slot's log keeps, without payloads", "older ones are trimmed; who lacks them gets a snapshot")
+REPLICA_MEMORY_BYTES = _limit("REPLICA_MEMORY_BYTES", 256 * KIB, "committed entries one slot keeps in memory, payloads included (64 MiB in all for 256 slots)", "older ones are read from disk for a follower that lacks them")
+
+# Snapshots
+SNAPSHOT_PIECE_BYTES = _limit("SNAPSHOT_PIECE_BYTES", 512 * KIB, "one piece of a snapshot, of which one is on its way to a follower at a time (a larger batch goes alone)", "the rest follows in the next piece")
+SNAPSHOTS_SENT_MAX = _limit("SNAPSHOTS_SENT_MAX", 4, "snapshots a peer sends at a time (their state rows are in memory, some 20 MB each at worst)", "the others wait: asked for again twice a second")
+SNAPSHOT_PARTITIONS_MAX = _limit("SNAPSHOT_PARTITIONS_MAX", 1 << 20, "partitions of one slot that a snapshot can hold", "no snapshot is made, and counted (`snapshots_refused`)")
 # fmt: on
 
 

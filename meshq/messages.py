@@ -43,6 +43,9 @@ class Hello(Message, frozen=True, tag=1):
     version_max: U16
     mesh: Annotated[bytes, Meta(max_length=16)] = b""
     name: Name = ""
+    disk: Id16 = bytes(16)  # a peer's: which disk it has, how often that was started, and this run's boot id
+    epoch: U63 = 0  # 0: not a peer
+    boot: Id16 = bytes(16)
 
 
 class Welcome(Message, frozen=True, tag=2):
@@ -52,6 +55,8 @@ class Welcome(Message, frozen=True, tag=2):
     boot: Id16  # another one on a later Welcome: the peer was restarted in between
     now_ms: U63
     disk: Id16 = bytes(16)  # with its peer id: who it is as a voter
+    epoch: U63 = 0  # how often that disk was started
+    rolled_back: bool = False  # a later start of the disk in the Hello was seen: it forgot what it promised
 
 
 class Ping(Message, frozen=True, tag=3):
@@ -327,9 +332,29 @@ class CarryGossip(Message, frozen=True, tag=60):
     payload: Annotated[bytes, Meta(max_length=DATAGRAM_BYTES_MAX)]
 
 
-BulkyMessage = Watch | Produce | Read | Unread | ProposeRegistry | Replicate | Beat | Leads
+class MembershipAsked(Message, frozen=True, tag=65):
+    """The sender keeps these slots although the ring does not place them there: (slot, its disk, index of the
+    newest configuration it knows). Whoever leads one without that disk answers NotMember."""
+
+    slots: Annotated[list[tuple[U16, Id16, U63]], Meta(max_length=Items)]
+
+
+class NotMember(Message, frozen=True, tag=66):
+    """Committed configurations without the receiver: (slot, its disk, index of the configuration, the
+    configuration). What it has of the slot is not needed any more."""
+
+    slots: Annotated[
+        list[tuple[U16, Id16, U63, Annotated[bytes, Meta(max_length=8_192)]]], Meta(max_length=Items)
+    ]
+
+
+BulkyMessage = (
+    Watch | Produce | Read | Unread | ProposeRegistry | Replicate | Beat | Leads | MembershipAsked | NotMember
+)  # fmt: skip
 ClientMessage = Hello | Ping | Resolve | Watch | Unwatch | Produce | Read | Credit | Unread | Ask
-PeerMessage = PullRegistry | ProposeRegistry | Replicate | Beat | Leads | CarryGossip
+PeerMessage = (
+    PullRegistry | ProposeRegistry | Replicate | Beat | Leads | CarryGossip | MembershipAsked | NotMember
+)
 ServerMessage = (
     Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
     | ReadEnded | Answer | RegistryEntries | RegistryMoved

@@ -17,7 +17,7 @@ import lmdb
 
 from meshq.entries import Entry, StoredBatch
 from meshq.errors import MeshqError, StoreCorrupt, StoreError
-from meshq.ids import SYSTEM_SLOT, PartitionKey, Slot
+from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, Slot
 from meshq.peer.core.core import PeerCore
 from meshq.peer.core.events import (
     BatchesFetched,
@@ -25,8 +25,12 @@ from meshq.peer.core.events import (
     Event,
     FetchBatches,
     PayloadsDeleted,
+    PayloadsRead,
     ReadEntries,
+    ReadPayloads,
+    ReadRows,
     ReadSlotLog,
+    RowsRead,
     SeekTime,
     SlotLogRead,
     TimeSought,
@@ -34,16 +38,19 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.registrar import PULL_BYTES
-from meshq.replication.words import GENESIS, Item, LogRead, Position
+from meshq.peer.core.slots import Tail
+from meshq.replication.words import Item, LogRead
 from meshq.security.directory import DataDirectory, Loaded
+from meshq.store.reads import SlotImage
 from meshq.store.store import Store
-from meshq.streams.publish import payload_key_of
+from meshq.streams.publish import check_payload, payload_key_of
 from meshq.streams.slot import applied_index
 
 log = logging.getLogger(__name__)
 _PAGE_BYTES = 8 * 1024 * 1024
 _PAGE_COUNT = 4_096
-_LOG_COUNT = 65  # entries for another peer at a time, and the one before
+_RANGE_COUNT = 2_048  # batches of a snapshot's piece
+_LOG_COUNT = 64  # entries for another peer at a time
 TURN_S: Final = 0.005  # of reading, before the rest of the loop gets its turn
 
 
@@ -76,14 +83,34 @@ def refuse_lost_store(directory: DataDirectory, papers: Loaded, *, begin_empty: 
 
 def restore(core: PeerCore, store: Store) -> None:
     """Bring the core to where the disk is. Raises: StoreCorrupt."""
-    images = store.load()
+    images = store.load(strict=False)
     if SYSTEM_SLOT in images:
+        if (damage := images[SYSTEM_SLOT].damage) is not None:
+            raise damage
         core.restore_registry(_entries(store, SYSTEM_SLOT, images[SYSTEM_SLOT].first_index))
+    if LOCAL_SLOT in images:
+        core.restore_local(images[LOCAL_SLOT].rows)
     for slot, image in images.items():
-        if slot == SYSTEM_SLOT:
+        if slot in (SYSTEM_SLOT, LOCAL_SLOT):
             continue
-        tail = _entries(store, slot, applied_index(image.rows) + 1)
-        core.restore_slot(slot, image.rows, tail=(item_of(store, entry) for entry in tail))
+        core.restore_slot(slot, image.rows, tail=tail_of(store, slot, image), aside=image.aside)
+
+
+def tail_of(store: Store, slot: Slot, image: SlotImage) -> Tail:
+    """The entries behind a slot's state with their payloads, as far as all of it is sound."""
+    items: list[Item] = []
+    start = applied_index(image.rows) + 1
+    try:
+        items += (item_of(store, entry) for entry in _entries(store, slot, start))
+    except StoreCorrupt as e:
+        log.error("Slot %s has damage, its log is cut there: %s", slot, e, extra={"event": "SlotDamaged"})
+        behind = store.read_sound(slot, start + len(items))
+        keys = (payload_key_of(entry) for entry in behind)
+        return Tail(items, image.last_index, e, tuple(k for k in keys if k is not None))
+    if image.last_index >= start + len(items):
+        missing = StoreCorrupt(f"slot {slot}: the log does not reach back to entry {start + len(items)}")
+        return Tail(items, image.last_index, image.damage or missing)
+    return Tail(items)
 
 
 def item_of(store: Store, entry: Entry) -> Item:
@@ -91,24 +118,39 @@ def item_of(store: Store, entry: Entry) -> Item:
     key = payload_key_of(entry)
     if key is None:
         return Item(entry)
-    end = key.base_offset + 1
-    found = store.read_batches(key.partition, key.base_offset, end=end, bytes_max=_PAGE_BYTES, count_max=1)
-    if not found or (found[0].base_offset, found[0].count) != (key.base_offset, key.count):
-        raise StoreCorrupt(f"entry {entry.index} is on disk and its payload is not")
-    return Item(entry, found[0].data)
+    try:
+        data = store.read_payload(key)
+        check_payload(entry, data)
+    except MeshqError as e:
+        raise StoreCorrupt(f"entry {entry.index} is on disk and its payload is not: {e}") from None
+    return Item(entry, data)
 
 
-def read_log(store: Store, slot: Slot, from_index: int, bytes_max: int) -> tuple[Position, list[Item]]:
-    """Entries from this index on with their payloads, and the place before them.
+def read_ranges(
+    store: Store, ranges: Sequence[tuple[PartitionKey, int, int]], bytes_max: int
+) -> tuple[list[StoredBatch], bool]:
+    """Batches of these ranges in their order, and whether those are all. Raises: StoreError."""
+    batches: list[StoredBatch] = []
+    left = bytes_max
+    for partition, offset, end in ranges:
+        while offset < end:
+            if left <= 0 or len(batches) >= _RANGE_COUNT:
+                return batches, False
+            found = store.read_batches(partition, offset, end=end, bytes_max=left)
+            if not found or found[0].base_offset > offset:
+                raise StoreCorrupt(f"offset {offset} of partition {partition.partition} is missing")
+            batches += found
+            left -= sum(len(b.data) for b in found)
+            offset = found[-1].base_offset + found[-1].count
+    return batches, True
+
+
+def read_log(store: Store, slot: Slot, from_index: int, bytes_max: int) -> list[Item]:
+    """Entries from this index on with their payloads.
 
     Raises: StoreError, UsageError for what has been trimmed.
     """
-    before = max(from_index - 1, 1)
-    entries = store.read_entries(slot, before, bytes_max=bytes_max, count_max=_LOG_COUNT)
-    prev = GENESIS
-    if from_index > 1:
-        first, *entries = entries
-        prev = Position(first.index, first.term, first.chain)
+    entries = store.read_entries(slot, from_index, bytes_max=bytes_max, count_max=_LOG_COUNT)
     items: list[Item] = []
     size = 0
     for entry in entries:
@@ -116,7 +158,7 @@ def read_log(store: Store, slot: Slot, from_index: int, bytes_max: int) -> tuple
         size += len(items[-1].payload)
         if size >= bytes_max:
             break
-    return prev, items
+    return items
 
 
 def _entries(store: Store, slot: Slot, start: int):  # type: ignore[no-untyped-def]
@@ -241,12 +283,28 @@ class DiskShell:
 
     def read_log(self, read: ReadSlotLog) -> None:
         """For a node that is behind. What can't be read is not sent: it is asked for again later."""
-        prev, items = GENESIS, list[Item]()
+        items: list[Item] = []
+        damaged = False
         try:
-            prev, items = read_log(self.store, read.slot, read.from_index, read.bytes_max)
+            items = read_log(self.store, read.slot, read.prev.index + 1, read.bytes_max)
         except (MeshqError, lmdb.Error) as e:
             log.warning("Slot %s cannot be read for a peer: %s", read.slot, e, extra={"event": "LogUnread"})
-        event = SlotLogRead(read.slot, LogRead(read.to, prev, tuple(items)))
+            damaged = isinstance(e, StoreCorrupt)
+        event = SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(items)), damaged)
+        self._loop.call_soon(self._guarded, self._tell, event)
+
+    def read_rows(self, read: ReadRows) -> None:
+        event = RowsRead(read.slot, read.to, self.store.read_rows(read.slot))
+        self._loop.call_soon(self._guarded, self._tell, event)
+
+    def read_payloads(self, read: ReadPayloads) -> None:
+        """A piece of a snapshot. What can't be read is not sent: it is asked for again later."""
+        batches, complete = list[StoredBatch](), False
+        try:
+            batches, complete = read_ranges(self.store, read.ranges, read.bytes_max)
+        except (MeshqError, lmdb.Error) as e:
+            log.error("Slot %s has damage: %s", read.slot, e, extra={"event": "SnapshotUnread"})
+        event = PayloadsRead(read.slot, read.to, tuple(batches), complete)
         self._loop.call_soon(self._guarded, self._tell, event)
 
     def read_entries(self, read: ReadEntries) -> None:

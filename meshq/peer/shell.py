@@ -44,6 +44,8 @@ from meshq.peer.core.events import (
     PeersRegistered,
     Persist,
     ReadEntries,
+    ReadPayloads,
+    ReadRows,
     ReadSlotLog,
     ResumeWrites,
     RoomMeasured,
@@ -54,6 +56,7 @@ from meshq.peer.core.events import (
     SessionClosed,
     Settle,
     TellMembership,
+    TellRolledBack,
     Ticked,
 )
 from meshq.peer.disk import DiskShell, is_awaited, refuse_lost_store, restore
@@ -157,7 +160,7 @@ class PeerShell:
             papers,
             self.settings,
             self.directory.peers,
-            boot_epoch=self.directory.raise_boot_epoch(),
+            boot_epoch=self.core.ctx.me.starts,
             boot_id=self.core.ctx.me.boot,
             signing_key_of=self._signing_key_of,
             on_news=self._on_news,
@@ -203,6 +206,7 @@ class PeerShell:
             registry_peer(papers),
             self.store.disk_id,
             self.store.boot_epoch,
+            self.directory.raise_boot_epoch(),
         )
         settings = CoreSettings(s.auto_create, s.record_bytes_max)
         rng = random.Random(os.urandom(16))
@@ -345,6 +349,10 @@ class PeerShell:
                     self.disk.read_entries(effect)
                 case ReadSlotLog():
                     self.disk.read_log(effect)
+                case ReadRows():
+                    self.disk.read_rows(effect)
+                case ReadPayloads():
+                    self.disk.read_payloads(effect)
                 case DeletePayloads():
                     self.disk.delete(effect.slot, effect.partition)
                 case OpenLink():
@@ -359,8 +367,17 @@ class PeerShell:
                     self.neighbours.handle(LinkCarried(effect.payload, effect.peer))
                 case ResumeWrites():
                     self.store.resume()
+                case TellRolledBack():
+                    self._log_rolled_back(effect.peer)
                 case Settle():
                     self._proposals.settle(effect)
+
+    def _log_rolled_back(self, peer: PeerId) -> None:
+        log.critical(
+            "Peer %s has seen a later start of this disk: %s was copied, put back, or runs twice. This peer "
+            "takes part in no decision any more: stop it, remove that directory and start it again, empty",
+            self._name_of(peer), self.directory.store, extra={"event": "DiskRolledBack"},
+        )  # fmt: skip
 
     def _send(self, effect: SendSession) -> None:
         if effect.session[0] == LOCAL:

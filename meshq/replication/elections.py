@@ -83,7 +83,8 @@ class Elections:
         """
         s = self._state
         is_voter = any(config.is_voter(s.me) for _, config in s.configs.history)
-        return s.may_lead and not s.frozen and is_voter and s.role is not Role.LEADER
+        may = s.may_lead and not s.frozen and not s.installing
+        return may and is_voter and s.role is not Role.LEADER
 
     def on_tick(self) -> None:
         s = self._state

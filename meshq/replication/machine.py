@@ -110,6 +110,10 @@ class Replica:
         return self._state.term
 
     @property
+    def hard(self) -> Hard:
+        return self._state.hard
+
+    @property
     def leader(self) -> Node | None:
         return self._state.leader
 
@@ -145,6 +149,11 @@ class Replica:
     def settled_config(self) -> tuple[int, Config]:
         """The newest one that was handed on as committed, and the index that set it."""
         return self._state.configs.history[0]
+
+    @property
+    def config_index(self) -> int:
+        """The entry that set `config`."""
+        return self._state.configs.index
 
     @property
     def is_settled(self) -> bool:
@@ -247,6 +256,21 @@ class Replica:
     def set_may_lead(self, may_lead: bool) -> None:
         """False: a peer whose disk is full, whose clock is off or that is leaving does not campaign."""
         self._state.may_lead = may_lead
+
+    def freeze(self) -> None:
+        """This disk was rolled back or cloned: from now on it copies, and promises nobody anything."""
+        self._state.rolled_back = True
+        if self._state.role is Role.LEADER:
+            self._resign()
+
+    @property
+    def is_quiet(self) -> bool:
+        """A follower with nothing on its way to disk."""
+        return self._state.role is Role.FOLLOWER and self._state.is_durable() and not self._state.installing
+
+    def forget_partial(self) -> None:
+        """What had been put aside of a snapshot is gone: the next piece is the first one."""
+        self._receiving.partial = None
 
     def trim(self, start: Position) -> None:
         """The shell dropped the log up to here: it has been applied, and saved with what it did."""

@@ -10,7 +10,7 @@ position is appended again at a start. So nothing has to be read through to know
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -19,7 +19,7 @@ from meshq.errors import StoreCorrupt
 from meshq.ids import PeerId
 from meshq.replication.quorum import Config, Node, decode_config, encode_config
 from meshq.replication.window import Log
-from meshq.replication.words import GENESIS, Hard, Item, Position
+from meshq.replication.words import GENESIS, Hard, Item, Position, SnapshotMeta
 
 HARD_ROW: Final = b"H"
 REPLICA_ROW: Final = b"R"
@@ -67,6 +67,42 @@ def replica_row(
     return REPLICA_ROW, _encoder.encode(saved)
 
 
+def meta_of(rows: Mapping[bytes, bytes]) -> SnapshotMeta | None:
+    """What a snapshot of these rows is of; None of rows that were never saved. Raises: StoreCorrupt."""
+    if REPLICA_ROW not in rows:
+        return None
+    saved: _Saved = _decoded(rows[REPLICA_ROW], _Saved)
+    return SnapshotMeta(Position(*saved.applied), decode_config(saved.config), saved.timestamp_ms)
+
+
+def snapshot_row(meta: SnapshotMeta) -> tuple[bytes, bytes]:
+    """The row of a replica whose log begins behind this snapshot."""
+    last = meta.last
+    saved = _Saved(
+        (last.index, last.term), (last.index, last.term, last.chain), meta.timestamp_ms, [],
+        last.index, encode_config(meta.config),
+    )  # fmt: skip
+    return REPLICA_ROW, _encoder.encode(saved)
+
+
+def encode_partial(meta: SnapshotMeta, position: int) -> bytes:
+    """Of which snapshot something is put aside, and up to where."""
+    return _encoder.encode((meta, position))
+
+
+def decode_partial(data: bytes) -> tuple[SnapshotMeta, int]:
+    """Raises: StoreCorrupt."""
+    meta, position = _decoded(data, tuple[SnapshotMeta, int])
+    return meta, position
+
+
+def _decoded(data: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except msgspec.MsgspecError as e:
+        raise StoreCorrupt(f"a replica's row cannot be read: {e}") from None
+
+
 def restored(
     rows: Mapping[bytes, bytes], genesis: Config, tail: Iterable[Item]
 ) -> tuple[Hard, Log, list[tuple[int, Config]]]:
@@ -74,11 +110,8 @@ def restored(
 
     Raises: StoreCorrupt.
     """
-    try:
-        hard = msgspec.msgpack.decode(rows[HARD_ROW], type=_Hard) if HARD_ROW in rows else _Hard(0, None)
-        saved = msgspec.msgpack.decode(rows[REPLICA_ROW], type=_Saved) if REPLICA_ROW in rows else None
-    except msgspec.MsgspecError as e:
-        raise StoreCorrupt(f"a replica's row cannot be read: {e}") from None
+    hard: _Hard = _decoded(rows[HARD_ROW], _Hard) if HARD_ROW in rows else _Hard(0, None)
+    saved: _Saved | None = _decoded(rows[REPLICA_ROW], _Saved) if REPLICA_ROW in rows else None
     vote = Node(PeerId(hard.vote[0]), hard.vote[1]) if hard.vote else None
     if saved is None:
         log, configs = Log(GENESIS), [(0, genesis)]

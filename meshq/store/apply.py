@@ -14,7 +14,7 @@ from typing import Any
 import lmdb
 
 from meshq.batch import Buffer
-from meshq.entries import PayloadKey, Write
+from meshq.entries import ASIDE_ROW, PayloadKey, Write
 from meshq.ids import PartitionKey, Slot
 from meshq.limits import MIB
 from meshq.store.environment import Databases
@@ -44,32 +44,77 @@ class Piece:
 
 def apply_writes(txn: lmdb.Transaction[Any], dbs: Databases, writes: Iterable[Write]) -> None:
     """Everything these writes ask for, in their order."""
-    log: list[tuple[bytes, Buffer]] = []
-    payloads: list[tuple[bytes, Buffer]] = []
-    rows: dict[bytes, bytes | None] = {}
-    trims: dict[Slot, int] = {}
+    waiting = _Waiting(txn, dbs)
     for write in writes:
-        if write.truncate_from is not None:
+        if write.replace is not None:
+            waiting.put()
+            replace_slot(txn, dbs, write)
+        elif write.clear_aside is not None:
+            _clear(txn, dbs.aside, row_key(write.slot, write.clear_aside))
+        if write.truncate_from is not None or write.dropped:
             # What was put before may be what is truncated, so it has to be there first. This is rare.
-            _put(txn, dbs.payloads, payloads)
-            _put(txn, dbs.log, log)
-            log, payloads = [], []
-            _truncate(txn, dbs, write.slot, write.truncate_from, write.dropped)
-        log += ((log_key(write.slot, e.index), e.encode()) for e in write.entries)
-        payloads += (
+            waiting.put()
+            _truncate(txn, dbs, write)
+        waiting.add(write)
+    waiting.put()
+
+
+class _Waiting:
+    """What a group puts, gathered."""
+
+    def __init__(self, txn: lmdb.Transaction[Any], dbs: Databases) -> None:
+        self._txn, self._dbs = txn, dbs
+        self._begin()
+
+    def _begin(self) -> None:
+        self._log: list[tuple[bytes, Buffer]] = []
+        self._payloads: list[tuple[bytes, Buffer]] = []
+        self._rows: dict[bytes, bytes | None] = {}
+        self._trims: dict[Slot, int] = {}
+
+    def add(self, write: Write) -> None:
+        self._log += ((log_key(write.slot, e.index), e.encode()) for e in write.entries)
+        self._payloads += (
             (payload_key(p.partition, p.base_offset, p.timestamp_ms, p.count), p.data) for p in write.payloads
         )
         for key, value in write.rows:
-            rows[row_key(write.slot, key)] = value
+            self._rows[row_key(write.slot, key)] = value
         if write.trim_below is not None:
-            trims[write.slot] = max(trims.get(write.slot, 0), write.trim_below)
-    _put(txn, dbs.payloads, payloads)
-    _put(txn, dbs.log, log)
-    _put(txn, dbs.rows, sorted((k, v) for k, v in rows.items() if v is not None))
-    for key in (k for k, v in rows.items() if v is None):
-        txn.delete(key, db=dbs.rows)
-    for slot, below in trims.items():
-        _trim(txn, dbs, slot, below)
+            self._trims[write.slot] = max(self._trims.get(write.slot, 0), write.trim_below)
+        _put(self._txn, self._dbs.aside, [(row_key(write.slot, k), v) for k, v in write.aside])
+
+    def put(self) -> None:
+        txn, dbs = self._txn, self._dbs
+        _put(txn, dbs.payloads, self._payloads)
+        _put(txn, dbs.log, self._log)
+        _put(txn, dbs.rows, sorted((k, v) for k, v in self._rows.items() if v is not None))
+        for key in (k for k, v in self._rows.items() if v is None):
+            txn.delete(key, db=dbs.rows)
+        for slot, below in self._trims.items():
+            _trim(txn, dbs, slot, below)
+        self._begin()
+
+
+def replace_slot(txn: lmdb.Transaction[Any], dbs: Databases, write: Write) -> None:
+    """The slot begins anew: from what was put aside, or, with that cleared first, from nothing."""
+    slot, keep = write.slot, write.replace or ()
+    if write.clear_aside is not None:
+        _clear(txn, dbs.aside, row_key(slot, write.clear_aside))
+    kept = [(row_key(slot, k), txn.get(row_key(slot, k), db=dbs.rows)) for k in keep]
+    _clear(txn, dbs.log, row_key(slot, b""))
+    _clear(txn, dbs.rows, row_key(slot, b""))
+    rows = [(k, bytes(v)) for k, v in kept if v is not None]
+    prefix = row_key(slot, ASIDE_ROW)
+    with txn.cursor(dbs.aside) as cursor:
+        found = cursor.set_range(prefix)
+        while found and bytes(cursor.key()).startswith(prefix):
+            rows.append((row_key(slot, bytes(cursor.key())[len(prefix) :]), bytes(cursor.value())))
+            found = cursor.next()
+    _put(txn, dbs.rows, rows)
+    _clear(txn, dbs.aside, row_key(slot, b""))
+    for key in write.doubtful:
+        if _has_other(txn, dbs, key):
+            _delete_payload(txn, dbs, key)
 
 
 def drop_piece(
@@ -109,16 +154,39 @@ def _put(
             cursor.putmulti(items)
 
 
-def _truncate(
-    txn: lmdb.Transaction[Any], dbs: Databases, slot: Slot, from_index: int, dropped: Iterable[PayloadKey]
-) -> None:
-    with txn.cursor(dbs.log) as cursor:
-        found = cursor.set_range(log_key(slot, from_index))
-        while found and parse_log_key(cursor.key())[0] == slot:
+def _truncate(txn: lmdb.Transaction[Any], dbs: Databases, write: Write) -> None:
+    if write.truncate_from is not None:
+        _clear(txn, dbs.log, row_key(write.slot, b""), log_key(write.slot, write.truncate_from))
+    for key in write.dropped:
+        _delete_payload(txn, dbs, key)
+
+
+def _delete_payload(txn: lmdb.Transaction[Any], dbs: Databases, key: PayloadKey) -> None:
+    txn.delete(payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count), db=dbs.payloads)
+
+
+def _has_other(txn: lmdb.Transaction[Any], dbs: Databases, key: PayloadKey) -> bool:
+    """Whether a batch under another key holds some of the same offsets."""
+    here = payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count)
+    with txn.cursor(dbs.payloads) as cursor:
+        found = cursor.set_range(payload_seek(key.partition, key.base_offset + key.count))
+        while cursor.prev() if found else cursor.last():
+            found = True
+            batch = parse_payload_key(key.partition, cursor.key())
+            if batch is None or batch.end <= key.base_offset:
+                return False
+            if bytes(cursor.key()) != here:
+                return True
+    return False
+
+
+def _clear(txn: lmdb.Transaction[Any], db: Any, prefix: bytes, start: bytes | None = None) -> None:
+    """Delete all keys with this prefix (from `start` on)."""
+    with txn.cursor(db) as cursor:
+        found = cursor.set_range(start or prefix)
+        while found and bytes(cursor.key()).startswith(prefix):
             cursor.delete()
             found = bool(cursor.key())
-    for key in dropped:
-        txn.delete(payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count), db=dbs.payloads)
 
 
 def _trim(txn: lmdb.Transaction[Any], dbs: Databases, slot: Slot, below: int) -> None:

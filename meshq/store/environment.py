@@ -49,6 +49,7 @@ class Databases:
     log: Any
     rows: Any
     payloads: Any
+    aside: Any
     meta: Any
     disk_id: bytes
     boot_epoch: int
@@ -116,8 +117,9 @@ def _adopt(path: Path, env: lmdb.Environment, mesh_id: bytes, disk_id: bytes) ->
         _check_ours(path, found, mesh_id)
         boot_epoch = parse_u64(found[META_BOOT]) + 1
         txn.put(META_BOOT, pack_u64(boot_epoch), db=meta)
-        log, rows, payloads = (env.open_db(name, txn=txn) for name in (b"log", b"rows", b"payloads"))
-    return Databases(env, log, rows, payloads, meta, found[META_DISK], boot_epoch)
+        names = (b"log", b"rows", b"payloads", b"aside")
+        log, rows, payloads, aside = (env.open_db(name, txn=txn) for name in names)
+    return Databases(env, log, rows, payloads, aside, meta, found[META_DISK], boot_epoch)
 
 
 def _check_ours(path: Path, found: dict[bytes, bytes], mesh_id: bytes) -> None:

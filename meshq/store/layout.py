@@ -3,6 +3,7 @@
     meta      name                                             format, mesh, disk, boot epoch, turn
     log       slot u16 | index u64                             an encoded entry
     rows      slot u16 | row key                               a row of the slot's state
+    aside     slot u16 | key                                   a row of a snapshot that is not whole yet
     payloads  topic id 16 | partition u32 | base offset u64
               | timestamp ms u64 | count u32                   a batch
 

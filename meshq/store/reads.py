@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from meshq.batch import HEADER_BYTES, Buffer, read_header
-from meshq.entries import GENESIS_CHAIN, Entry, StoredBatch, decode_entry, follows
+from meshq.entries import ASIDE_ROW, GENESIS_CHAIN, Entry, PayloadKey, StoredBatch, decode_entry, follows
 from meshq.errors import RemoteProtocolError, StoreCorrupt, UsageError
 from meshq.ids import PartitionKey, Slot
 from meshq.store.environment import Databases
@@ -24,36 +24,91 @@ from meshq.store.layout import (
     parse_log_key,
     parse_payload_key,
     parse_row_key,
+    payload_key,
     payload_seek,
+    row_key,
 )
 
 
 @dataclass(slots=True)
 class SlotImage:
-    """What the store holds of a slot. An empty log has first index 1, last index 0 and the genesis chain."""
+    """What the store holds of a slot. An empty log has first index 1, last index 0 and the genesis chain.
+
+    `aside`: what was put aside; of the rows of a snapshot the keys alone, for together they may be big.
+    `damage`: what is wrong with its log, where whoever loads it can go on with the rest.
+    """
 
     rows: dict[bytes, bytes] = field(default_factory=dict)
+    aside: dict[bytes, bytes] = field(default_factory=dict)
     first_index: int = 1
     last_index: int = 0
     last_chain: bytes = GENESIS_CHAIN
+    damage: StoreCorrupt | None = None
 
 
-def load(dbs: Databases) -> dict[Slot, SlotImage]:
-    """Every slot with a row or an entry. Raises: StoreCorrupt for a hole in a log or a bad last entry."""
+def load(dbs: Databases, *, strict: bool) -> dict[Slot, SlotImage]:
+    """Every slot with a row or an entry. A hole in a log or a bad last entry: StoreCorrupt if `strict`."""
     images: dict[Slot, SlotImage] = {}
     with dbs.env.begin() as txn:
         with txn.cursor(dbs.rows) as rows:
             for key, value in rows:
                 slot, name = parse_row_key(bytes(key))
                 images.setdefault(slot, SlotImage()).rows[name] = bytes(value)
+        with txn.cursor(dbs.aside) as aside:
+            for key, value in aside:
+                slot, name = parse_row_key(bytes(key))
+                kept = b"" if name.startswith(ASIDE_ROW) else bytes(value)
+                images.setdefault(slot, SlotImage()).aside[name] = kept
         with txn.cursor(dbs.log) as log:
             for key in log.iternext(keys=True, values=False):
                 _count_entry(images, *parse_log_key(key))
         for slot, image in images.items():
             if image.last_index:
                 data = txn.get(log_key(slot, image.last_index), b"", db=dbs.log)
-                image.last_chain = _decode(slot, image.last_index, data).chain
+                try:
+                    image.last_chain = _decode(slot, image.last_index, data).chain
+                except StoreCorrupt as e:
+                    image.damage = image.damage or e
+            if strict and image.damage is not None:
+                raise image.damage
     return images
+
+
+def read_sound(dbs: Databases, slot: Slot, from_index: int) -> list[Entry]:
+    """Of the entries from this index on those whose checksum holds, whatever is between them."""
+    found: list[Entry] = []
+    prefix = row_key(slot, b"")
+    with _cursor(dbs, dbs.log) as cursor:
+        here = cursor.set_range(log_key(slot, from_index))
+        while here and bytes(cursor.key()).startswith(prefix):
+            with suppress(StoreCorrupt):
+                found.append(decode_entry(parse_log_key(cursor.key())[1], cursor.value()))
+            here = cursor.next()
+    return found
+
+
+def read_rows(dbs: Databases, slot: Slot) -> dict[bytes, bytes]:
+    """The slot's rows as they are at one moment."""
+    found: dict[bytes, bytes] = {}
+    prefix = row_key(slot, b"")
+    with dbs.env.begin() as txn, txn.cursor(dbs.rows) as cursor:
+        here = cursor.set_range(prefix)
+        while here and cursor.key().startswith(prefix):
+            found[bytes(cursor.key()[len(prefix) :])] = bytes(cursor.value())
+            here = cursor.next()
+    return found
+
+
+def read_payload(dbs: Databases, key: PayloadKey) -> bytes:
+    """The payload under exactly this key. Raises: StoreCorrupt when it is not there, or not sound."""
+    name = payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count)
+    with dbs.env.begin(buffers=True) as txn:
+        data = txn.get(name, db=dbs.payloads)
+        wanted = BatchKey(key.base_offset, key.timestamp_ms, key.count)
+        fault = "it is not there" if data is None else _fault_of(data, wanted)
+        if data is None or fault:
+            raise StoreCorrupt(f"{_show(key.partition)}, offset {key.base_offset}: {fault}")
+        return bytes(data)
 
 
 def read_entries(
@@ -149,7 +204,7 @@ def _count_entry(images: dict[Slot, SlotImage], slot: Slot, index: int) -> None:
     if not image.last_index:
         image.first_index = index
     elif index != image.last_index + 1:
-        raise _missing(slot, image.last_index + 1)
+        image.damage = image.damage or _missing(slot, image.last_index + 1)
     image.last_index = index
 
 

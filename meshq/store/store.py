@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from meshq.entries import Entry, StoredBatch, Write
+from meshq.entries import Entry, PayloadKey, StoredBatch, Write
 from meshq.errors import InternalError, UsageError
 from meshq.ids import PartitionKey, Slot
 from meshq.limits import DISK_RESERVE_BYTES, STORE_BYTES_MAX
@@ -103,10 +103,25 @@ class Store:
         self._writer.drop(partition, below)
 
     # ----------------------------------------------------------------------------------------- reading
-    def load(self) -> dict[Slot, SlotImage]:
-        """What there is of every slot. Raises: StoreCorrupt."""
+    def load(self, *, strict: bool = True) -> dict[Slot, SlotImage]:
+        """What there is of every slot. Raises: StoreCorrupt; unless `strict`, an image tells its damage."""
         self._check_open()
-        return reads.load(self._dbs)
+        return reads.load(self._dbs, strict=strict)
+
+    def read_sound(self, slot: Slot, from_index: int) -> list[Entry]:
+        """Of the entries from this index on those that are sound: what is left behind a damaged one."""
+        self._check_open()
+        return reads.read_sound(self._dbs, slot, from_index)
+
+    def read_rows(self, slot: Slot) -> dict[bytes, bytes]:
+        """The slot's rows, as one transaction left them."""
+        self._check_open()
+        return reads.read_rows(self._dbs, slot)
+
+    def read_payload(self, key: PayloadKey) -> bytes:
+        """Raises: StoreCorrupt when it is not there or damaged."""
+        self._check_open()
+        return reads.read_payload(self._dbs, key)
 
     def read_entries(self, slot: Slot, from_index: int, *, bytes_max: int, count_max: int) -> list[Entry]:
         """Entries from this index on, dense and verified; at least one if there is any.

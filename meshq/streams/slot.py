@@ -272,11 +272,40 @@ class SlotStream:
 
 _encoder = msgspec.msgpack.Encoder()
 _APPLIED = b"A"
+_LOCAL = (_APPLIED, b"D", b"H", b"R")  # rows that each replica has its own of
+_PARTITION_ROW_BYTES = 21
 
 
 def applied_index(rows: Mapping[bytes, bytes]) -> int:
     """How far a slot's rows go: entries behind this index are to be applied again."""
     return msgspec.msgpack.decode(rows[_APPLIED], type=int) if _APPLIED in rows else 0
+
+
+def is_shared(key: bytes) -> bool:
+    """Whether a row is the same on every replica at the same index, and so part of a snapshot."""
+    return bool(key) and key[:1] not in _LOCAL
+
+
+def partition_of_row(key: bytes) -> PartitionKey | None:
+    """Whose row it is, if it is a partition's."""
+    return _partition_of(key) if key[:1] == b"P" and len(key) == _PARTITION_ROW_BYTES else None
+
+
+def partition_states(rows: Mapping[bytes, bytes]) -> list[tuple[PartitionKey, PartitionState]]:
+    """The partitions that rows tell of, sorted: the same order on every replica."""
+    return [
+        (_partition_of(key), msgspec.msgpack.decode(rows[key], type=PartitionState))
+        for key in sorted(rows)
+        if key[:1] == b"P"
+    ]
+
+
+def begun_rows(index: int, dropping: Iterable[PartitionKey]) -> list[tuple[bytes, bytes]]:
+    """Rows of this replica alone where its state is replaced: the index that is at, what is to be deleted."""
+    return [
+        (_APPLIED, _encoder.encode(index)),
+        *((_dropping_row(p), _encoder.encode(True)) for p in dropping),
+    ]
 
 
 def _advanced(state: ProducerState | None, entry: Entry, body: PublishBody) -> ProducerState:

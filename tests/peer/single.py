@@ -17,6 +17,7 @@ from meshq.messages import Ask, Failure, Hello, Message, Produce, ProduceItem, R
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
+from meshq.peer.core.slots import Tail
 from meshq.peer.papers import verifier
 from meshq.registry import commands
 from meshq.registry.state import GENESIS_DISK, Registry
@@ -105,7 +106,7 @@ class Single:
             log, rows = self.entries.get(slot, []), self.rows.get(slot, {})
             applied = applied_index(rows)
             tail = [Item(x, self._payload(x)) for x in log if x.index > applied]
-            self.core.restore_slot(slot, rows, tail=tail)
+            self.core.restore_slot(slot, rows, tail=Tail(tail), aside={})
         self._carry_out(self.core.start(now=self.now, wall_ms=self.wall_ms, room_bytes=self.room))
 
     @property

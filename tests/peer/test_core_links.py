@@ -48,7 +48,9 @@ def test_a_link_counts_once_it_is_welcomed() -> None:
     (order,) = peer.take(e.OpenLink)
     assert (order.peer, order.addresses, order.server_key) == (B, HERE, identity("b").curve_public)
     peer.tell(e.LinkUp(B))
-    assert [x.message for x in peer.take(e.SendPeer)] == [Hello(1, 1, AUTHORITY.mesh_id, "a")]
+    me = peer.core.ctx.me
+    hello = Hello(1, 1, AUTHORITY.mesh_id, "a", me.disk, me.epoch, me.boot)
+    assert [x.message for x in peer.take(e.SendPeer)] == [hello]
     assert peer.core.links.reachable() == {identity("a").peer_id}
     welcome(peer)
     assert peer.core.links.reachable() == {identity("a").peer_id, B}

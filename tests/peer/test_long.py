@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.peer import test_exactly_once as once
+from tests.peer import test_placing as placing
+from tests.peer import test_snapshots as snapshots
 
 SEEDS = 10_000
 
@@ -13,3 +15,12 @@ SEEDS = 10_000
 def test_ten_thousand_schedules_lose_and_double_nothing() -> None:
     for seed in range(SEEDS):
         once.test_a_receipt_means_once_at_its_offset_and_a_refusal_means_never(seed)
+
+
+@pytest.mark.long
+def test_two_thousand_schedules_with_snapshots_in_nearly_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots.squeeze(monkeypatch.setattr)
+    for seed in range(2_000):
+        once.test_a_receipt_means_once_at_its_offset_and_a_refusal_means_never(seed)
+        if seed % 8 == 0:
+            placing.test_a_join_loses_nothing_and_ends_where_the_ring_wants_it(seed)

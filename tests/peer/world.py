@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,20 +19,21 @@ from meshq import messages
 from meshq.batch import read_header, read_records
 from meshq.client import facts
 from meshq.client.core import ClientCore
-from meshq.entries import Entry, Payload, StoredBatch, Write
-from meshq.errors import DiskFull
-from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Slot
+from meshq.entries import ASIDE_ROW, Entry, Payload, PayloadKey, StoredBatch, Write
+from meshq.errors import DiskFull, StoreCorrupt
+from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, PeerId, Slot
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
+from meshq.peer.core.slots import Tail
 from meshq.peer.papers import verifier
 from meshq.registry import commands
 from meshq.registry.state import GENESIS_DISK, Registry
-from meshq.replication.words import GENESIS, Item, LogRead, Position
+from meshq.replication.words import Item, LogRead
 from meshq.security.authority import Authority
 from meshq.security.certificates import issue
 from meshq.security.identity import Identity
-from meshq.streams.publish import payload_key_of
+from meshq.streams.publish import check_payload, payload_key_of
 from meshq.streams.slot import applied_index
 
 WALL_MS = 1_700_000_000_000
@@ -46,9 +47,12 @@ class Disk:
     log: dict[Slot, dict[int, Entry]] = field(default_factory=lambda: defaultdict(dict))
     rows: dict[Slot, dict[bytes, bytes]] = field(default_factory=lambda: defaultdict(dict))
     payloads: dict[PartitionKey, list[Payload]] = field(default_factory=lambda: defaultdict(list))
+    aside: dict[Slot, dict[bytes, bytes]] = field(default_factory=lambda: defaultdict(dict))
     waiting: list[Write] = field(default_factory=list)
     full: bool = False
     id: bytes = GENESIS_DISK
+    epoch: int = 0
+    damaged: set[tuple[Slot, int]] = field(default_factory=set)  # entries that cannot be read
 
     def item(self, entry: Entry) -> Item:
         """The entry with its payload."""
@@ -56,21 +60,22 @@ class Disk:
         if key is None:
             return Item(entry)
         stored = self.payloads[key.partition]
-        found = [p for p in stored if (p.base_offset, p.timestamp_ms) == (key.base_offset, key.timestamp_ms)]
+        found = [p for p in stored if where_of(p) == where_of(key)]
+        check_payload(entry, found[0].data)
         return Item(entry, found[0].data)
 
     def sync(self) -> list[int]:
         for write in self.waiting:
+            self._replace(write)
             if write.truncate_from is not None:
                 kept = {i: x for i, x in self.log[write.slot].items() if i < write.truncate_from}
                 self.log[write.slot] = kept
             for gone in write.dropped:
-                stored = self.payloads[gone.partition]
-                where = (gone.base_offset, gone.timestamp_ms)
-                stored[:] = [p for p in stored if (p.base_offset, p.timestamp_ms) != where]
+                self._delete(gone)
             for entry in write.entries:
                 self.log[write.slot][entry.index] = entry
             for payload in write.payloads:
+                self._delete(payload)  # the same key holds one
                 self.payloads[payload.partition].append(payload)
             for key, value in write.rows:
                 if value is None:
@@ -84,6 +89,35 @@ class Disk:
         tokens = [write.token for write in self.waiting]
         self.waiting.clear()
         return tokens
+
+    def _replace(self, write: Write) -> None:
+        """What a write says of snapshots, as store/apply.py does it."""
+        slot, aside = write.slot, self.aside[write.slot]
+        if write.clear_aside is not None:
+            for key in [k for k in aside if k.startswith(write.clear_aside)]:
+                del aside[key]
+        if write.replace is not None:
+            kept = {k: v for k, v in self.rows[slot].items() if k in write.replace}
+            state = {k[len(ASIDE_ROW) :]: v for k, v in aside.items() if k.startswith(ASIDE_ROW)}
+            self.rows[slot] = kept | state
+            self.log[slot] = {}
+            aside.clear()
+            for key in write.doubtful:
+                stored, end = self.payloads[key.partition], key.base_offset + key.count
+                over = [
+                    p for p in stored if p.base_offset < end and p.base_offset + p.count > key.base_offset
+                ]
+                if any(where_of(p) != where_of(key) for p in over):
+                    self._delete(key)
+        aside.update(write.aside)
+
+    def _delete(self, gone: PayloadKey | Payload) -> None:
+        stored = self.payloads[gone.partition]
+        stored[:] = [p for p in stored if where_of(p) != where_of(gone)]
+
+
+def where_of(x: PayloadKey | Payload) -> tuple[int, int, int]:
+    return x.base_offset, x.timestamp_ms, x.count
 
 
 class World:
@@ -166,6 +200,7 @@ class Host:
         self.up = False
         self.run = 0
         self.core: PeerCore
+        self.counted: Counter[str] = Counter()  # by runs before this one
         self._wound_at = 0.0
         self.pipes: dict[tuple[str, bytes], Pipe] = {}  # to the holders of our sessions
         self.links: dict[PeerId, tuple[Pipe, Pipe, tuple[str, bytes]]] = {}
@@ -173,12 +208,13 @@ class Host:
     # ------------------------------------------------------------------------------- life and death
     def start(self) -> None:
         self.up, self.run = True, self.run + 1
+        self.disk.epoch += 1
         self.pipes.clear()
         self.links.clear()
         w = self.world
         me = Me(
             self.identity.peer_id, self.identity.name, self.identity.curve_public, w.rng.randbytes(16),
-            w.identities[0].peer_id, self.disk.id, self.run,
+            w.identities[0].peer_id, self.disk.id, self.disk.epoch, self.run,
         )  # fmt: skip
         registry = Registry(
             w.authority.mesh_id,
@@ -201,14 +237,27 @@ class Host:
     def _restore(self) -> None:
         if SYSTEM_SLOT in self.disk.log:
             self.core.restore_registry(x for _, x in sorted(self.disk.log[SYSTEM_SLOT].items()))
-        for slot in sorted(set(self.disk.rows) | set(self.disk.log) - {SYSTEM_SLOT}):
-            entries = [x for _, x in sorted(self.disk.log[slot].items())]
+        self.core.restore_local(self.disk.rows[LOCAL_SLOT])
+        for slot in sorted({*self.disk.rows, *self.disk.log, *self.disk.aside} - {SYSTEM_SLOT, LOCAL_SLOT}):
             rows = self.disk.rows[slot]
-            tail = [self.disk.item(x) for x in entries if x.index > applied_index(rows)]
-            self.core.restore_slot(slot, rows, tail=tail)
+            self.core.restore_slot(slot, rows, tail=self._tail(slot), aside=self.disk.aside[slot])
+
+    def _tail(self, slot: Slot) -> Tail:
+        """Entries behind the state, up to the first one that is `damaged`."""
+        log, items = self.disk.log[slot], list[Item]()
+        start = applied_index(self.disk.rows[slot]) + 1
+        for index in range(start, max(log, default=0) + 1):
+            if (slot, index) in self.disk.damaged:
+                keys = (payload_key_of(x) for i, x in log.items() if i > index)
+                lost = tuple(k for k in keys if k is not None)
+                self.disk.damaged.discard((slot, index))
+                return Tail(items, max(log), StoreCorrupt("damaged"), lost)
+            items.append(self.disk.item(log[index]))
+        return Tail(items)
 
     def crash(self) -> None:
         self.up = False
+        self.counted.update(self.core.ctx.counters)
         self.disk.waiting.clear()
         for pipe in self.pipes.values():
             pipe.broken = True
@@ -221,6 +270,12 @@ class Host:
                 other.cut(self.identity.peer_id)
         for client in self.world.clients:
             client.on_host_gone(self)
+
+    def wipe(self) -> None:
+        """It is down, and its disk is replaced by an empty one. The registry is not what is wiped here."""
+        log = self.disk.log[SYSTEM_SLOT]
+        self.disk = Disk(id=self.world.rng.randbytes(16))
+        self.disk.log[SYSTEM_SLOT] = log
 
     def _tick(self, run: int) -> None:
         if self.up and run == self.run:
@@ -270,6 +325,13 @@ class Host:
                     self.world.at(0, lambda r=effect, x=found: self.tell(e.EntriesRead(r, x)))
                 case e.ReadSlotLog():
                     self.world.at(0.0005, lambda r=effect: self._read_log(r, run))
+                case e.ReadRows():
+                    rows = dict(self.disk.rows[effect.slot])
+                    self.world.at(
+                        0.0005, lambda r=effect, x=rows: self._answer(run, e.RowsRead(r.slot, r.to, x))
+                    )
+                case e.ReadPayloads():
+                    self.world.at(0.0005, lambda r=effect: self._read_payloads(r, run))
                 case e.OpenLink():
                     self.world.at(0.001, lambda p=effect.peer: self._link(p, run))
                 case e.CloseLink():
@@ -308,12 +370,26 @@ class Host:
 
     def _read_log(self, read: e.ReadSlotLog, run: int) -> None:
         log = self.disk.log[read.slot]
-        first, found = log.get(read.from_index - 1), []
-        for i in itertools.takewhile(log.__contains__, itertools.count(read.from_index)):
+        found = []
+        for i in itertools.takewhile(log.__contains__, itertools.count(read.prev.index + 1)):
             found.append(self.disk.item(log[i]))
-        prev = Position(first.index, first.term, first.chain) if first else GENESIS
-        if run == self.run and (first or read.from_index == 1):
-            self.tell(e.SlotLogRead(read.slot, LogRead(read.to, prev, tuple(found[:64]))))
+        self._answer(run, e.SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(found[:64]))))
+
+    def _answer(self, run: int, event: e.Event) -> None:
+        if run == self.run:
+            self.tell(event)
+
+    def _read_payloads(self, read: e.ReadPayloads, run: int) -> None:
+        found: list[StoredBatch] = []
+        for partition, offset, end in read.ranges:
+            for p in sorted(self.disk.payloads[partition], key=lambda p: p.base_offset):
+                if p.base_offset + p.count > offset and p.base_offset < end:
+                    if sum(len(b.data) for b in found) >= read.bytes_max:
+                        self._answer(run, e.PayloadsRead(read.slot, read.to, found, False))
+                        return
+                    data = bytes(p.data)
+                    found.append(StoredBatch(p.partition, p.base_offset, p.count, p.timestamp_ms, data))
+        self._answer(run, e.PayloadsRead(read.slot, read.to, found, True))
 
     def _seek(self, seek: e.SeekTime, run: int) -> None:
         stored = sorted(self.disk.payloads[seek.partition], key=lambda p: p.base_offset)

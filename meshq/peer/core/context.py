@@ -24,7 +24,7 @@ from meshq.streams.delivery import Deliveries
 @dataclass(frozen=True, slots=True)
 class Me:
     """This peer: its id and name, its CURVE key, this run's boot id, the mesh's registry holder; the disk it
-    has, and how often that was started.
+    has, how often that was started, and how often the peer was, whatever disk it had.
     """
 
     peer: PeerId
@@ -34,6 +34,7 @@ class Me:
     registry_peer: PeerId
     disk: bytes = GENESIS_DISK
     epoch: int = 1
+    starts: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ from meshq.messages import (
     Failure,
     Hello,
     Leads,
+    MembershipAsked,
+    NotMember,
     PeerMessage,
     Ping,
     Pong,
@@ -54,6 +56,7 @@ from meshq.messages import (
 )
 from meshq.peer.core.admin import Admin
 from meshq.peer.core.context import Context, CoreSettings, Me
+from meshq.peer.core.disks import Disks
 from meshq.peer.core.events import (
     PEERS,
     BatchesFetched,
@@ -69,20 +72,24 @@ from meshq.peer.core.events import (
     MembershipNoticed,
     MessageArrived,
     PayloadsDeleted,
+    PayloadsRead,
     PeersRegistered,
     ProposalMade,
     RoomMeasured,
     RoundTripsMeasured,
+    RowsRead,
     SessionClosed,
     Settle,
     SlotLogRead,
     TellMembership,
+    TellRolledBack,
     Ticked,
     TimeSought,
     UdpSeen,
     WritesDone,
     WritesFailed,
 )
+from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
 from meshq.peer.core.membership import MembershipView
@@ -92,7 +99,7 @@ from meshq.peer.core.publishing import Publishing
 from meshq.peer.core.reading import Reading
 from meshq.peer.core.registrar import Registrar
 from meshq.peer.core.replicating import Replicating
-from meshq.peer.core.slots import Host, Slots
+from meshq.peer.core.slots import Host, Slots, Tail
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry import commands
 from meshq.registry.state import (
@@ -106,7 +113,6 @@ from meshq.registry.state import (
 )
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Config, Node
-from meshq.replication.words import Item
 from meshq.security.authorization import Principal
 from meshq.security.certificates import Certificate
 
@@ -132,8 +138,10 @@ class PeerCore:
     ) -> None:
         self.ctx = ctx = Context(me, settings, registry, random_id)
         self.links = Links(
-            ctx, self._on_peer_up, self._on_peer_down, self._on_peer_message, self._on_peer_gone
-        )
+            ctx, self._on_peer_up, self._on_peer_down, self._on_peer_message, self._on_welcome,
+            self._on_peer_gone,
+        )  # fmt: skip
+        self.disks = Disks(ctx, self._on_rolled_back)
         self.registrar = Registrar(ctx, self.links, self._on_changes)
         self.replicating = Replicating(ctx, self.links)
         self.slots = Slots(
@@ -144,6 +152,7 @@ class PeerCore:
             self._genesis_of,
             self.replicating.send,
             self._on_role,
+            ctx.count,
         )
         self.publishing = Publishing(ctx, self.slots)
         self.slots.on_stored, self.slots.on_refused = self.publishing.on_stored, self.publishing.on_refused
@@ -152,6 +161,7 @@ class PeerCore:
         self.placing = Placing(ctx, self.links, self.slots)
         self.liveness = Liveness(ctx, self.links, self.slots)
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
+        self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
         self.membership = MembershipView(ctx, self.links)
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal
@@ -165,9 +175,18 @@ class PeerCore:
         self.registrar.restore(entries)
         self.placing.on_peers_changed()
 
-    def restore_slot(self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Iterable[Item]) -> None:
-        """`tail` are the entries behind the rows' applied index, with their payloads."""
-        self.slots.restore(slot, rows, tail=tail, now=self.ctx.now)
+    def restore_local(self, rows: Mapping[bytes, bytes]) -> None:
+        """What this peer keeps for itself; before any slot. Raises: StoreCorrupt."""
+        self.disks.restore(rows)
+        self.slots.frozen = self.disks.is_rolled_back
+
+    def restore_slot(
+        self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Tail, aside: Mapping[bytes, bytes]
+    ) -> None:
+        """`tail` are the entries behind the rows' applied index, with their payloads; `aside` is what is
+        there of a snapshot.
+        """
+        self.slots.restore(slot, rows, tail=tail, aside=aside, now=self.ctx.now)
 
     def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
         """After restoring: what was left undone is taken up again."""
@@ -243,7 +262,11 @@ class PeerCore:
             case EntriesRead():
                 self.registrar.on_entries_read(event.read, event.entries)
             case SlotLogRead():
-                self.slots.on_log_read(event.slot, event.read)
+                self.slots.on_log_read(event.slot, event.read, damaged=event.damaged)
+            case RowsRead():
+                self.slots.on_rows_read(event.slot, event.to, event.rows)
+            case PayloadsRead():
+                self.slots.on_payloads_read(event)
             case PayloadsDeleted():
                 self.slots.on_payloads_deleted(event.slot, event.partition)
             case SessionClosed():
@@ -271,6 +294,8 @@ class PeerCore:
         if self._look_for_deleted:
             self._drop_deleted()
         self.placing.tick()
+        self.leaving.tick()
+        self.disks.tick()
         self.admin.tick()
         self.ctx.sessions.tick(self.ctx.now)
         if self.ctx.now >= self._recheck_at:
@@ -343,7 +368,11 @@ class PeerCore:
         me = self.ctx.me
         version = min(VERSION_MAX, message.version_max)
         mesh, now_ms = self.ctx.registry.mesh, self.ctx.wall_ms
-        self.ctx.send(session, Welcome(version, mesh, me.peer, me.boot, now_ms, me.disk))
+        m, rolled_back = message, False
+        if session[0] == PEERS and principal.peer_id is not None:
+            rolled_back = self.disks.judge(principal.peer_id, m.disk, m.epoch, m.boot)
+        welcome = Welcome(version, mesh, me.peer, me.boot, now_ms, me.disk, me.epoch, rolled_back)
+        self.ctx.send(session, welcome)
         if session[0] != PEERS:
             self.ctx.send(session, self.routes())
 
@@ -369,7 +398,16 @@ class PeerCore:
                 self.reading.on_unread(session, message)
             case Ask():
                 self.admin.on_ask(session, principal, message)
-            case PullRegistry() | ProposeRegistry() | Replicate() | Beat() | Leads() | CarryGossip():
+            case (
+                PullRegistry()
+                | ProposeRegistry()
+                | Replicate()
+                | Beat()
+                | Leads()
+                | CarryGossip()
+                | MembershipAsked()
+                | NotMember()
+            ):
                 self._on_peers_request(session, principal, message, payloads)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for a peer to receive")
@@ -391,6 +429,10 @@ class PeerCore:
                 self.liveness.on_beat(peer, message)
             case Leads():
                 self.whereabouts.on_leads(peer, message)
+            case MembershipAsked():
+                self.leaving.on_asked(peer, message)
+            case NotMember():
+                self.leaving.on_answer(message)
             case CarryGossip():
                 self.ctx.out.append(TellMembership(peer, message.payload))
 
@@ -403,6 +445,15 @@ class PeerCore:
 
     def _on_peer_down(self, peer: PeerId) -> None:
         self.registrar.on_link_down(peer)
+
+    def _on_welcome(self, peer: PeerId, message: Welcome) -> None:
+        self.disks.judge(peer, message.disk, message.epoch, message.boot)
+        if message.rolled_back:
+            self.disks.on_told(peer)
+
+    def _on_rolled_back(self, peer: PeerId) -> None:
+        self.slots.freeze()
+        self.ctx.out.append(TellRolledBack(peer))
 
     def _on_peer_gone(self, peer: PeerId) -> None:
         self.liveness.on_gone(peer)

@@ -58,11 +58,18 @@ class Disk:
         trim_below: int | None = None,
         truncate_from: int | None = None,
         dropped: tuple[PayloadKey, ...] = (),
+        aside: tuple[tuple[bytes, bytes], ...] = (),
+        clear_aside: bytes | None = None,
+        replace: tuple[bytes, ...] | None = None,
+        doubtful: tuple[PayloadKey, ...] = (),
     ) -> None:
         if self._failing:
             raise InternalError("a write was begun while failed ones are being taken back")
         self._token += 1
-        write = Write(self._token, slot, entries, payloads, rows, trim_below, truncate_from, dropped)
+        write = Write(
+            self._token, slot, entries, payloads, rows, trim_below, truncate_from, dropped,
+            aside, clear_aside, replace, doubtful,
+        )  # fmt: skip
         size = write.payload_bytes()
         self._outstanding[self._token] = _Outstanding(self.now, size, done, failed)
         self.pending_bytes += size

@@ -12,7 +12,7 @@ from meshq.errors import MeshqError
 from meshq.ids import PartitionKey, PeerId, Session, Slot
 from meshq.messages import AnyMessage, ServerMessage
 from meshq.replication.quorum import Node
-from meshq.replication.words import LogRead
+from meshq.replication.words import LogRead, Position
 from meshq.streams.delivery import Fetch, SubKey
 
 CLIENTS, PEERS, LOCAL = "clients", "peers", "local"  # doors a session comes through
@@ -83,6 +83,26 @@ class SlotLogRead:
 
     slot: Slot
     read: LogRead
+    damaged: bool = False  # what was asked for is on the disk, and unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class RowsRead:
+    """What a ReadRows asked for."""
+
+    slot: Slot
+    to: Node | None
+    rows: Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadsRead:
+    """What a ReadPayloads asked for; `complete`: all of it, not only the first batches."""
+
+    slot: Slot
+    to: Node
+    batches: Sequence[StoredBatch]
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +203,9 @@ class Ticked:
 
 Event = (
     MessageArrived | MalformedArrived | SessionClosed | WritesDone | WritesFailed | BatchesFetched
-    | TimeSought | EntriesRead | SlotLogRead | PayloadsDeleted | LinkUp | LinkDown | LinkMessage | MemberSeen
-    | UdpSeen | RoundTripsMeasured | MembershipNoticed | LinkProbeWanted | ProposalMade | RoomMeasured
-    | Ticked
+    | TimeSought | EntriesRead | SlotLogRead | RowsRead | PayloadsRead | PayloadsDeleted | LinkUp
+    | LinkDown | LinkMessage | MemberSeen | UdpSeen | RoundTripsMeasured | MembershipNoticed
+    | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
 )  # fmt: skip
 
 
@@ -231,11 +251,32 @@ class ReadEntries:
 
 @dataclass(frozen=True, slots=True)
 class ReadSlotLog:
-    """Entries of a slot from this index on, with their payloads, for a node that lacks them."""
+    """Entries of a slot behind this place, with their payloads, for a node that lacks them.
+
+    The entry at that place need not be on disk: it may be the last one that was trimmed.
+    """
 
     slot: Slot
     to: Node
-    from_index: int
+    prev: Position
+    bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """A slot's state rows as one transaction left them: for a node, or to begin with here."""
+
+    slot: Slot
+    to: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPayloads:
+    """Batches of these ranges (partition, offset, end) in their order, for a node: at least one if any."""
+
+    slot: Slot
+    to: Node
+    ranges: tuple[tuple[PartitionKey, int, int], ...]
     bytes_max: int
 
 
@@ -288,6 +329,13 @@ class PeersRegistered:
 
 
 @dataclass(frozen=True, slots=True)
+class TellRolledBack:
+    """That peer has seen a later start of this disk: this peer promises nobody anything any more."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """The end of a ProposalMade: the registry index it was committed at, or why not."""
 
@@ -296,7 +344,7 @@ class Settle:
 
 
 Effect = (
-    SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadEntries | ReadSlotLog
-    | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | TellMembership | PeersRegistered
-    | Settle
+    SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadEntries | ReadSlotLog | ReadRows
+    | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | TellMembership
+    | PeersRegistered | TellRolledBack | Settle
 )  # fmt: skip

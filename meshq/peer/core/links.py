@@ -67,6 +67,7 @@ class Links:
     on_up: Callable[[PeerId], None]
     on_down: Callable[[PeerId], None]
     on_message: Callable[[PeerId, ServerMessage], None]
+    on_welcome: Callable[[PeerId, Welcome], None]
     on_gone: Callable[[PeerId], None]  # nobody answers where it was: its process has ended
     states: dict[PeerId, LinkFacts] = field(default_factory=dict)  # one a registered peer
 
@@ -146,7 +147,9 @@ class Links:
         link = self.states.setdefault(peer, LinkFacts())
         link.state, link.heard = LinkState.OPENING, self.ctx.now
         me = self.ctx.me
-        self.ctx.out.append(SendPeer(peer, Hello(VERSION_MIN, VERSION_MAX, self.ctx.registry.mesh, me.name)))
+        mesh = self.ctx.registry.mesh
+        hello = Hello(VERSION_MIN, VERSION_MAX, mesh, me.name, me.disk, me.epoch, me.boot)
+        self.ctx.out.append(SendPeer(peer, hello))
 
     def on_link_down(self, peer: PeerId, reason: str) -> None:
         link = self.states.setdefault(peer, LinkFacts())
@@ -179,6 +182,7 @@ class Links:
                 return
             link.state, link.pause_s, link.boot = LinkState.UP, PAUSE_S_MIN, message.boot
             link.disk = message.disk
+            self.on_welcome(peer, message)
             link.pinged = self.ctx.now
             self.ctx.out.append(HintMembership(peer, "up"))
             self.on_up(peer)

@@ -32,7 +32,7 @@ class Liveness:
 
     def __post_init__(self) -> None:
         self.support = Support(
-            epoch=self.ctx.me.epoch, now=self.ctx.now, led=self._led_of, believed=self._believed_of
+            epoch=self.ctx.me.starts, now=self.ctx.now, led=self._led_of, believed=self._believed_of
         )
 
     # --------------------------------------------------------------------------------- what happens

@@ -10,34 +10,56 @@ has no replica until a leader writes to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
 from meshq.batch import BatchHeader, Buffer
 from meshq.entries import Entry, EntryKind, PayloadKey
-from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded
+from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded, StoreCorrupt
 from meshq.ids import PartitionKey, PeerId, Ref, Slot, TopicId
-from meshq.limits import KIB, LOG_ENTRIES_KEPT, PENDING_BYTES_MAX
+from meshq.limits import (
+    LOG_BYTES_MAX,
+    LOG_ENTRIES_KEPT,
+    LOG_ENTRIES_MAX,
+    PENDING_BYTES_MAX,
+    REPLICA_MEMORY_BYTES,
+)
 from meshq.peer.core.disk import Disk
-from meshq.peer.core.events import DeletePayloads, Effect, ReadSlotLog
+from meshq.peer.core.events import DeletePayloads, Effect, PayloadsRead, ReadSlotLog
+from meshq.peer.core.receiving import Incoming, Receiving
+from meshq.peer.core.sending import Sending
 from meshq.replication import words
 from meshq.replication.machine import Replica
 from meshq.replication.quorum import Config, Node
-from meshq.replication.saved import hard_row, replica_row, restored
+from meshq.replication.saved import hard_row, replica_row, restored, snapshot_row
 from meshq.replication.state import Settings
-from meshq.replication.words import Item, Position, Role
+from meshq.replication.words import GENESIS, Item, Position, Role
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import encode_publish, payload_key_of, payload_of
-from meshq.streams.slot import EMPTY, Dropped, PartitionState, SlotStream, Stored
+from meshq.streams.slot import EMPTY, Dropped, PartitionState, SlotStream, Stored, begun_rows
 
 if TYPE_CHECKING:
     import random
 
 CHECKPOINT_S = 1.0
 CHECKPOINT_ENTRIES = 1_024
-REPLICA = Settings(memory_bytes=256 * KIB)  # times the number of slots: what followers lack is read from disk
+ENTRY_BYTES = 40  # of an entry on disk, beside its body
+REPLICA = Settings(memory_bytes=REPLICA_MEMORY_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Entries behind a slot's state, dense and sound. `damage`: why there are no more, although the log goes
+    on to `last_index`; `lost` is where payloads of what is behind the damage are.
+    """
+
+    items: Sequence[Item] = ()
+    last_index: int = 0
+    damage: StoreCorrupt | None = None
+    lost: tuple[PayloadKey, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +72,17 @@ class Host:
     checkpointed: int = 0  # applied index of the last rows handed to the disk
     leads: bool = False
     wake: float = inf
+    incoming: Incoming | None = None  # a snapshot on its way here
+    touched: dict[PartitionKey, int] = field(default_factory=dict)  # up to where snapshots brought batches
+    marks: deque[tuple[int, int]] = field(default_factory=deque)  # (applied index, log bytes up to it)
+    log_bytes: int = 0  # that were applied since the start
+    is_emptied: bool = False  # a write that leaves nothing of it is on its way
+    damaged_below: int = 0  # entries below are unreadable: not to be kept for others
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether what is in memory of its state is about to be another on disk."""
+        return self.incoming is not None and self.incoming.installing
 
 
 @dataclass
@@ -65,29 +98,58 @@ class Slots:
     genesis: Callable[[Slot], Config]
     send: Callable[[Node, Slot, words.Message], None]
     on_role: Callable[[Host], None]
+    count: Callable[[str], None]
     on_stored: Callable[[Stored, Buffer, int], None] = field(init=False)
     on_refused: Callable[[Ref, MeshqError], None] = field(init=False)
     hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
     supports: set[PeerId] = field(default_factory=set)
     supported_by: set[PeerId] = field(default_factory=set)
     damaged: int = 0
+    frozen: bool = False  # this disk was rolled back
     now: float = 0.0
     wall_ms: int = 0
+    sending: Sending = field(init=False)
+    receiving: Receiving = field(init=False)
+    _soon: list[tuple[Host, words.Event]] = field(default_factory=list)  # of this turn
     _dirty: dict[Host, None] = field(default_factory=dict)  # proposed to in this turn
     _failing: dict[Host, MeshqError] = field(default_factory=dict)
     _checkpoint_at: float = 0.0
     _wake: float = inf
 
-    # -------------------------------------------------------------------------------------- restart
-    def restore(self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Iterable[Item], now: float) -> None:
-        """A slot as the disk has it; `tail` are the entries behind the rows' applied index, with payloads.
+    def __post_init__(self) -> None:
+        self.sending = Sending(self)
+        self.receiving = Receiving(self)
 
-        Raises: StoreCorrupt.
+    # -------------------------------------------------------------------------------------- restart
+    def restore(
+        self,
+        slot: Slot,
+        rows: Mapping[bytes, bytes],
+        *,
+        tail: Tail,
+        aside: Mapping[bytes, bytes],
+        now: float,
+    ) -> None:
+        """A slot as the disk has it; `tail` are the entries behind the rows' applied index, with payloads,
+        `aside` what is there of a snapshot. What is damaged is cut off and comes again from another copy.
+
+        Raises: StoreCorrupt, where this is the only copy too.
         """
         stream = SlotStream(slot)
         stream.restore(rows.items())
-        hard, log, configs = restored(rows, self.genesis(slot), tail)
-        self._add(slot, stream, now, hard=hard, log=log, configs=configs)
+        hard, log, configs = restored(rows, self.genesis(slot), tail.items)
+        if tail.damage is not None:
+            if configs[-1][1].nodes() == {self.me}:
+                raise tail.damage
+            self.damaged += 1
+            self.disk.submit(slot, dropped=tail.lost, done=lambda: None, failed=lambda _: None)
+        until = tail.last_index if tail.damage is not None else 0
+        incoming, touched = self.receiving.restore(aside)
+        partial = (incoming.meta, incoming.position) if incoming is not None else None
+        host = self._add(
+            slot, stream, now, hard=hard, log=log, configs=configs, partial=partial, repair_until=until
+        )
+        host.incoming, host.touched = incoming, touched
         for partition in stream.dropping:
             self.out.append(DeletePayloads(slot, partition))
 
@@ -111,6 +173,7 @@ class Slots:
             settings=REPLICA,
             supports=self.supports,
             supported_by=self.supported_by,
+            frozen=self.frozen,
             **state,  # type: ignore[arg-type]
         )
         host = self.hosts[slot] = Host(slot, replica, stream, stream.applied_index)
@@ -119,8 +182,41 @@ class Slots:
 
     def _mind(self, host: Host) -> None:
         """When it wants to be ticked."""
-        host.wake = host.replica.deadline()
+        host.wake = host.replica.deadline() if not host.is_emptied else inf
         self._wake = min(self._wake, host.wake)
+
+    def freeze(self) -> None:
+        """This disk was rolled back or cloned: nothing here promises or leads any more."""
+        self.frozen = True
+        for host in list(self.hosts.values()):
+            host.replica.freeze()
+            self.tell(host, words.Ticked())
+
+    def empty(self, host: Host, index: int, config: Config) -> None:
+        """This node is out, by this configuration, committed at this index: delete what is here, and begin as
+        a node that never was a member.
+
+        Term and vote stay. No vote leaves before the log has come to `index` again: added once more, it would
+        pass configurations in which it was a voter, and whom it elected then would not know what was decided.
+        """
+        if not host.replica.is_quiet or host.is_emptied or host.is_replaced:
+            return
+        gone = {*host.stream.partitions, *host.stream.dropping, *host.touched}
+        vote = host.replica.hard.vote
+        hard = words.Hard(host.replica.term, vote, max(index, host.replica.hard.repair_until))
+        row = snapshot_row(words.SnapshotMeta(GENESIS, config, host.replica.log.last_timestamp_ms))
+        rows = (hard_row(hard), row, *begun_rows(0, gone))
+        host.is_emptied = True
+
+        def done() -> None:
+            self.restore(host.slot, dict(rows), tail=Tail(), aside={}, now=self.now)
+            self.count("slots_emptied")
+            self.on_role(self.hosts[host.slot])
+
+        def failed(_: MeshqError) -> None:
+            host.is_emptied = False
+
+        self.disk.submit(host.slot, rows=rows, replace=(), clear_aside=b"", done=done, failed=failed)
 
     # ----------------------------------------------------------------------------------- publishing
     def publish(
@@ -172,6 +268,10 @@ class Slots:
         host.replica.transfer(to)
         self._dirty[host] = None
 
+    def soon(self, host: Host, event: words.Event) -> None:
+        """In this turn, when what the replica ordered before has been carried out."""
+        self._soon.append((host, event))
+
     def hand_over(self) -> int:
         """Give every slot led here to another voter that is level; how many there still are to give."""
         left = 0
@@ -192,7 +292,10 @@ class Slots:
 
     def flush(self) -> None:
         """Hand on what was proposed in this turn."""
-        while self._dirty:
+        while self._dirty or self._soon:
+            soon, self._soon = self._soon, []
+            for host, event in soon:
+                self.tell(host, event)
             dirty, self._dirty = list(self._dirty), {}
             for host in dirty:
                 self._carry_out(host, host.replica.flush(now=self.now, wall_ms=self.wall_ms))
@@ -208,6 +311,8 @@ class Slots:
         self.tell(host, words.Received(frm, message))
 
     def tell(self, host: Host, event: words.Event) -> None:
+        if host.is_emptied or self.hosts.get(host.slot) is not host:
+            return
         self._carry_out(host, host.replica.handle(event, now=self.now, wall_ms=self.wall_ms))
 
     def tell_all(self, event: words.Event) -> None:
@@ -228,9 +333,26 @@ class Slots:
             (self.supported_by.add if event.got else self.supported_by.discard)(event.peer)
         self.tell_all(event)
 
-    def on_log_read(self, slot: Slot, event: words.LogRead) -> None:
-        if slot in self.hosts:
-            self.tell(self.hosts[slot], event)
+    def on_log_read(self, slot: Slot, event: words.LogRead, *, damaged: bool = False) -> None:
+        host = self.hosts.get(slot)
+        if host is None:
+            return
+        if damaged and host.replica.role is Role.LEADER:
+            # Who lacks it gets the state instead, and what is in the log before that is not kept.
+            self.damaged += 1
+            host.damaged_below = host.stream.applied_index + 1
+        self.tell(host, event)
+
+    def on_rows_read(self, slot: Slot, to: Node | None, rows: Mapping[bytes, bytes]) -> None:
+        """Raises: StoreCorrupt."""
+        host = self.hosts[slot]
+        if to is None:
+            self.receiving.on_rows(host, rows)
+        else:
+            self.sending.on_rows(host, to, rows)
+
+    def on_payloads_read(self, event: PayloadsRead) -> None:
+        self.sending.on_payloads(self.hosts[event.slot], event.to, event.batches, event.complete)
 
     def on_payloads_deleted(self, slot: Slot, partition: PartitionKey) -> None:
         if slot in self.hosts:
@@ -249,26 +371,38 @@ class Slots:
                 case words.TellRole():
                     self._on_role(host, effect)
                 case words.ReadLog():
-                    self.out.append(ReadSlotLog(host.slot, effect.to, effect.from_index, effect.bytes_max))
+                    self._read_log(host, effect)
                 case words.TakenBack():
-                    self._refuse_waiting(host, self._failing.get(host, DiskFull("the disk is full")))
+                    self.refuse_waiting(host, self._failing.get(host, DiskFull("the disk is full")))
                 case words.Damaged():
                     self.damaged += 1
                 case words.TellConfig() | words.ReadReady() | words.ReadFailed():
                     pass
-                case words.ReadSnapshot() | words.StoreSnapshot():
-                    pass
+                case words.ReadSnapshot():
+                    self.sending.on_order(host, effect)
+                case words.StoreSnapshot():
+                    self.receiving.on_order(host, effect)
         self._mind(host)
 
+    def _read_log(self, host: Host, effect: words.ReadLog) -> None:
+        log, before = host.replica.log, effect.from_index - 1
+        prev = log.position(before) or Position(before, log.term_at(before) or 0, b"")
+        self.out.append(ReadSlotLog(host.slot, effect.to, prev, effect.bytes_max))
+
     def _persist(self, host: Host, effect: words.Persist) -> None:
-        payloads = tuple(p for p in (payload_of(i.entry, i.payload) for i in effect.items) if p is not None)
+        # While a snapshot takes the log's place on disk, what is said of that log is out of date.
+        items = () if host.is_replaced else effect.items
+        dropped = () if host.is_replaced else tuple(_keys(effect.dropped))
+        clear_aside, aside = self.receiving.give_up(host, dropped)
         self.disk.submit(
             host.slot,
-            entries=tuple(i.entry for i in effect.items),
-            payloads=payloads,
+            entries=tuple(i.entry for i in items),
+            payloads=tuple(p for p in (payload_of(i.entry, i.payload) for i in items) if p is not None),
             rows=(hard_row(effect.hard),) if effect.hard else (),
-            truncate_from=effect.truncate_from,
-            dropped=tuple(_keys(effect.dropped)),
+            truncate_from=None if host.is_replaced else effect.truncate_from,
+            dropped=dropped,
+            clear_aside=clear_aside,
+            aside=aside,
             done=lambda: self.tell(host, words.Persisted(effect.token)),
             failed=lambda error: self._on_persist_failed(host, error),
         )
@@ -289,6 +423,7 @@ class Slots:
         match = host.replica.match() if host.leads else {}
         for entry, payload in items:
             applied = host.stream.apply(entry)
+            host.log_bytes += len(entry.body) + ENTRY_BYTES
             if isinstance(applied, Dropped):
                 for partition in applied.partitions:
                     self.out.append(DeletePayloads(host.slot, partition))
@@ -302,16 +437,19 @@ class Slots:
         leads = effect.role is Role.LEADER and effect.serves
         if host.leads and not leads:
             host.leads = False
-            self._refuse_waiting(host, OutcomeUnknown("the slot has another leader now: ask again"))
+            self.refuse_waiting(host, OutcomeUnknown("the slot has another leader now: ask again"))
         host.leads = leads
+        if effect.role is not Role.LEADER:
+            self.sending.on_role(host)
         self.on_role(host)
 
-    def _refuse_waiting(self, host: Host, error: MeshqError) -> None:
+    def refuse_waiting(self, host: Host, error: MeshqError) -> None:
         for ref in host.stream.on_append_failed():
             self.on_refused(ref, error)
 
     # --------------------------------------------------------------------------------- housekeeping
     def tick(self) -> None:
+        self.receiving.tick()
         if self.now >= self._wake:
             for host in list(self.hosts.values()):
                 if self.now >= host.wake:
@@ -320,6 +458,9 @@ class Slots:
         if self.now >= self._checkpoint_at:
             self._checkpoint_at = self.now + CHECKPOINT_S
             self.checkpoint_all()
+
+    def wake_at(self, at: float) -> None:
+        self._wake = min(self._wake, at)
 
     def wake(self) -> float:
         """When a tick is due; perhaps too early, never too late."""
@@ -331,6 +472,9 @@ class Slots:
                 self._checkpoint(host)
 
     def _checkpoint(self, host: Host) -> None:
+        if host.is_replaced or host.is_emptied:
+            return
+        self.receiving.clean(host)
         log, applied = host.replica.log, host.stream.applied_index
         keep_from = self._trim_to(host, applied)
         before = keep_from - 1
@@ -352,11 +496,20 @@ class Slots:
         )
 
     def _trim_to(self, host: Host, applied: int) -> int:
-        """The first entry to keep, or 0: as many as are kept for all, and whatever somebody still lacks."""
+        """The first entry to keep, or 0. Few are kept for nobody; for followers that lack them, and for one
+        that a snapshot is on its way to, as many as a bound allows: beyond it they get a snapshot.
+        """
         log = host.replica.log
         keep_from = applied - LOG_ENTRIES_KEPT + 1
         if host.replica.role is Role.LEADER:
-            keep_from = min([keep_from, *(m + 1 for m in host.replica.match().values())])
+            lacking = [m + 1 for m in host.replica.match().values()]
+            keep_from = max(min([keep_from, *lacking]), applied - LOG_ENTRIES_MAX + 1)
+        host.marks.append((applied, host.log_bytes))
+        while host.marks[0][1] < host.log_bytes - LOG_BYTES_MAX:
+            keep_from = max(keep_from, host.marks.popleft()[0] + 1)
+        while len(host.marks) > 1 and host.marks[1][0] < keep_from:
+            host.marks.popleft()
+        keep_from = min(max(keep_from, host.damaged_below), applied + 1)
         return keep_from if keep_from > log.first_index else 0
 
     # ---------------------------------------------------------------------------------------- facts
