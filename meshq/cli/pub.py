@@ -100,7 +100,7 @@ class _Publisher:
         if self._receipts and printing:
             self._receipts.end()
             await printing
-            failed += self._receipts.failed
+            failed = self._receipts.failed  # it looks at every record's
             error = error or self._receipts.error
         if error is None and not failed:
             return None

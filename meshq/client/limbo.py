@@ -35,7 +35,7 @@ class Limbo:
         topic: str,
         *,
         new_batch: Callable[[], OutgoingBatch],
-        on_topic: Callable[[TopicInfo, list[Waiting], bool], None],
+        on_topic: Callable[[TopicInfo, list[Waiting]], None],
         on_failed: Callable[[OutgoingBatch], None],
     ) -> None:
         self._driver = driver
@@ -64,9 +64,8 @@ class Limbo:
         """Until some of the records have left."""
         await self._batch.wait()
 
-    def fail(self, late: list[Waiting], error: MeshqError, *, awaited: bool) -> None:
+    def fail(self, late: list[Waiting], error: MeshqError) -> None:
         batch = self._new_batch()
-        batch.awaited = awaited
         batch.count = len(late)
         batch.bytes = sum(w.encoded for w in late)
         for i, waiting in enumerate(late):
@@ -84,7 +83,7 @@ class Limbo:
         self._asked.remove(deadline)
         waiting, self._waiting = self._waiting, []
         left, self._batch = self._batch, self._new_batch()
-        self._on_topic(info, waiting, left.awaited)
+        self._on_topic(info, waiting)
         left.wake()
 
     def on_failed(self, error: MeshqError, deadline: float) -> None:
@@ -97,7 +96,7 @@ class Limbo:
         for waiting in self._waiting:
             waiting.receipt.batch = self._batch
         if late:
-            self.fail(late, error, awaited=left.awaited)
+            self.fail(late, error)
         left.wake()
         if self._waiting:
             self._ask(min(w.taken_at + w.timeout for w in self._waiting))

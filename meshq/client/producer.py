@@ -201,8 +201,8 @@ class Producer:
     async def flush(self) -> None:
         """Send what there is and wait until it is answered, at most the producer's timeout.
 
-        Raises: the first error of records that failed and nobody awaited, with their number; OutcomeUnknown
-        when any of them may have been stored.
+        Raises: the first error of records that failed and whose callers were not told by their own receipts,
+        with their number; OutcomeUnknown when any of them may have been stored.
         """
         self.seal()
         while self._limbo:
@@ -211,7 +211,15 @@ class Producer:
         for batch in list(self._unanswered):
             if not batch.answered:
                 await batch.wait()
-        self._failures.raise_new()
+        if self._failures:
+            await asyncio.sleep(0)  # who awaits a receipt was woken before this, and is told first
+        error = self.take_failures()
+        if error is not None:
+            raise error
+
+    def take_failures(self) -> MeshqError | None:
+        """What `flush` would raise now, without waiting; once."""
+        return self._failures.take()
 
     async def close(self) -> None:
         """Flush, and take no more. Raises as `flush` does."""
@@ -244,8 +252,13 @@ class Producer:
 
     @property
     def failed_records(self) -> int:
-        """Of batches that failed with nobody awaiting them, over its life."""
+        """How many failed without their callers being told by their own receipts, over its life."""
         return self._failures.records
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether `flush` would raise."""
+        return bool(self._failures)
 
     @property
     def buffered_bytes(self) -> int:
@@ -363,7 +376,7 @@ class Producer:
         self._room.release(batch.bytes)
 
     # ------------------------------------------------------------------------------------ the topic
-    def _on_topic(self, info: TopicInfo, waiting: list[Waiting], awaited: bool) -> None:
+    def _on_topic(self, info: TopicInfo, waiting: list[Waiting]) -> None:
         """The topic is known: what came before finds its batches, in its order."""
         self._info = info
         self._record_bytes_max = info.record_bytes_max
@@ -373,7 +386,7 @@ class Producer:
         for w in waiting:
             size = w.record.size()
             if size > info.record_bytes_max:
-                self._limbo.fail([w], too_large(size, info.record_bytes_max, self.topic), awaited=awaited)
+                self._limbo.fail([w], too_large(size, info.record_bytes_max, self.topic))
                 continue
             batch = self._batch_for(info, w.record, w.encoded, w.timeout, w.taken_at)
             w.receipt.batch, w.receipt.index = batch, len(batch.records) - 1

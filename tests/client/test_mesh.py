@@ -16,6 +16,7 @@ from meshq.client.core import ClientCore
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import Seed
 from meshq.client.mesh import Mesh
+from meshq.client.outgoing import PendingReceipt
 from meshq.client.records import Receipt, Record
 from meshq.errors import (
     DiskFull,
@@ -28,7 +29,7 @@ from meshq.errors import (
     Unavailable,
     UsageError,
 )
-from meshq.messages import Produce, Watch
+from meshq.messages import Produce, Resolve, Watch
 
 from .fake_peer import MESH_ID, FakeMesh, FakeOpener
 
@@ -176,6 +177,67 @@ async def test_a_forbidden_topic_is_told_to_who_awaits_and_else_by_flush() -> No
         with pytest.raises(Forbidden, match="1 records"):
             async with mesh.producer("t") as other:
                 other.send(b"x")
+
+
+async def test_flush_tells_of_each_record_whose_own_receipt_told_nobody() -> None:
+    fake = FakeMesh()
+    fake.refuse = lambda item, payload: Forbidden("not you")
+    async with meshed(fake) as (mesh, _):
+        out = mesh.producer("t")
+        for limbo in (True, False):  # before and after the topic is known
+            pending = [out.send(b"%d" % i) for i in range(100)]
+            with pytest.raises(Forbidden, match="not you"):
+                await pending[0]
+            with pytest.raises(Forbidden, match="99 records for t failed"):
+                await out.flush()
+            assert out.failed_records == (99 if limbo else 198)
+        pending = [out.send(b"%d" % i) for i in range(3)]
+        told = [asyncio.ensure_future(_result(p)) for p in pending]
+        await asyncio.sleep(0)
+        told[1].cancel()
+        with pytest.raises(Forbidden, match="1 records for t failed"):
+            await out.flush()
+        assert [type(e) for e in await asyncio.gather(*told, return_exceptions=True)] == [
+            Forbidden, asyncio.CancelledError, Forbidden,
+        ]  # fmt: skip
+
+
+async def _result(pending: PendingReceipt) -> Receipt:
+    return await pending
+
+
+async def test_a_record_refused_in_limbo_is_told_of_though_another_was_awaited() -> None:
+    fake = FakeMesh()
+    fake.add_topic("t", record_bytes_max=100)
+    async with meshed(fake) as (mesh, _):
+        out = mesh.producer("t")
+        first = out.send(b"a")
+        out.send(b"x" * 101)
+        await first
+        with pytest.raises(TooLarge, match="1 records for t failed"):
+            await out.flush()
+
+
+async def test_closing_tells_of_what_failed_long_before() -> None:
+    fake = FakeMesh()
+    fake.refuse = lambda item, payload: Forbidden("not you")
+    async with meshed(fake) as (mesh, _):
+        mesh.producer("t", linger_ms=0).send(b"x")
+        await until(lambda: any(isinstance(m, Produce) for _, m in fake.heard))
+        await until(lambda: all(p.is_idle for p in mesh._producers))
+        with pytest.raises(Forbidden, match="1 records for t failed"):
+            await mesh.close()
+
+
+async def test_publishes_refused_together_by_a_deleted_topic_begin_anew_together() -> None:
+    fake = FakeMesh()
+    async with meshed(fake) as (mesh, _):
+        await mesh.publish("t", b"old")
+        fake.delete_topic("t")
+        await asyncio.gather(*(mesh.publish("t", b"%d" % i, timeout=20 + i % 2) for i in range(10)))
+        assert sorted(fake.records("t")) == [b"%d" % i for i in range(10)]
+        resolved = [m for _, m in fake.heard if isinstance(m, Resolve)]
+        assert len(resolved) == 2
 
 
 async def test_a_mesh_that_is_away_is_unavailable_and_says_why() -> None:
