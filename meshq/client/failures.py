@@ -1,7 +1,7 @@
 """Records that failed and whose callers have not been told: kept until a `flush` tells of them.
 
-Told is who got the error out of the record's own receipt. That is known for each record, in the batch it failed
-with; to have waited and given up, or to have awaited the record beside it, is not to be told.
+Told is who got the error out of the record's own receipt. That is known for each record, in the batch it
+failed with; to have waited and given up, or to have awaited the record beside it, is not to be told.
 """
 
 from __future__ import annotations
