@@ -143,6 +143,7 @@ class ClientCore:
                 self._routing.on_welcome(key, message, now)
             case Routes():
                 self._routing.on_routes(message, now)
+                self._reading.on_routes(key, message.version)
             case Resolved():
                 self._asking.on_resolved(message)
             case TopicsChanged():
