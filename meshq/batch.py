@@ -101,8 +101,17 @@ class Body(NamedTuple):
     data: bytes
 
 
-def seal(records: Sequence[RawRecord], *, base_timestamp_ms: int, codec: str = "none") -> Body:
+def seal(
+    records: Sequence[RawRecord | bytes],
+    *,
+    base_timestamp_ms: int,
+    codec: str = "none",
+    deltas: Sequence[tuple[int, int]] = ((0, 0),),
+) -> Body:
     """Encode and compress records into a body.
+
+    records: plain bytes are a value that has neither key nor headers
+    deltas: (place, delta_ms): the timestamp delta of plain values from this place on; the first place is 0
 
     Raises: UsageError for an unknown codec, no records or too many, TooLarge over BATCH_BYTES_MAX.
     """
@@ -110,7 +119,7 @@ def seal(records: Sequence[RawRecord], *, base_timestamp_ms: int, codec: str = "
         raise UsageError(f"unknown compression {codec!r}: one of {', '.join(CODECS)}")
     if not 0 < len(records) <= BATCH_RECORDS_MAX:
         raise UsageError(f"a batch holds 1 to {BATCH_RECORDS_MAX} records, not {len(records)}")
-    plain = _encoder.encode(records)
+    plain = _encode(records, deltas)
     if len(plain) > BATCH_BYTES_MAX - HEADER_BYTES:
         raise TooLarge(f"a batch of {len(plain)} bytes is over the limit of {BATCH_BYTES_MAX}")
     number, data = CODECS[codec], plain
@@ -121,6 +130,50 @@ def seal(records: Sequence[RawRecord], *, base_timestamp_ms: int, codec: str = "
     if len(data) >= len(plain) or _is_bomb(len(data), len(plain)):
         number, data = 0, plain
     return Body(number, len(records), base_timestamp_ms, len(plain), data)
+
+
+def _encode(records: Sequence[RawRecord | bytes], deltas: Sequence[tuple[int, int]]) -> bytes:
+    """The array of all records; runs of plain values are joined, with neither object nor call for each."""
+    if bytes not in map(type, records):
+        return _encoder.encode(records)
+    parts: list[bytes] = [_array_head(len(records))]
+    ends = [place for place, _ in deltas[1:]] + [len(records)]
+    for (start, delta_ms), end in zip(deltas, ends, strict=True):
+        run = records[start:end]
+        if set(map(type, run)) == {bytes}:
+            _add_values(parts, run, delta_ms)  # type: ignore[arg-type]  # it was looked at just now
+        elif run:
+            made = [RawRecord(None, r, None, delta_ms) if type(r) is bytes else r for r in run]
+            parts.append(_encoder.encode(made)[len(_array_head(len(made))) :])
+    return b"".join(parts)
+
+
+def _add_values(parts: list[bytes], values: Sequence[bytes], delta_ms: int) -> None:
+    """Each as `[nil, value, nil, delta]`: between two stand the end of one and the head of the next."""
+    sizes = list(map(len, values))
+    heads = {size: b"\x94\xc0" + _bin_head(size) for size in set(sizes)}
+    tail = b"\xc0" + _encoder.encode(delta_ms)
+    if len(heads) == 1:
+        head = heads[sizes[0]]
+        parts += (head, (tail + head).join(values), tail)
+        return
+    between = {size: tail + head for size, head in heads.items()}
+    both = [b""] * (2 * len(values))
+    both[0::2] = map(between.__getitem__, sizes)
+    both[1::2] = values
+    both[0] = heads[sizes[0]]
+    parts += both
+    parts.append(tail)
+
+
+def _array_head(count: int) -> bytes:
+    return bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
+
+
+def _bin_head(size: int) -> bytes:
+    if size < 1 << 8:
+        return bytes((0xC4, size))
+    return b"\xc5" + size.to_bytes(2, "big") if size < 1 << 16 else b"\xc6" + size.to_bytes(4, "big")
 
 
 def frame(body: Body, *, producer_id: bytes = NO_PRODUCER, epoch: int = 0, first_sequence: int = 0) -> bytes:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import lz4.block
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshq import batch
@@ -302,3 +302,28 @@ def test_the_header_is_laid_out_as_documented() -> None:
     assert struct.unpack(">IQ16sIQI", data[4:48]) == (1, 0x0102030405060708, b"p" * 16, 9, 10, len(body.data))
     assert struct.unpack(">IIQ", data[48:64]) == (zlib.crc32(data[:48]), zlib.crc32(body.data), 0)
     assert data[64:] == body.data
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.sampled_from([b"x" * 255, b"x" * 256, b"x" * 65_535, b"x" * 65_536]),
+            st.builds(RawRecord, st.none() | st.just(b"key"), st.just(b"value")),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    st.lists(st.tuples(st.integers(1, 39), st.integers(-5, 70_000)), max_size=3),
+)
+@settings(max_examples=50)
+def test_plain_values_are_the_bytes_of_records_without_key_and_headers(
+    records: list[RawRecord | bytes], more: list[tuple[int, int]]
+) -> None:
+    deltas = [(0, 0), *sorted((p, d) for p, d in dict(more).items() if p < len(records))]
+    delta_at = [max(d for d in deltas if d[0] <= place)[1] for place in range(len(records))]
+    objects = [
+        RawRecord(None, r, None, delta) if isinstance(r, bytes) else r
+        for r, delta in zip(records, delta_at, strict=True)
+    ]
+    assert seal(records, base_timestamp_ms=7, deltas=deltas) == seal(objects, base_timestamp_ms=7)

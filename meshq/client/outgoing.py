@@ -47,9 +47,9 @@ class OutgoingBatch:
     """Records of one partition under way; hears of its ticket as a driver's Waiter."""
 
     __slots__ = (
-        "_loop", "_on_answered", "_on_ended", "_waiting", "_waiting_for_end", "answered", "base_ms",
-        "bytes", "count", "due", "ended", "error", "info", "opened_at", "partition", "receipt", "records",
-        "timeout", "told",
+        "_delta_ms", "_loop", "_on_answered", "_on_ended", "_waiting", "_waiting_for_end", "answered",
+        "base_ms", "bytes", "count", "deltas", "due", "ended", "error", "info", "opened_at", "partition",
+        "receipt", "records", "timeout", "told",
     )  # fmt: skip
 
     def __init__(
@@ -73,7 +73,10 @@ class OutgoingBatch:
         self.base_ms = base_ms
         self.opened_at = opened_at
         self.timeout = timeout
-        self.records: list[RawRecord] = []  # at most BATCH_RECORDS_MAX; empty again once sealed
+        # Plain values as they are, all else as a RawRecord. At most BATCH_RECORDS_MAX; none once sealed.
+        self.records: list[RawRecord | bytes] = []
+        self.deltas = [(0, 0)]  # (place, ms since base_ms) of plain values from this place on
+        self._delta_ms = 0
         self.count = 0  # of records, once sealed
         self.bytes = 0
         self.due = False  # its linger is over: to be sealed as soon as there is room in flight
@@ -82,6 +85,13 @@ class OutgoingBatch:
         self.answered = False  # callers have been told something
         self.ended = False  # nothing else will become of it
         self.told: set[int] | None = None  # records whose callers got the error, when it failed
+
+    def on_time(self, now_ms: int) -> None:
+        """Records from here on were made at this time."""
+        delta_ms = now_ms - self.base_ms
+        if delta_ms != self._delta_ms:
+            self._delta_ms = delta_ms
+            self.deltas.append((len(self.records), delta_ms))
 
     @property
     def untold(self) -> int:

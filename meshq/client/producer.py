@@ -15,7 +15,6 @@ import asyncio
 import time
 import zlib
 from collections.abc import Sequence
-from itertools import repeat
 from types import TracebackType
 from typing import Final
 
@@ -118,7 +117,7 @@ class Producer:
             ):
                 if self._clock_is_old:
                     self._look_at_clock()
-                batch.records.append(RawRecord(None, value, None, self._now_ms - batch.base_ms))
+                batch.records.append(value)
                 batch.bytes += encoded
                 room.used += encoded
                 return PendingReceipt(batch, index)
@@ -157,8 +156,7 @@ class Producer:
             return False
         if self._clock_is_old:
             self._look_at_clock()
-        delta_ms = self._now_ms - batch.base_ms
-        batch.records += map(RawRecord, repeat(None), values, repeat(None), repeat(delta_ms))
+        batch.records += values
         batch.bytes += encoded
         self._room.used += encoded
         return True
@@ -295,6 +293,7 @@ class Producer:
         if batch is None:
             batch = self._open_batch(info, partition, timeout, since)
         record.delta_ms = self._now_ms - batch.base_ms
+        batch.on_time(self._now_ms)
         batch.records.append(record)
         batch.bytes += encoded
         return batch
@@ -306,15 +305,25 @@ class Producer:
         batch = self._open[partition] = self._new_batch(info, partition, timeout, opened_at)
         self._note_sticky()
         self._unanswered[batch] = None
-        if self._linger_s and self._timer is None:
-            self._timer = self._loop.call_later(self._linger_s, self._on_linger)
+        if self._linger_s:
+            self._look_again_at(self._loop.time() + self._linger_s)
         return batch
+
+    def _look_again_at(self, moment: float) -> None:
+        """At open batches; sooner than was planned, if that was later."""
+        if self._timer is not None:
+            if self._timer.when() <= moment:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(moment, self._on_linger)
 
     def _note_sticky(self) -> None:
         """What `send` may fill without looking further."""
         batch = self._open.get(self._sticky)
         usable = batch is not None and batch.timeout == self._timeout and not self._closed
         self._sticky_batch = batch if usable else None
+        if self._sticky_batch is not None:
+            self._sticky_batch.on_time(self._now_ms)
 
     def _new_batch(
         self, info: TopicInfo | None, partition: int, timeout: float, opened_at: float
@@ -331,10 +340,13 @@ class Producer:
             self._sticky = (partition + 1) % info.partitions
             self._note_sticky()
         records, batch.records = batch.records, []
+        deltas, batch.deltas = batch.deltas, []
         batch.count = len(records)
         self._under_way[partition] = self._under_way.get(partition, 0) + 1
         try:
-            body = batches.seal(records, base_timestamp_ms=batch.base_ms, codec=self._compression)
+            body = batches.seal(
+                records, base_timestamp_ms=batch.base_ms, codec=self._compression, deltas=deltas
+            )
         except MeshqError as e:
             batch.failed(e)
             return
@@ -346,15 +358,17 @@ class Producer:
 
     def _on_linger(self) -> None:
         """Seal what is open, but leave open what would only queue."""
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()  # else it rings on beside the next one
+            self._timer = None
         now = self._driver.clock()
         for partition, batch in list(self._open.items()):
             if self._under_way.get(partition, 0) < self._in_flight or now - batch.opened_at >= batch.timeout:
                 self._seal(batch)
             else:
                 batch.due = True
-        if self._open and self._timer is None:
-            self._timer = self._loop.call_later(LOOK_AGAIN_S, self._on_linger)
+        if self._open:
+            self._look_again_at(self._loop.time() + LOOK_AGAIN_S)
 
     def _on_answered(self, batch: OutgoingBatch) -> None:
         self._unanswered.pop(batch, None)
@@ -404,6 +418,8 @@ class Producer:
         """Once a turn of the loop is often enough for a timestamp; without linger the turn is the batch."""
         self._now_ms = int(time.time() * 1000)
         self._clock_is_old = False
+        if self._sticky_batch is not None:
+            self._sticky_batch.on_time(self._now_ms)
         self._loop.call_soon(self._on_turn)
 
     def _on_turn(self) -> None:

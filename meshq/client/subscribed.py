@@ -59,9 +59,7 @@ class Subscribed:
     topics: dict[bytes, int] = field(default_factory=dict)  # id -> partitions
     parts: dict[PartKey, Part] = field(default_factory=dict)
     waiting: dict[PartKey, Part] = field(default_factory=dict)
-    left_at: dict[PartKey, int] = field(
-        default_factory=dict
-    )  # positions of dropped parts; at most LEFT_AT_MAX
+    left_at: dict[PartKey, int] = field(default_factory=dict)  # positions of dropped parts; bounded
     not_started: set[PartKey] = field(default_factory=set)  # of the first complete answer
     flows: dict[bytes, Flow] = field(default_factory=dict)
 

@@ -17,6 +17,7 @@ from meshq.client.driver import ClientDriver
 from meshq.client.facts import Seed
 from meshq.client.mesh import Mesh
 from meshq.client.outgoing import PendingReceipt
+from meshq.client.producer import LOOK_AGAIN_S
 from meshq.client.records import Receipt, Record
 from meshq.errors import (
     DiskFull,
@@ -136,6 +137,29 @@ async def test_a_record_over_the_topics_limit_fails_alone() -> None:
         assert (await early[2]).offset == 1
         with pytest.raises(TooLarge, match="101 bytes"):
             out.send(b"x" * 101)
+
+
+async def test_one_partition_that_is_backed_up_does_not_slow_the_others_down() -> None:
+    fake = FakeMesh(2)
+    fake.owners = [0, 1] * (len(fake.owners) // 2)
+    info = fake.add_topic("t", 2)
+    slow, quick = (fake.owner_of((info.topic_id, p)) for p in (0, 1))
+    keys = {zlib.crc32(b"%d" % i) % 2: b"%d" % i for i in range(10)}
+    assert slow is not quick
+    async with meshed(fake) as (mesh, opener), mesh.producer("t", linger_ms=5, in_flight=1) as out:
+        await out.send(b"", key=keys[0])
+        await out.send(b"", key=keys[1])
+        (link,) = [x for x in opener.links if x.peer is slow]
+        send, link.send = link.send, lambda frames: True  # type: ignore[method-assign]
+        for _ in range(2):  # the second one waits for room in flight
+            out.send(b"", key=keys[0])
+            await asyncio.sleep(0.02)
+        start = time.monotonic()
+        for _ in range(5):
+            await out.send(b"", key=keys[1])
+        assert time.monotonic() - start < LOOK_AGAIN_S / 2, "each waits for its linger alone"
+        link.send = send  # type: ignore[method-assign]
+        opener.cut(slow)
 
 
 async def test_a_full_buffer_refuses_and_ready_waits_for_room() -> None:
