@@ -153,10 +153,6 @@ def _add_values(parts: list[bytes], values: Sequence[bytes], delta_ms: int) -> N
     sizes = list(map(len, values))
     heads = {size: b"\x94\xc0" + _bin_head(size) for size in set(sizes)}
     tail = b"\xc0" + _encoder.encode(delta_ms)
-    if len(heads) == 1:
-        head = heads[sizes[0]]
-        parts += (head, (tail + head).join(values), tail)
-        return
     between = {size: tail + head for size, head in heads.items()}
     both = [b""] * (2 * len(values))
     both[0::2] = map(between.__getitem__, sizes)

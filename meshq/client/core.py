@@ -115,7 +115,7 @@ class ClientCore:
             case Garbled():
                 self._routing.drop(event.server_key, f"it sent what cannot be read: {event.reason}", now)
             case HomeWanted() | TopicWanted() | TopicsWanted() | AskRequested():
-                self._asking.on_wanted(event)
+                self._asking.on_wanted(event, now)
             case SubscribeRequested():
                 self._reading.on_subscribe(event)
             case Unsubscribed():
@@ -145,7 +145,7 @@ class ClientCore:
                 self._routing.on_routes(message, now)
                 self._reading.on_routes(key, message.version)
             case Resolved():
-                self._asking.on_resolved(message)
+                self._asking.on_resolved(message, now)
             case TopicsChanged():
                 if not self._reading.on_topics(message):
                     self._asking.on_topics(message)

@@ -44,6 +44,7 @@ class Limbo:
         self._on_topic = on_topic
         self._on_failed = on_failed
         self._batch = new_batch()
+        self._fresh = False  # what is remembered of the topic is not good enough
         self._waiting: list[Waiting] = []  # bounded by the producer's buffer
         self._asked: list[
             float
@@ -59,6 +60,10 @@ class Limbo:
         self._waiting.append(Waiting(receipt, record, encoded, timeout, now))
         self._ask(now + timeout)
         return receipt
+
+    def want_fresh(self) -> None:
+        """Until it is settled, have the topic looked up anew."""
+        self._fresh = True
 
     async def changed(self) -> None:
         """Until some of the records have left."""
@@ -77,10 +82,13 @@ class Limbo:
         if not self._asked or deadline < self._asked[-1]:
             self._asked.append(deadline)
             question = _Question(self, deadline)
-            self._driver.request(question, lambda ticket: TopicWanted(ticket, self._topic, deadline))
+            self._driver.request(
+                question, lambda ticket: TopicWanted(ticket, self._topic, deadline, self._fresh)
+            )
 
     def on_settled(self, info: TopicInfo, deadline: float) -> None:
         self._asked.remove(deadline)
+        self._fresh = False
         waiting, self._waiting = self._waiting, []
         left, self._batch = self._batch, self._new_batch()
         self._on_topic(info, waiting)

@@ -33,6 +33,7 @@ from meshq.client.checking import (
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import BatchSealed
 from meshq.client.failures import Failures
+from meshq.client.freshness import Freshness
 from meshq.client.limbo import Limbo, Waiting
 from meshq.client.outgoing import OutgoingBatch, PendingReceipt
 from meshq.client.room import Room
@@ -90,6 +91,7 @@ class Producer:
             on_topic=self._on_topic,
             on_failed=self._failures.add,
         )
+        self._freshness = Freshness(driver, topic, self._on_settings)
         self._under_way: dict[int, int] = {}  # batches not answered, by partition
         self._unanswered: dict[OutgoingBatch, None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -179,7 +181,10 @@ class Producer:
         """
         size, encoded = record_bytes(value, key, headers)
         if size > self._record_bytes_max:
-            raise too_large(size, self._record_bytes_max, self.topic)
+            if size > _NO_LIMIT or self._freshness.is_sure():
+                raise too_large(size, self._record_bytes_max, self.topic)
+            self._forget_topic()  # its limit may have been raised since
+            self._limbo.want_fresh()
         if self._clock_is_old:
             self._look_at_clock()
         record = RawRecord(key, value, headers, 0)
@@ -301,7 +306,9 @@ class Producer:
     def _open_batch(
         self, info: TopicInfo, partition: int, timeout: float, since: float | None
     ) -> OutgoingBatch:
-        opened_at = self._driver.clock() if since is None else since
+        now = self._driver.clock()
+        self._freshness.look(now, self._timeout)
+        opened_at = now if since is None else since
         batch = self._open[partition] = self._new_batch(info, partition, timeout, opened_at)
         self._note_sticky()
         self._unanswered[batch] = None
@@ -385,7 +392,7 @@ class Producer:
             self._failures.add(batch)
 
     def _on_ended(self, batch: OutgoingBatch) -> None:
-        if isinstance(batch.error, TopicGone) and batch.info is self._info:
+        if isinstance(batch.error, TopicGone) and self._is_topic(batch.info):
             self._forget_topic()
         self._room.release(batch.bytes)
 
@@ -393,6 +400,7 @@ class Producer:
     def _on_topic(self, info: TopicInfo, waiting: list[Waiting]) -> None:
         """The topic is known: what came before finds its batches, in its order."""
         self._info = info
+        self._freshness.known()
         self._record_bytes_max = info.record_bytes_max
         self._sticky %= info.partitions
         if waiting:
@@ -406,6 +414,15 @@ class Producer:
             w.receipt.batch, w.receipt.index = batch, len(batch.records) - 1
         if waiting:
             self.seal()  # their time has been running; those to come shall not share it
+
+    def _on_settings(self, info: TopicInfo) -> None:
+        """As they are now. Another topic of the same name is not ours: the old one's batches will say so."""
+        if self._info is not None and self._is_topic(info) and info.version > self._info.version:
+            self._info = info
+            self._record_bytes_max = info.record_bytes_max
+
+    def _is_topic(self, info: TopicInfo | None) -> bool:
+        return info is not None and self._info is not None and info.topic_id == self._info.topic_id
 
     def _forget_topic(self) -> None:
         self._info = None

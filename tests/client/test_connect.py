@@ -275,7 +275,7 @@ def test_the_synchronous_producer_bounds_what_records_take_not_their_values_alon
         tcp.fake.refuse_resolve = lambda name: RegistryUnavailable("for now")
         out = mesh.producer("t", buffer_bytes=5_000)
         with pytest.raises(Overloaded):
-            for _ in range(40):
+            for _ in range(60):
                 out.send(b"", key=b"k" * 100)
         tcp.fake.refuse_resolve = lambda name: None
         out.close()

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from meshq.client import freshness
 from meshq.client.core import ClientCore
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import Seed
@@ -160,6 +161,42 @@ async def test_one_partition_that_is_backed_up_does_not_slow_the_others_down() -
         assert time.monotonic() - start < LOOK_AGAIN_S / 2, "each waits for its linger alone"
         link.send = send  # type: ignore[method-assign]
         opener.cut(slow)
+
+
+async def test_a_limit_that_was_raised_is_asked_for_before_a_record_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeMesh()
+    fake.add_topic("t", record_bytes_max=100)
+    async with meshed(fake) as (mesh, _):
+        out = mesh.producer("t")
+        await out.send(b"small")
+        fake.add_topic("t", record_bytes_max=200)
+        with pytest.raises(TooLarge):
+            out.send(b"x" * 150)  # it was asked for a moment ago
+        monkeypatch.setattr(freshness, "SURE_S", 0.0)
+        before = out.send(b"before")
+        assert [(await p).offset for p in (before, out.send(b"x" * 150), out.send(b"after"))] == [1, 2, 3]
+        with pytest.raises(TooLarge, match="201 bytes is over the limit of 200"):
+            await out.send(b"x" * 201)
+
+
+async def test_a_producer_hears_of_more_partitions_while_it_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeMesh()
+    fake.add_topic("t", 1)
+    async with meshed(fake) as (mesh, _):
+        out = mesh.producer("t", linger_ms=1)
+        await out.send(b"", key=b"0")
+        fake.add_topic("t", 8)
+        monkeypatch.setattr(freshness, "TOPIC_AGE_S", 0.0)
+        await out.send(b"", key=b"0")
+        await until(lambda: out._info is not None and out._info.partitions == 8)
+        assert (await out.send(b"", key=b"0")).partition == zlib.crc32(b"0") % 8
+        fake.delete_topic("t")
+        await until(lambda: not out._freshness._asking)
+        assert "t" not in fake.topics, "asking again makes nothing"
 
 
 async def test_a_full_buffer_refuses_and_ready_waits_for_room() -> None:
