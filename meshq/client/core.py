@@ -89,6 +89,11 @@ class ClientCore:
         effects, self._common.effects = self._common.effects, []
         return effects
 
+    @property
+    def has_home(self) -> bool:
+        """Whether a peer is there to ask."""
+        return self._routing.home is not None
+
     def deadline(self) -> float | None:
         """When it next wants a Ticked; None: never."""
         at = min(x.deadline() for x in (self._routing, self._asking, self._producing, self._reading))

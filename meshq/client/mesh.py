@@ -149,6 +149,11 @@ class Mesh:
         check_seconds(timeout, "timeout")
         await self._driver.ask(HomeWanted, timeout=timeout)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether some peer is connected just now. When none is, it goes on trying by itself."""
+        return self._driver.is_connected
+
     async def close(self, timeout: float = 10.0) -> None:
         """Send what is waiting, at most for `timeout` seconds, then let go of everything. Idempotent.
 
