@@ -305,14 +305,15 @@ def test_the_header_is_laid_out_as_documented() -> None:
 
 
 @given(
-    st.lists(
-        st.one_of(
-            st.binary(max_size=40),
-            st.sampled_from([b"x" * 255, b"x" * 256, b"x" * 65_535, b"x" * 65_536]),
-            st.builds(RawRecord, st.none() | st.just(b"key"), st.just(b"value")),
+    st.one_of(
+        st.lists(
+            st.binary(max_size=40) | st.builds(RawRecord, st.none() | st.just(b"key"), st.just(b"value")),
+            min_size=1,
+            max_size=40,
         ),
-        min_size=1,
-        max_size=40,
+        st.sampled_from([0, 1, 255, 256, 65_535, 65_536]).flatmap(
+            lambda size: st.integers(1, 40).map(lambda n: [bytes([n]) * size] * n)
+        ),
     ),
     st.lists(st.tuples(st.integers(1, 39), st.integers(-5, 70_000)), max_size=3),
 )
@@ -327,3 +328,25 @@ def test_plain_values_are_the_bytes_of_records_without_key_and_headers(
         for r, delta in zip(records, delta_at, strict=True)
     ]
     assert seal(records, base_timestamp_ms=7, deltas=deltas) == seal(objects, base_timestamp_ms=7)
+
+
+@given(
+    st.sampled_from([0, 1, 7, 255, 256, 65_536]),
+    st.integers(1, 40),
+    st.sampled_from([0, 1, 127, 128, 300]),
+    st.one_of(st.none(), st.tuples(st.integers(0, 400), st.integers(0, 255))),
+)
+@settings(max_examples=200)
+def test_a_body_that_is_known_by_its_pattern_is_what_decoding_finds(
+    size: int, count: int, delta_ms: int, damage: tuple[int, int] | None
+) -> None:
+    values: list[RawRecord | bytes] = [bytes([n]) * size for n in range(count)]
+    body = seal(values, base_timestamp_ms=0, deltas=[(0, delta_ms)]).data
+    if damage is None:
+        assert batch._plain_size(body, count) == (size if delta_ms < 128 else None)
+        return
+    place, byte = damage
+    body = body[: place % len(body)] + bytes([byte]) + body[place % len(body) + 1 :]
+    if batch._plain_size(body, count) is not None:
+        found = batch._decoder.decode(body)
+        assert [(r.key, len(r.value), r.headers) for r in found] == [(None, size, None)] * count

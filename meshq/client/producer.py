@@ -297,9 +297,12 @@ class Producer:
             batch = self._open.get(partition)
         if batch is None:
             batch = self._open_batch(info, partition, timeout, since)
-        record.delta_ms = self._now_ms - batch.base_ms
         batch.on_time(self._now_ms)
-        batch.records.append(record)
+        if record.key is None and record.headers is None:
+            batch.records.append(record.value)
+        else:
+            record.delta_ms = self._now_ms - batch.base_ms
+            batch.records.append(record)
         batch.bytes += encoded
         return batch
 
