@@ -100,12 +100,12 @@ class Neighbours:
             instance, settings.port, self._interfaces(), papers.keyring.mdns_tag, self._on_suggested
         )
         self._changed = asyncio.Event()
-        self._watch = AddressWatch(self._changed.set)
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._slept_s = _suspended_s(self._loop)
-        # Last, so that nothing stays open when one of the others fails.
+        # Last, so that nothing stays open when one of the others fails; a watch does not.
         self._udp = Udp.open(settings.port, bind=settings.bind, on_datagram=self._on_datagram)
+        self._watch = AddressWatch(self._changed.set)
 
     @property
     def addresses(self) -> tuple[str, ...]:
