@@ -75,9 +75,7 @@ def as_mermaid() -> str:
     for (before, cause), after in TRANSITIONS.items():
         if before is not after:
             steps.setdefault((before, after), []).append(cause)
-    lines += [
-        f"    {before} --> {after}: {' / '.join(causes)}" for (before, after), causes in steps.items()
-    ]
+    lines += [f"    {before} --> {after}: {' / '.join(causes)}" for (before, after), causes in steps.items()]
     return "\n".join(lines) + "\n"
 
 
