@@ -164,11 +164,11 @@ def _join(before: bytes, values: Sequence[bytes], delta_ms: int) -> bytes:
 
 
 def _plain_size(body: Buffer, count: int) -> int | None:
-    """The size of the values, if the body is what `_join` makes: so many records without key and headers, each
-    with a delta below 128 ms. None: it may be anything.
+    """The size of the values, if the body is what `_join` makes: so many records without key and headers,
+    each with a delta below 128 ms. None: it may be anything.
 
-    Only the bytes between the values are looked at, those of one place in all records at a time: 18 ns a record
-    of 100 B, where decoding takes 85.
+    Only the bytes between the values are looked at, those of one place in all records at a time: 18 ns a
+    record of 100 B, where decoding takes 85.
     """
     start = len(_array_head(count))
     stride, rest = divmod(len(body) - start, count)
