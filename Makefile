@@ -22,6 +22,10 @@ READY := $(VENV)/.ready
 # $(call stage,name,command): runs it and says how long it took.
 stage = @echo "== $(1)"; SECONDS=0; { $(2); } || exit 1; echo "   $(1): $${SECONDS} s"
 
+# Tests of processes, sockets and network namespaces run one after the other: they wait for each other and the clock.
+TIMED := tests/transport tests/mesh tests/cli tests/examples tests/lab
+PYTEST = $(BIN)/python -m pytest -m 'not long' --durations=10 --durations-min=1
+
 .PHONY: help test lint format types imports docs docs-current units check-long simulate mutants simulate-membership fuzz-membership lab demo bench bench-membership lab-deps venv clean
 
 help:  ## what can be made
@@ -46,7 +50,8 @@ docs-current: $(READY)
 		|| { echo "docs/$$page.md is not what the source says: run 'make docs'" >&2; exit 1; }; done)
 
 units: $(READY)
-	$(call stage,pytest,$(BIN)/python -m pytest -m 'not long' --durations=10 --durations-min=1)
+	$(call stage,pytest of what computes,$(PYTEST) -n 2 --dist worksteal $(addprefix --ignore=,$(TIMED)))
+	$(call stage,pytest of what waits,$(PYTEST) $(TIMED))
 
 check-long: $(READY)  ## the tests that take minutes
 	$(call stage,long tests,$(BIN)/python -m pytest -m long)

@@ -42,17 +42,22 @@ class Follower:
         if self._fd is None:
             self._fd = self._open()
         while self._fd is not None:
-            while data := os.read(self._fd, READ_BYTES):
-                *lines, self._rest = (self._rest + data).split(b"\n")
-                yield from lines
+            yield from self._read(self._fd)
             if not self._rotated(self._fd):
                 return
-            # The old file is read to its end; a last line without newline is still a line.
+            # What was written between our last read and the rename; a last line without newline is one, too.
+            yield from self._read(self._fd)
             if self._rest:
                 yield self._rest
                 self._rest = b""
             os.close(self._fd)
             self._fd = self._open()
+
+    def _read(self, fd: int) -> Iterator[bytes]:
+        """The whole lines from here to the end of this file."""
+        while data := os.read(fd, READ_BYTES):
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            yield from lines
 
     def _rotated(self, fd: int) -> bool:
         """Whether the path means another file by now, or this one was cut short."""

@@ -101,8 +101,17 @@ class Body(NamedTuple):
     data: bytes
 
 
-def seal(records: Sequence[RawRecord], *, base_timestamp_ms: int, codec: str = "none") -> Body:
+def seal(
+    records: Sequence[RawRecord | bytes],
+    *,
+    base_timestamp_ms: int,
+    codec: str = "none",
+    deltas: Sequence[tuple[int, int]] = ((0, 0),),
+) -> Body:
     """Encode and compress records into a body.
+
+    records: plain bytes are a value that has neither key nor headers
+    deltas: (place, delta_ms): the timestamp delta of plain values from this place on; the first place is 0
 
     Raises: UsageError for an unknown codec, no records or too many, TooLarge over BATCH_BYTES_MAX.
     """
@@ -110,7 +119,7 @@ def seal(records: Sequence[RawRecord], *, base_timestamp_ms: int, codec: str = "
         raise UsageError(f"unknown compression {codec!r}: one of {', '.join(CODECS)}")
     if not 0 < len(records) <= BATCH_RECORDS_MAX:
         raise UsageError(f"a batch holds 1 to {BATCH_RECORDS_MAX} records, not {len(records)}")
-    plain = _encoder.encode(records)
+    plain = _encode(records, deltas)
     if len(plain) > BATCH_BYTES_MAX - HEADER_BYTES:
         raise TooLarge(f"a batch of {len(plain)} bytes is over the limit of {BATCH_BYTES_MAX}")
     number, data = CODECS[codec], plain
@@ -121,6 +130,72 @@ def seal(records: Sequence[RawRecord], *, base_timestamp_ms: int, codec: str = "
     if len(data) >= len(plain) or _is_bomb(len(data), len(plain)):
         number, data = 0, plain
     return Body(number, len(records), base_timestamp_ms, len(plain), data)
+
+
+def _encode(records: Sequence[RawRecord | bytes], deltas: Sequence[tuple[int, int]]) -> bytes:
+    """The array of all records. Plain values of one size are joined, with no object or call for each."""
+    kinds = set(map(type, records))
+    if bytes not in kinds:
+        return _encoder.encode(records)
+    ends = [place for place, _ in deltas[1:]] + [len(records)]
+    runs = [(records[start:end], delta_ms) for (start, delta_ms), end in zip(deltas, ends, strict=True)]
+    runs = [(run, delta_ms) for run, delta_ms in runs if run]
+    if len(kinds) == 1 and len(set(map(len, records))) == 1:  # type: ignore[arg-type]  # all are bytes
+        before = _array_head(len(records))
+        parts: list[bytes] = []
+        for run, delta_ms in runs:
+            parts.append(_join(before, run, delta_ms))  # type: ignore[arg-type]
+            before = b""
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    made: list[RawRecord] = []
+    for run, delta_ms in runs:
+        made += [RawRecord(None, r, None, delta_ms) if isinstance(r, bytes) else r for r in run]
+    return _encoder.encode(made)
+
+
+def _join(before: bytes, values: Sequence[bytes], delta_ms: int) -> bytes:
+    """Each as `[nil, value, nil, delta]`; all of one size, so what stands between two is always the same."""
+    head = b"\x94\xc0" + _bin_head(len(values[0]))
+    tail = b"\xc0" + _encoder.encode(delta_ms)
+    ends = list(values)
+    ends[0] = before + head + ends[0]
+    ends[-1] += tail
+    return (tail + head).join(ends)
+
+
+def _plain_size(body: Buffer, count: int) -> int | None:
+    """The size of the values, if the body is what `_join` makes: so many records without key and headers,
+    each with a delta below 128 ms. None: it may be anything.
+
+    Only the bytes between the values are looked at, those of one place in all records at a time: 18 ns a
+    record of 100 B, where decoding takes 85.
+    """
+    start = len(_array_head(count))
+    stride, rest = divmod(len(body) - start, count)
+    if rest or bytes(body[:start]) != _array_head(count):
+        return None
+    for head_bytes in (2, 3, 5):
+        size = stride - 2 - head_bytes - 2
+        if size >= 0 and len(_bin_head(size)) == head_bytes:
+            break
+    else:
+        return None
+    body = bytes(body)  # whose slices with a step are four times as fast as a view's
+    wanted = dict(enumerate(b"\x94\xc0" + _bin_head(size), start))
+    wanted[start + stride - 2] = 0xC0
+    if any(body[place::stride] != bytes((byte,)) * count for place, byte in wanted.items()):
+        return None
+    return size if body[start + stride - 1 :: stride].isascii() else None
+
+
+def _array_head(count: int) -> bytes:
+    return bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
+
+
+def _bin_head(size: int) -> bytes:
+    if size < 1 << 8:
+        return bytes((0xC4, size))
+    return b"\xc5" + size.to_bytes(2, "big") if size < 1 << 16 else b"\xc6" + size.to_bytes(4, "big")
 
 
 def frame(body: Body, *, producer_id: bytes = NO_PRODUCER, epoch: int = 0, first_sequence: int = 0) -> bytes:
@@ -159,11 +234,23 @@ def read_records(data: Buffer, header: BatchHeader | None = None) -> list[RawRec
     Raises: RemoteProtocolError when a checksum, the count, a type or a length is not as the header says.
     """
     header = header or read_header(data)
+    return _decode(_plain_body(data, header), header)
+
+
+def _plain_body(data: Buffer, header: BatchHeader) -> Buffer:
+    """The body as it was before compression. Raises: RemoteProtocolError."""
     body = memoryview(data)[HEADER_BYTES:]
     if zlib.crc32(body) != header.body_crc:
         raise RemoteProtocolError("a batch body whose checksum does not match")
     try:
-        records: list[RawRecord] = _decoder.decode(_decompress(body, header))
+        return _decompress(body, header)
+    except _unreadable as e:
+        raise RemoteProtocolError(f"a batch body that cannot be read: {e}") from None
+
+
+def _decode(body: Buffer, header: BatchHeader) -> list[RawRecord]:
+    try:
+        records: list[RawRecord] = _decoder.decode(body)
     except _unreadable as e:
         raise RemoteProtocolError(f"a batch body that cannot be read: {e}") from None
     if len(records) != header.count:
@@ -177,11 +264,14 @@ def check(data: Buffer, *, record_bytes_max: int) -> BatchHeader:
     Raises: RemoteProtocolError, TooLarge.
     """
     header = read_header(data)
-    records = read_records(data, header)
-    if header.body_bytes > record_bytes_max:  # else no record in it can be over the limit
-        size = max(record.size() for record in records)
-        if size > record_bytes_max:
-            raise TooLarge(f"a record of {size} bytes is over the topic's limit of {record_bytes_max}")
+    body = _plain_body(data, header)
+    size = _plain_size(body, header.count)
+    if size is None:
+        records = _decode(body, header)
+        if header.body_bytes > record_bytes_max:  # else no record in it can be over the limit
+            size = max(record.size() for record in records)
+    if size is not None and size > record_bytes_max:
+        raise TooLarge(f"a record of {size} bytes is over the topic's limit of {record_bytes_max}")
     return header
 
 

@@ -16,12 +16,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Every process that a test starts would compile the package anew: a third of what its start costs.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # How long one example takes says how busy the machine is, not whether the code is right.
 settings.register_profile(

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import lz4.block
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshq import batch
@@ -302,3 +302,51 @@ def test_the_header_is_laid_out_as_documented() -> None:
     assert struct.unpack(">IQ16sIQI", data[4:48]) == (1, 0x0102030405060708, b"p" * 16, 9, 10, len(body.data))
     assert struct.unpack(">IIQ", data[48:64]) == (zlib.crc32(data[:48]), zlib.crc32(body.data), 0)
     assert data[64:] == body.data
+
+
+@given(
+    st.one_of(
+        st.lists(
+            st.binary(max_size=40) | st.builds(RawRecord, st.none() | st.just(b"key"), st.just(b"value")),
+            min_size=1,
+            max_size=40,
+        ),
+        st.sampled_from([0, 1, 255, 256, 65_535, 65_536]).flatmap(
+            lambda size: st.integers(1, 40).map(lambda n: [bytes([n]) * size] * n)
+        ),
+    ),
+    st.lists(st.tuples(st.integers(1, 39), st.integers(-5, 70_000)), max_size=3),
+)
+@settings(max_examples=50)
+def test_plain_values_are_the_bytes_of_records_without_key_and_headers(
+    records: list[RawRecord | bytes], more: list[tuple[int, int]]
+) -> None:
+    deltas = [(0, 0), *sorted((p, d) for p, d in dict(more).items() if p < len(records))]
+    delta_at = [max(d for d in deltas if d[0] <= place)[1] for place in range(len(records))]
+    objects = [
+        RawRecord(None, r, None, delta) if isinstance(r, bytes) else r
+        for r, delta in zip(records, delta_at, strict=True)
+    ]
+    assert seal(records, base_timestamp_ms=7, deltas=deltas) == seal(objects, base_timestamp_ms=7)
+
+
+@given(
+    st.sampled_from([0, 1, 7, 255, 256, 65_536]),
+    st.integers(1, 40),
+    st.sampled_from([0, 1, 127, 128, 300]),
+    st.one_of(st.none(), st.tuples(st.integers(0, 400), st.integers(0, 255))),
+)
+@settings(max_examples=200)
+def test_a_body_that_is_known_by_its_pattern_is_what_decoding_finds(
+    size: int, count: int, delta_ms: int, damage: tuple[int, int] | None
+) -> None:
+    values: list[RawRecord | bytes] = [bytes([n]) * size for n in range(count)]
+    body = seal(values, base_timestamp_ms=0, deltas=[(0, delta_ms)]).data
+    if damage is None:
+        assert batch._plain_size(body, count) == (size if delta_ms < 128 else None)
+        return
+    place, byte = damage
+    body = body[: place % len(body)] + bytes([byte]) + body[place % len(body) + 1 :]
+    if batch._plain_size(body, count) is not None:
+        found = batch._decoder.decode(body)
+        assert [(r.key, len(r.value), r.headers) for r in found] == [(None, size, None)] * count

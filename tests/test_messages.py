@@ -38,6 +38,12 @@ def example(kind: msgspec.inspect.Type, rng: random.Random) -> typing.Any:
             return rng.random() < 0.5
         case msgspec.inspect.AnyType():
             return rng.choice((None, -1, 0.5, "text", b"bytes", [1, [2]], {"a": {"b": [True]}}))
+        case msgspec.inspect.NoneType():
+            return None
+        case msgspec.inspect.RawType():
+            return msgspec.Raw(msgspec.msgpack.encode(rng.choice((None, [1, b"x"], {"a": 2}))))
+        case msgspec.inspect.UnionType(types=kinds):
+            return example(rng.choice(kinds), rng)
         case msgspec.inspect.ListType(item_type=item, max_length=high):
             return [example(item, rng) for _ in range(rng.choice((0, 1, min(high, 64))))]
         case msgspec.inspect.TupleType(item_types=items):

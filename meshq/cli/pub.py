@@ -57,14 +57,20 @@ def pub(
     found = _headers(headers)
     with contextlib.ExitStack() as stack:
         source: BinaryIO = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
-        publisher = _Publisher(key.encode() if key is not None else None, found, verbose=verbose)
+        publisher = _Publisher(
+            key.encode() if key is not None else None, found, verbose=verbose, typed=source.isatty()
+        )
         asyncio.run(publisher.run(where, topic, source.fileno(), compression))
 
 
 class _Publisher:
-    def __init__(self, key: bytes | None, headers: dict[str, bytes] | None, *, verbose: bool) -> None:
+    """`typed`: the lines come from a keyboard, where progress would only be in the way."""
+
+    def __init__(
+        self, key: bytes | None, headers: dict[str, bytes] | None, *, verbose: bool, typed: bool
+    ) -> None:
         self._key, self._headers, self._verbose = key, headers, verbose
-        self._progress = Progress(wanted=not sys.stdin.isatty() and not (verbose and sys.stdout.isatty()))
+        self._progress = Progress(wanted=not typed and not (verbose and sys.stdout.isatty()))
         self._sent = self._bytes = 0
         self._refused = 0  # the line that `send` did not take; it is the last one then
         self._receipts = _Receipts() if verbose else None
@@ -100,7 +106,7 @@ class _Publisher:
         if self._receipts and printing:
             self._receipts.end()
             await printing
-            failed += self._receipts.failed
+            failed = self._receipts.failed  # it looks at every record's
             error = error or self._receipts.error
         if error is None and not failed:
             return None

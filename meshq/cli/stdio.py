@@ -68,6 +68,13 @@ class Output:
                 await _until(self._fd, loop.add_writer, loop.remove_writer)
             view = view[os.write(self._fd, view[: self._piece or len(view)]) :]
 
+    async def abandoned(self) -> None:
+        """Returns when nobody reads the pipe any more, though nothing is written; else never."""
+        if not stat.S_ISFIFO(os.fstat(self._fd).st_mode):
+            await asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        await _until(self._fd, loop.add_reader, loop.remove_reader)  # a pipe's error is all that can be read
+
 
 def _can_wait(fd: int) -> bool:
     """Whether the loop can wait for it; files and /dev/null it cannot, and need not."""

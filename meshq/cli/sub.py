@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import click
 import msgspec
@@ -20,10 +21,15 @@ from meshq.cli.options import reaching, verbose_option
 from meshq.cli.output import Progress
 from meshq.cli.reach import Where, connected
 from meshq.cli.stdio import Output
+from meshq.client.mesh import Mesh
 from meshq.client.records import Record
+from meshq.client.subscription import Subscription
 from meshq.topics import check_pattern
 
 Start = Literal["latest", "earliest"] | int | datetime
+
+LOOK_EVERY_S: Final = 0.5
+AWAY_S: Final = 2.0  # so long a restart may take before it is worth a word
 
 
 class _StartType(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
@@ -82,22 +88,57 @@ async def _follow(
     verbose: bool,
 ) -> None:
     output = Output(sys.stdout.fileno())
-    progress = Progress(wanted=not sys.stdout.isatty())
-    records = size = 0
     async with connected(where, "meshq sub") as mesh, mesh.subscribe(pattern, start=start) as subscription:
         if verbose:
             await subscription.ready()
             click.echo(f"meshq: reading {pattern}", err=True)
-        while left is None or left > 0:
-            taken = await subscription.take()
-            if left is not None:
-                taken = taken[:left]
-                left -= len(taken)
-            data = show(taken)
-            await output.write(data)
-            records, size = records + len(taken), size + len(data)
-            progress.show(records, size)
+        printing = asyncio.create_task(_print(subscription, left, show, output))
+        abandoned = asyncio.create_task(output.abandoned())
+        telling = asyncio.create_task(_tell_when_away(mesh))
+        tasks = (printing, abandoned, telling)
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if printing in done:
+            printing.result()
+        elif abandoned in done:
+            raise BrokenPipeError
+
+
+async def _print(
+    subscription: Subscription, left: int | None, show: Callable[[Sequence[Record]], bytes], output: Output
+) -> None:
+    progress = Progress(wanted=not sys.stdout.isatty())
+    records = size = 0
+    while left is None or left > 0:
+        taken = await subscription.take()
+        if left is not None:
+            taken = taken[:left]
+            left -= len(taken)
+        data = show(taken)
+        await output.write(data)
+        records, size = records + len(taken), size + len(data)
+        progress.show(records, size)
     progress.end(records, size)
+
+
+async def _tell_when_away(mesh: Mesh) -> None:
+    """Else a mesh that is away looks like one in which nothing happens."""
+    told = False
+    gone_since: float | None = None
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        now = time.monotonic()
+        gone_since = None if mesh.is_connected else gone_since or now
+        if gone_since is not None and not told and now - gone_since >= AWAY_S:
+            click.echo("meshq: note: no peer can be reached; waiting for one", err=True)
+            told = True
+        elif gone_since is None and told:
+            click.echo("meshq: note: connected again", err=True)
+            told = False
 
 
 def _lines(records: Sequence[Record]) -> bytes:

@@ -35,6 +35,7 @@ from meshq.messages import (
     Watch,
 )
 
+CACHED_S: Final = 10.0  # a topic's settings may change
 CACHED_TOPICS_MAX: Final = 4_096  # the oldest is dropped, and asked for again when it is needed
 
 _Wanted = HomeWanted | TopicWanted | TopicsWanted | AskRequested
@@ -57,7 +58,7 @@ class Asking:
         self._routing = routing
         self._open: dict[_Question, None] = {}  # bounded by who asks; each has its deadline
         self._sent: dict[int, _Question] = {}
-        self._topics: dict[str, TopicInfo] = {}
+        self._topics: dict[str, tuple[TopicInfo, float]] = {}  # at most CACHED_TOPICS_MAX; and since when
         self._stirred = False
         self._alarm = Alarm()
 
@@ -65,10 +66,12 @@ class Asking:
         return self._alarm.at
 
     # --------------------------------------------------------------------------------- what happens
-    def on_wanted(self, wanted: _Wanted) -> None:
-        if isinstance(wanted, TopicWanted) and wanted.topic in self._topics:
-            self._common.effects.append(Settle(wanted.ticket, self._topics[wanted.topic]))
-            return
+    def on_wanted(self, wanted: _Wanted, now: float) -> None:
+        if isinstance(wanted, TopicWanted) and not wanted.fresh and wanted.topic in self._topics:
+            info, since = self._topics[wanted.topic]
+            if now - since < CACHED_S:
+                self._common.effects.append(Settle(wanted.ticket, info))
+                return
         self._open[_Question(wanted)] = None
         self._alarm.by(wanted.deadline)
         self._stirred = True
@@ -90,13 +93,17 @@ class Asking:
     def on_home(self) -> None:
         self._stirred = True
 
-    def on_resolved(self, message: Resolved) -> None:
+    def on_resolved(self, message: Resolved, now: float) -> None:
         question = self._answered(message.request)
         if question is not None:
+            info = message.info
+            known, _ = self._topics.pop(info.name, (info, now))
+            if known.version > info.version:
+                info = known  # this home is behind the one that was asked before
             while len(self._topics) >= CACHED_TOPICS_MAX:
                 del self._topics[next(iter(self._topics))]
-            self._topics[message.info.name] = message.info
-            self._settle(question, message.info)
+            self._topics[info.name] = info, now
+            self._settle(question, info)
 
     def on_answer(self, message: Answer) -> None:
         question = self._answered(message.request)
@@ -166,7 +173,7 @@ class Asking:
         self._sent[question.request] = question
         match wanted:
             case TopicWanted():
-                self._send(Resolve(question.request, wanted.topic, create=True))
+                self._send(Resolve(question.request, wanted.topic, wanted.create))
             case TopicsWanted():
                 question.topics = []
                 self._send(Watch(question.request, wanted.pattern))

@@ -88,6 +88,11 @@ class ClientCore:
         effects, self._common.effects = self._common.effects, []
         return effects
 
+    @property
+    def has_home(self) -> bool:
+        """Whether a peer is there to ask."""
+        return self._routing.home is not None
+
     def deadline(self) -> float | None:
         """When it next wants a Ticked; None: never."""
         at = min(x.deadline() for x in (self._routing, self._asking, self._producing, self._reading))
@@ -114,7 +119,7 @@ class ClientCore:
             case Garbled():
                 self._routing.drop(event.server_key, f"it sent what cannot be read: {event.reason}", now)
             case HomeWanted() | TopicWanted() | TopicsWanted() | AskRequested():
-                self._asking.on_wanted(event)
+                self._asking.on_wanted(event, now)
             case SubscribeRequested():
                 self._reading.on_subscribe(event)
             case Unsubscribed():
@@ -142,8 +147,9 @@ class ClientCore:
                 self._routing.on_welcome(key, message, now)
             case Routes():
                 self._routing.on_routes(message, now)
+                self._reading.on_routes(key, message.version)
             case Resolved():
-                self._asking.on_resolved(message)
+                self._asking.on_resolved(message, now)
             case TopicsChanged():
                 if not self._reading.on_topics(message):
                     self._asking.on_topics(message)

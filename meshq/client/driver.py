@@ -113,6 +113,10 @@ class ClientDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
+    @property
+    def is_connected(self) -> bool:
+        return not self.closed and self._core.has_home
+
     def start(self) -> None:
         self.tell(Ticked())
 

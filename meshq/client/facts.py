@@ -75,11 +75,16 @@ class HomeWanted:
 
 @dataclass(frozen=True, slots=True)
 class TopicWanted:
-    """Settles with the TopicInfo; the topic is made when it may be."""
+    """Settles with the TopicInfo; the topic is made when it may be, unless `create` is false.
+
+    `fresh`: a peer is asked, whatever is remembered here.
+    """
 
     ticket: int
     topic: str
     deadline: float
+    fresh: bool = False
+    create: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class Limbo:
         topic: str,
         *,
         new_batch: Callable[[], OutgoingBatch],
-        on_topic: Callable[[TopicInfo, list[Waiting], bool], None],
+        on_topic: Callable[[TopicInfo, list[Waiting]], None],
         on_failed: Callable[[OutgoingBatch], None],
     ) -> None:
         self._driver = driver
@@ -44,6 +44,7 @@ class Limbo:
         self._on_topic = on_topic
         self._on_failed = on_failed
         self._batch = new_batch()
+        self._fresh = False  # what is remembered of the topic is not good enough
         self._waiting: list[Waiting] = []  # bounded by the producer's buffer
         self._asked: list[
             float
@@ -60,13 +61,16 @@ class Limbo:
         self._ask(now + timeout)
         return receipt
 
+    def want_fresh(self) -> None:
+        """Until it is settled, have the topic looked up anew."""
+        self._fresh = True
+
     async def changed(self) -> None:
         """Until some of the records have left."""
         await self._batch.wait()
 
-    def fail(self, late: list[Waiting], error: MeshqError, *, awaited: bool) -> None:
+    def fail(self, late: list[Waiting], error: MeshqError) -> None:
         batch = self._new_batch()
-        batch.awaited = awaited
         batch.count = len(late)
         batch.bytes = sum(w.encoded for w in late)
         for i, waiting in enumerate(late):
@@ -78,13 +82,16 @@ class Limbo:
         if not self._asked or deadline < self._asked[-1]:
             self._asked.append(deadline)
             question = _Question(self, deadline)
-            self._driver.request(question, lambda ticket: TopicWanted(ticket, self._topic, deadline))
+            self._driver.request(
+                question, lambda ticket: TopicWanted(ticket, self._topic, deadline, self._fresh)
+            )
 
     def on_settled(self, info: TopicInfo, deadline: float) -> None:
         self._asked.remove(deadline)
+        self._fresh = False
         waiting, self._waiting = self._waiting, []
         left, self._batch = self._batch, self._new_batch()
-        self._on_topic(info, waiting, left.awaited)
+        self._on_topic(info, waiting)
         left.wake()
 
     def on_failed(self, error: MeshqError, deadline: float) -> None:
@@ -97,7 +104,7 @@ class Limbo:
         for waiting in self._waiting:
             waiting.receipt.batch = self._batch
         if late:
-            self.fail(late, error, awaited=left.awaited)
+            self.fail(late, error)
         left.wake()
         if self._waiting:
             self._ask(min(w.taken_at + w.timeout for w in self._waiting))

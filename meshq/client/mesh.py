@@ -34,6 +34,8 @@ class Mesh:
         self._driver = driver
         self._publishers: dict[str, Producer] = {}
         self._producers: list[Producer] = []  # as the application makes and keeps them
+        self._former: list[Producer] = []  # publishers of deleted topics; at most PUBLISHERS_MAX
+        self._untold: MeshqError | None = None  # of a producer that was let go: for `close` to raise
 
     async def publish(
         self,
@@ -50,17 +52,20 @@ class Mesh:
         that it was certainly not stored: Unavailable (try again), Forbidden, TooLarge, UsageError.
         """
         check_seconds(timeout, "timeout")
+        producer = self._publisher(topic)
         try:
-            return await self._publish(topic, value, key, headers, timeout)
+            return await self._publish(producer, value, key, headers, timeout)
         except TopicGone:
-            # Deleted since it was last used from here: the name may be another topic's by now.
-            self._publishers.pop(topic, None)
-            return await self._publish(topic, value, key, headers, timeout)
+            # Deleted since it was last used from here: the name may be another topic's by now. Others that
+            # were refused with this record may have begun anew already.
+            if self._publishers.get(topic) is producer:
+                del self._publishers[topic]
+                self._retire(producer)
+            return await self._publish(self._publisher(topic), value, key, headers, timeout)
 
     async def _publish(
-        self, topic: str, value: Buffer, key: bytes | None, headers: Headers | None, timeout: float
+        self, producer: Producer, value: Buffer, key: bytes | None, headers: Headers | None, timeout: float
     ) -> Receipt:
-        producer = self._publisher(topic)
         within = timeout
         if producer.is_full():
             deadline = self._driver.clock() + timeout
@@ -94,7 +99,9 @@ class Mesh:
             buffer_bytes=buffer_bytes,
             timeout=check_seconds(timeout, "timeout"),
         )
-        self._producers = [p for p in self._producers if not (p.is_closed and p.is_idle)]
+        for done in [p for p in self._producers if p.is_closed and p.is_idle]:
+            self._producers.remove(done)
+            self._let_go(done)
         self._producers.append(producer)
         return producer
 
@@ -142,24 +149,31 @@ class Mesh:
         check_seconds(timeout, "timeout")
         await self._driver.ask(HomeWanted, timeout=timeout)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether some peer is connected just now. When none is, it goes on trying by itself."""
+        return self._driver.is_connected
+
     async def close(self, timeout: float = 10.0) -> None:
         """Send what is waiting, at most for `timeout` seconds, then let go of everything. Idempotent.
 
-        Raises: what a producer's `flush` would, for records whose receipts nobody awaited.
+        Raises: what a producer's `flush` would, for failed records whose callers were not told by their
+        receipts.
         """
         if self._driver.closed:
             return
-        producers = [*self._publishers.values(), *self._producers]
-        flushing = [asyncio.ensure_future(p.flush()) for p in producers if not p.is_idle]
+        producers = [*self._publishers.values(), *self._former, *self._producers]
+        flushing = [asyncio.ensure_future(p.flush()) for p in producers]
         try:
             if flushing:
                 await asyncio.wait(flushing, timeout=timeout)
         finally:
             self._driver.close()  # whatever is unanswered ends now, and so does each flush
         flushed = await asyncio.gather(*flushing, return_exceptions=True)
-        errors = [e for e in flushed if isinstance(e, MeshqError)]
-        if errors:
-            raise errors[0]
+        errors = [self._untold, *flushed]
+        for error in errors:
+            if isinstance(error, MeshqError):
+                raise error
 
     async def __aenter__(self) -> Mesh:
         return self
@@ -178,7 +192,20 @@ class Mesh:
         producer = self._publishers.get(topic)
         if producer is None:
             if len(self._publishers) >= PUBLISHERS_MAX:
-                for idle in [t for t, p in self._publishers.items() if p.is_idle][: PUBLISHERS_MAX // 4]:
-                    del self._publishers[idle]
+                idle = [t for t, p in self._publishers.items() if p.is_idle]
+                idle.sort(key=lambda t: self._publishers[t].has_failures)
+                for t in idle[: PUBLISHERS_MAX // 4]:
+                    self._let_go(self._publishers.pop(t))
             producer = self._publishers[topic] = Producer(self._driver, topic, linger_ms=0)
         return producer
+
+    def _retire(self, publisher: Producer) -> None:
+        """What was refused with the record that showed it is told a moment from now: keep it until then."""
+        self._former = [p for p in self._former if not p.is_idle or p.has_failures]
+        if len(self._former) >= PUBLISHERS_MAX:
+            self._let_go(self._former.pop(0))
+        self._former.append(publisher)
+
+    def _let_go(self, producer: Producer) -> None:
+        error = producer.take_failures()
+        self._untold = self._untold or error

@@ -4,6 +4,7 @@ record.
 Per record there is only a `PendingReceipt` of two words: which batch, and the place in it. The batch knows
 what became of all of them at once, so a receipt's offset is the batch's plus the place. A future is made only
 when somebody awaits before that; nobody awaiting is no error by itself, the producer's `flush` tells of it.
+A failed batch notes which of its records' callers were told, so that `flush` tells of the others.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class OutgoingBatch:
     """Records of one partition under way; hears of its ticket as a driver's Waiter."""
 
     __slots__ = (
-        "_loop", "_on_answered", "_on_ended", "_waiting", "_waiting_for_end", "answered", "awaited",
-        "base_ms", "bytes", "count", "due", "ended", "error", "info", "opened_at", "partition", "receipt",
-        "records", "timeout",
+        "_delta_ms", "_loop", "_on_answered", "_on_ended", "_waiting", "_waiting_for_end", "answered",
+        "base_ms", "bytes", "count", "deltas", "due", "ended", "error", "info", "opened_at", "partition",
+        "receipt", "records", "timeout", "told",
     )  # fmt: skip
 
     def __init__(
@@ -72,7 +73,10 @@ class OutgoingBatch:
         self.base_ms = base_ms
         self.opened_at = opened_at
         self.timeout = timeout
-        self.records: list[RawRecord] = []  # at most BATCH_RECORDS_MAX; empty again once sealed
+        # Plain values as they are, all else as a RawRecord. At most BATCH_RECORDS_MAX; none once sealed.
+        self.records: list[RawRecord | bytes] = []
+        self.deltas = [(0, 0)]  # (place, ms since base_ms) of plain values from this place on
+        self._delta_ms = 0
         self.count = 0  # of records, once sealed
         self.bytes = 0
         self.due = False  # its linger is over: to be sealed as soon as there is room in flight
@@ -80,7 +84,19 @@ class OutgoingBatch:
         self.error: MeshqError | None = None
         self.answered = False  # callers have been told something
         self.ended = False  # nothing else will become of it
-        self.awaited = False  # somebody asked what became of it
+        self.told: set[int] | None = None  # records whose callers got the error, when it failed
+
+    def on_time(self, now_ms: int) -> None:
+        """Records from here on were made at this time."""
+        delta_ms = now_ms - self.base_ms
+        if delta_ms != self._delta_ms:
+            self._delta_ms = delta_ms
+            self.deltas.append((len(self.records), delta_ms))
+
+    @property
+    def untold(self) -> int:
+        """How many of its records failed and nobody has been told."""
+        return 0 if self.error is None else self.count - len(self.told or ())
 
     def settled(self, value: Accepted) -> None:
         self.receipt, self.error = value, None
@@ -120,11 +136,12 @@ class OutgoingBatch:
 
     def receipt_of(self, index: int) -> Receipt:
         """Raises what became of it, as an error of the caller's own."""
-        self.awaited = True
         receipt, error = self.receipt, self.error
         if receipt is not None and self.info is not None:
             return Receipt(self.info.name, self.partition, receipt.base_offset + index, receipt.copies)
         assert error is not None
+        self.told = self.told or set()
+        self.told.add(index)
         if isinstance(error, OutcomeUnknown):
             raise PublishOutcomeUnknown.of(error, self, index)
         raise type(error)(str(error), retry_after_ms=error.retry_after_ms)
@@ -150,7 +167,6 @@ class PendingReceipt(msgspec.Struct, gc=False, eq=False):
 
     def __await__(self) -> Generator[Any, None, Receipt]:
         while not self.batch.answered:
-            self.batch.awaited = True
             yield from self.batch.wait()
         return self.batch.receipt_of(self.index)
 

@@ -15,7 +15,6 @@ import asyncio
 import time
 import zlib
 from collections.abc import Sequence
-from itertools import repeat
 from types import TracebackType
 from typing import Final
 
@@ -34,6 +33,7 @@ from meshq.client.checking import (
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import BatchSealed
 from meshq.client.failures import Failures
+from meshq.client.freshness import Freshness
 from meshq.client.limbo import Limbo, Waiting
 from meshq.client.outgoing import OutgoingBatch, PendingReceipt
 from meshq.client.room import Room
@@ -91,6 +91,7 @@ class Producer:
             on_topic=self._on_topic,
             on_failed=self._failures.add,
         )
+        self._freshness = Freshness(driver, topic, self._on_settings)
         self._under_way: dict[int, int] = {}  # batches not answered, by partition
         self._unanswered: dict[OutgoingBatch, None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -118,7 +119,7 @@ class Producer:
             ):
                 if self._clock_is_old:
                     self._look_at_clock()
-                batch.records.append(RawRecord(None, value, None, self._now_ms - batch.base_ms))
+                batch.records.append(value)
                 batch.bytes += encoded
                 room.used += encoded
                 return PendingReceipt(batch, index)
@@ -157,8 +158,7 @@ class Producer:
             return False
         if self._clock_is_old:
             self._look_at_clock()
-        delta_ms = self._now_ms - batch.base_ms
-        batch.records += map(RawRecord, repeat(None), values, repeat(None), repeat(delta_ms))
+        batch.records += values
         batch.bytes += encoded
         self._room.used += encoded
         return True
@@ -181,7 +181,10 @@ class Producer:
         """
         size, encoded = record_bytes(value, key, headers)
         if size > self._record_bytes_max:
-            raise too_large(size, self._record_bytes_max, self.topic)
+            if size > _NO_LIMIT or self._freshness.is_sure():
+                raise too_large(size, self._record_bytes_max, self.topic)
+            self._forget_topic()  # its limit may have been raised since
+            self._limbo.want_fresh()
         if self._clock_is_old:
             self._look_at_clock()
         record = RawRecord(key, value, headers, 0)
@@ -201,8 +204,8 @@ class Producer:
     async def flush(self) -> None:
         """Send what there is and wait until it is answered, at most the producer's timeout.
 
-        Raises: the first error of records that failed and nobody awaited, with their number; OutcomeUnknown
-        when any of them may have been stored.
+        Raises: the first error of records that failed and whose callers were not told by their own receipts,
+        with their number; OutcomeUnknown when any of them may have been stored.
         """
         self.seal()
         while self._limbo:
@@ -211,7 +214,15 @@ class Producer:
         for batch in list(self._unanswered):
             if not batch.answered:
                 await batch.wait()
-        self._failures.raise_new()
+        if self._failures:
+            await asyncio.sleep(0)  # who awaits a receipt was woken before this, and is told first
+        error = self.take_failures()
+        if error is not None:
+            raise error
+
+    def take_failures(self) -> MeshqError | None:
+        """What `flush` would raise now, without waiting; once."""
+        return self._failures.take()
 
     async def close(self) -> None:
         """Flush, and take no more. Raises as `flush` does."""
@@ -244,8 +255,13 @@ class Producer:
 
     @property
     def failed_records(self) -> int:
-        """Of batches that failed with nobody awaiting them, over its life."""
+        """How many failed without their callers being told by their own receipts, over its life."""
         return self._failures.records
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether `flush` would raise."""
+        return bool(self._failures)
 
     @property
     def buffered_bytes(self) -> int:
@@ -281,27 +297,43 @@ class Producer:
             batch = self._open.get(partition)
         if batch is None:
             batch = self._open_batch(info, partition, timeout, since)
-        record.delta_ms = self._now_ms - batch.base_ms
-        batch.records.append(record)
+        batch.on_time(self._now_ms)
+        if record.key is None and record.headers is None:
+            batch.records.append(record.value)
+        else:
+            record.delta_ms = self._now_ms - batch.base_ms
+            batch.records.append(record)
         batch.bytes += encoded
         return batch
 
     def _open_batch(
         self, info: TopicInfo, partition: int, timeout: float, since: float | None
     ) -> OutgoingBatch:
-        opened_at = self._driver.clock() if since is None else since
+        now = self._driver.clock()
+        self._freshness.look(now, self._timeout)
+        opened_at = now if since is None else since
         batch = self._open[partition] = self._new_batch(info, partition, timeout, opened_at)
         self._note_sticky()
         self._unanswered[batch] = None
-        if self._linger_s and self._timer is None:
-            self._timer = self._loop.call_later(self._linger_s, self._on_linger)
+        if self._linger_s:
+            self._look_again_at(self._loop.time() + self._linger_s)
         return batch
+
+    def _look_again_at(self, moment: float) -> None:
+        """At open batches; sooner than was planned, if that was later."""
+        if self._timer is not None:
+            if self._timer.when() <= moment:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(moment, self._on_linger)
 
     def _note_sticky(self) -> None:
         """What `send` may fill without looking further."""
         batch = self._open.get(self._sticky)
         usable = batch is not None and batch.timeout == self._timeout and not self._closed
         self._sticky_batch = batch if usable else None
+        if self._sticky_batch is not None:
+            self._sticky_batch.on_time(self._now_ms)
 
     def _new_batch(
         self, info: TopicInfo | None, partition: int, timeout: float, opened_at: float
@@ -318,10 +350,13 @@ class Producer:
             self._sticky = (partition + 1) % info.partitions
             self._note_sticky()
         records, batch.records = batch.records, []
+        deltas, batch.deltas = batch.deltas, []
         batch.count = len(records)
         self._under_way[partition] = self._under_way.get(partition, 0) + 1
         try:
-            body = batches.seal(records, base_timestamp_ms=batch.base_ms, codec=self._compression)
+            body = batches.seal(
+                records, base_timestamp_ms=batch.base_ms, codec=self._compression, deltas=deltas
+            )
         except MeshqError as e:
             batch.failed(e)
             return
@@ -333,15 +368,17 @@ class Producer:
 
     def _on_linger(self) -> None:
         """Seal what is open, but leave open what would only queue."""
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()  # else it rings on beside the next one
+            self._timer = None
         now = self._driver.clock()
         for partition, batch in list(self._open.items()):
             if self._under_way.get(partition, 0) < self._in_flight or now - batch.opened_at >= batch.timeout:
                 self._seal(batch)
             else:
                 batch.due = True
-        if self._open and self._timer is None:
-            self._timer = self._loop.call_later(LOOK_AGAIN_S, self._on_linger)
+        if self._open:
+            self._look_again_at(self._loop.time() + LOOK_AGAIN_S)
 
     def _on_answered(self, batch: OutgoingBatch) -> None:
         self._unanswered.pop(batch, None)
@@ -358,14 +395,15 @@ class Producer:
             self._failures.add(batch)
 
     def _on_ended(self, batch: OutgoingBatch) -> None:
-        if isinstance(batch.error, TopicGone) and batch.info is self._info:
+        if isinstance(batch.error, TopicGone) and self._is_topic(batch.info):
             self._forget_topic()
         self._room.release(batch.bytes)
 
     # ------------------------------------------------------------------------------------ the topic
-    def _on_topic(self, info: TopicInfo, waiting: list[Waiting], awaited: bool) -> None:
+    def _on_topic(self, info: TopicInfo, waiting: list[Waiting]) -> None:
         """The topic is known: what came before finds its batches, in its order."""
         self._info = info
+        self._freshness.known()
         self._record_bytes_max = info.record_bytes_max
         self._sticky %= info.partitions
         if waiting:
@@ -373,12 +411,21 @@ class Producer:
         for w in waiting:
             size = w.record.size()
             if size > info.record_bytes_max:
-                self._limbo.fail([w], too_large(size, info.record_bytes_max, self.topic), awaited=awaited)
+                self._limbo.fail([w], too_large(size, info.record_bytes_max, self.topic))
                 continue
             batch = self._batch_for(info, w.record, w.encoded, w.timeout, w.taken_at)
             w.receipt.batch, w.receipt.index = batch, len(batch.records) - 1
         if waiting:
             self.seal()  # their time has been running; those to come shall not share it
+
+    def _on_settings(self, info: TopicInfo) -> None:
+        """As they are now. Another topic of the same name is not ours: the old one's batches will say so."""
+        if self._info is not None and self._is_topic(info) and info.version > self._info.version:
+            self._info = info
+            self._record_bytes_max = info.record_bytes_max
+
+    def _is_topic(self, info: TopicInfo | None) -> bool:
+        return info is not None and self._info is not None and info.topic_id == self._info.topic_id
 
     def _forget_topic(self) -> None:
         self._info = None
@@ -391,6 +438,8 @@ class Producer:
         """Once a turn of the loop is often enough for a timestamp; without linger the turn is the batch."""
         self._now_ms = int(time.time() * 1000)
         self._clock_is_old = False
+        if self._sticky_batch is not None:
+            self._sticky_batch.on_time(self._now_ms)
         self._loop.call_soon(self._on_turn)
 
     def _on_turn(self) -> None:

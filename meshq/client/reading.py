@@ -1,8 +1,9 @@
 """Subscriptions: which topics match, where each of their partitions is read, and from which record on.
 
 The home peer tells which topics match and tells of every change. Each partition is read at the owner of its
-slot. Where it starts is what the subscriber said until the owner named an offset; from then on the position
-is known here, moves on with every batch, and is what any later Read asks for, so no record is skipped and
+slot. Where it starts is what the subscriber said until the owner named an offset (`latest` only to an owner
+that is asked at once; to any other it is the time of the first complete answer); from then on the position is
+known here, moves on with every batch, and is what any later Read asks for, so no record is skipped and
 none is handed out twice, whichever peer it comes from. A batch that would leave a gap is not taken: the
 partition is read again.
 """
@@ -50,7 +51,6 @@ from meshq.messages import (
     Read,
     ReadEnded,
     ReadStarted,
-    TopicInfo,
     TopicsChanged,
     Unread,
     Unwatch,
@@ -68,6 +68,7 @@ class Reading:
         self._subs: dict[int, Subscribed] = {}
         self._watches: dict[int, Subscribed] = {}
         self._stirred: dict[Subscribed, None] = {}
+        self._registries: dict[bytes, int] = {}  # server key -> the registry it has, at least; of live links
         self._alarm = Alarm()
 
     def deadline(self) -> float:
@@ -123,7 +124,12 @@ class Reading:
             s.watch_retry_at = now
             self._stirred[s] = None
 
+    def on_routes(self, server_key: bytes, version: int) -> None:
+        """That peer's registry reaches at least up to here."""
+        self._registries[server_key] = max(version, self._registries.get(server_key, 0))
+
     def on_lost(self, server_key: bytes, now: float) -> None:
+        self._registries.pop(server_key, None)
         for s in self._subs.values():
             for part in s.parts.values():
                 if part.server == server_key:
@@ -163,7 +169,7 @@ class Reading:
             for topic_id in message.gone:
                 self._drop_topic(s, topic_id)
             for info in message.topics:
-                self._add(s, info, s.later)
+                s.add(info)
             return True
         for topic_id in message.gone:
             s.arriving.pop(topic_id, None)
@@ -175,16 +181,22 @@ class Reading:
     def _on_complete(self, s: Subscribed, now_ms: int) -> None:
         topics, s.arriving = s.arriving or {}, None
         s.watch_attempt = 0
-        for topic_id in [t for t in s.topics if t not in topics]:
-            self._drop_topic(s, topic_id)
+        if self._home_knows(s.version):
+            for topic_id in [t for t in s.topics if t not in topics]:
+                self._drop_topic(s, topic_id)
+        # Else what is missing may only be news to this home. A topic that is gone in truth, its owner ends.
         for info in topics.values():
-            self._add(s, info, s.later)
+            s.add(info)
         if not s.complete:
             s.complete = True
             s.not_started = set(s.parts)
             if s.start.kind == LATEST:
                 s.later = Start(TIMESTAMP, now_ms)
             self._check_ready(s)
+
+    def _home_knows(self, version: int) -> bool:
+        home = self._routing.home
+        return home is not None and self._registries.get(home, 0) >= version
 
     def on_failure(self, request: int, error: MeshqError, now: float) -> bool:
         """Whether it was one of our watches."""
@@ -316,6 +328,8 @@ class Reading:
                 part.server, part.started = server, False
                 del s.waiting[part.key]
             flow.readers += len(parts)
+        for part in s.waiting.values():
+            part.start = s.not_latest(part.start)
         for server in by_server:
             self._grant(s, server, s.flows[server])
 
@@ -328,21 +342,13 @@ class Reading:
             self._send(server_key, Credit(s.sub, *granted))
 
     # ------------------------------------------------------------------------------- how it is done
-    def _add(self, s: Subscribed, info: TopicInfo, start: Start) -> None:
-        s.topics[info.topic_id] = max(info.partitions, s.topics.get(info.topic_id, 0))
-        for number in range(info.partitions):
-            part = s.parts.get((info.topic_id, number))
-            if part is None:
-                part = Part(info.name, info.topic_id, number, info.version, start)
-                s.parts[part.key] = s.waiting[part.key] = part
-            part.version = max(part.version, info.version)
-
     def _wait(self, s: Subscribed, part: Part, retry_at: float) -> None:
         """Not read anywhere just now; to be read at its owner from then on."""
         flow = s.flows.get(part.server) if part.server else None
         if flow is not None:
             flow.readers -= 1
         part.server, part.started, part.retry_at = None, False, retry_at
+        part.start = s.not_latest(part.start)
         s.waiting[part.key] = part
         self._stirred[s] = None
 
@@ -360,9 +366,7 @@ class Reading:
 
     def _drop_part(self, s: Subscribed, part: Part) -> None:
         self._wait(s, part, 0.0)
-        del s.waiting[part.key]
-        del s.parts[part.key]
-        s.not_started.discard(part.key)
+        s.drop(part)
 
     def _check_ready(self, s: Subscribed) -> None:
         if s.complete and not s.not_started and s.ticket is not None:

@@ -5,10 +5,13 @@ record on.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from meshq.client.credit import Flow
 from meshq.client.facts import Start
-from meshq.messages import OFFSET, ReadItem, TopicInfo
+from meshq.messages import LATEST, OFFSET, ReadItem, TopicInfo
+
+LEFT_AT_MAX: Final = 10_000  # the longest gone is forgotten first
 
 PartKey = tuple[bytes, int]  # topic id, partition
 
@@ -52,8 +55,35 @@ class Subscribed:
     watch_retry_at: float = 0.0
     arriving: dict[bytes, TopicInfo] | None = None  # a complete answer, while it is not complete
     complete: bool = False
+    version: int = 0  # highest that a topic of it had
     topics: dict[bytes, int] = field(default_factory=dict)  # id -> partitions
     parts: dict[PartKey, Part] = field(default_factory=dict)
     waiting: dict[PartKey, Part] = field(default_factory=dict)
+    left_at: dict[PartKey, int] = field(default_factory=dict)  # positions of dropped parts; bounded
     not_started: set[PartKey] = field(default_factory=set)  # of the first complete answer
     flows: dict[bytes, Flow] = field(default_factory=dict)
+
+    def not_latest(self, start: Start) -> Start:
+        """What this start is at an owner that is not asked at once."""
+        return self.later if start.kind == LATEST else start
+
+    def add(self, info: TopicInfo) -> None:
+        """A topic that matches, or more partitions of it; what was left before goes on where it was."""
+        self.version = max(self.version, info.version)
+        self.topics[info.topic_id] = max(info.partitions, self.topics.get(info.topic_id, 0))
+        for number in range(info.partitions):
+            part = self.parts.get((info.topic_id, number))
+            if part is None:
+                part = Part(info.name, info.topic_id, number, info.version, self.later)
+                part.position = self.left_at.pop(part.key, None)
+                self.parts[part.key] = self.waiting[part.key] = part
+            part.version = max(part.version, info.version)
+
+    def drop(self, part: Part) -> None:
+        del self.waiting[part.key]
+        del self.parts[part.key]
+        self.not_started.discard(part.key)
+        if part.position is not None:
+            while len(self.left_at) >= LEFT_AT_MAX:
+                del self.left_at[next(iter(self.left_at))]
+            self.left_at[part.key] = part.position

@@ -8,17 +8,18 @@ per record no thread is woken. Every wait has a deadline, and Ctrl-C ends it.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any
 
 from meshq.batch import Buffer
 from meshq.client import connect as asynchronous
-from meshq.client.checking import Headers, check_headers, check_key, check_seconds, check_value
+from meshq.client.checking import Headers, check_headers, check_key, check_seconds, check_value, record_bytes
+from meshq.client.failures import KEPT_MAX
+from meshq.client.loop_thread import GRACE_S, LoopThread
 from meshq.client.mesh import Mesh as AsyncMesh
 from meshq.client.outgoing import PendingReceipt
 from meshq.client.producer import Producer as AsyncProducer
@@ -27,9 +28,6 @@ from meshq.client.subscription import Subscription as AsyncSubscription
 from meshq.errors import MeshqError, OutcomeUnknown, Overloaded, Unavailable, UsageError
 from meshq.limits import PRODUCER_BUFFER_BYTES
 from meshq.messages import TopicInfo
-
-T = TypeVar("T")
-GRACE_S: Final = 5.0  # beyond a call's own deadline, should the loop be late
 
 
 def connect(
@@ -49,7 +47,7 @@ def connect(
 
 
 def _start(make: Callable[[], Coroutine[Any, Any, AsyncMesh]], timeout: float) -> Mesh:
-    thread = _LoopThread()
+    thread = LoopThread()
     try:
         return Mesh(thread, thread.call(make(), timeout))
     except BaseException:
@@ -60,9 +58,10 @@ def _start(make: Callable[[], Coroutine[Any, Any, AsyncMesh]], timeout: float) -
 class Mesh:
     """As the asynchronous one. Its calls may come from any thread but the loop's own."""
 
-    def __init__(self, thread: _LoopThread, mesh: AsyncMesh) -> None:
+    def __init__(self, thread: LoopThread, mesh: AsyncMesh) -> None:
         self._thread = thread
         self._mesh = mesh
+        self._producers: list[Producer] = []  # as the application makes and keeps them
 
     def publish(
         self,
@@ -82,7 +81,10 @@ class Mesh:
         timeout = options.get("timeout", 30.0)
         buffer_bytes = options.get("buffer_bytes", PRODUCER_BUFFER_BYTES)
         made = self._thread.run(lambda: self._mesh.producer(topic, **options), GRACE_S)
-        return Producer(self._thread, made, timeout, buffer_bytes)
+        producer = Producer(self._thread, made, timeout, buffer_bytes)
+        self._producers = [p for p in self._producers if not p.is_done]
+        self._producers.append(producer)
+        return producer
 
     def subscribe(self, pattern: str, **options: Any) -> Subscription:
         """Options as the asynchronous one's."""
@@ -98,11 +100,22 @@ class Mesh:
         return self._thread.call(self._mesh.topics(pattern, timeout=timeout), timeout)
 
     def close(self, timeout: float = 10.0) -> None:
-        if self._thread.is_running:
-            try:
-                self._thread.call(self._mesh.close(timeout), timeout)
-            finally:
-                self._thread.stop()
+        """As the asynchronous one: what producers took is sent, and what failed untold is raised."""
+        if not self._thread.is_running:
+            return
+        for producer in self._producers:
+            producer.refuse_more()
+        try:
+            self._thread.call(self._close(timeout), timeout, unknown=True)
+        finally:
+            self._thread.stop()
+
+    async def _close(self, timeout: float) -> None:
+        for producer in self._producers:
+            producer.hand_over()
+        await self._mesh.close(timeout)
+        for producer in self._producers:
+            producer.raise_refusals()
 
     def __enter__(self) -> Mesh:
         return self
@@ -127,7 +140,7 @@ class PendingResult:
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
         self._pending: PendingReceipt | None = None
-        self._error: MeshqError | None = None
+        self._error: MeshqError | None = None  # it was not even taken
 
     def taken(self, pending: PendingReceipt) -> None:
         self._pending = pending
@@ -142,7 +155,8 @@ class PendingResult:
     async def wait(self) -> Receipt:
         """On the loop's thread, once the producer's hand-over ran."""
         if self._error is not None:
-            raise self._error
+            self._producer.on_refusal_told(self)
+            raise type(self._error)(str(self._error))
         assert self._pending is not None
         return await self._pending
 
@@ -151,7 +165,7 @@ class Producer:
     """As the asynchronous one; `send` may be called from any thread."""
 
     def __init__(
-        self, thread: _LoopThread, producer: AsyncProducer, timeout: float, buffer_bytes: int
+        self, thread: LoopThread, producer: AsyncProducer, timeout: float, buffer_bytes: int
     ) -> None:
         self._thread = thread
         self._producer = producer
@@ -164,18 +178,22 @@ class Producer:
         self._bytes = 0  # in it; bounded by buffer_bytes
         self._woken = False
         self._closed = False
-        self._refused_count = 0  # over the topic's limit of a record, since the last flush
-        self._refusal: MeshqError | None = None  # the first of them
+        # Over the topic's limit of a record, and nobody was told; on the loop's thread.
+        self._refused: dict[PendingResult, MeshqError] = {}  # at most KEPT_MAX; beyond it only counted
+        self._refused_more = 0
 
     def send(
         self, value: Buffer, *, key: bytes | None = None, headers: Headers | None = None
     ) -> PendingResult:
         """Raises: Overloaded when `buffer_bytes` are waiting (`ready()` first), UsageError."""
-        if self._closed:
-            raise UsageError(f"the producer for {self._producer.topic} was closed: make another one")
         value, key, fields = check_value(value), check_key(key), check_headers(headers)
+        size = record_bytes(value, key, fields)[1]
         result = PendingResult(self)
         with self._lock:
+            if not self._thread.is_running:
+                raise Unavailable("this client was closed: connect again")
+            if self._closed:
+                raise UsageError(f"the producer for {self._producer.topic} was closed: make another one")
             if self._bytes + self._producer.buffered_bytes >= self._buffer_bytes:
                 raise Overloaded(
                     f"{self._buffer_bytes} bytes for {self._producer.topic} are waiting to be stored: "
@@ -183,10 +201,10 @@ class Producer:
                     retry_after_ms=50,
                 )
             self._handing_over.append((result, value, key, fields))
-            self._bytes += len(value)
+            self._bytes += size
             wake, self._woken = not self._woken, True
         if wake:
-            self._thread.post(self._hand_over)
+            self._thread.post(self.hand_over)
         return result
 
     def ready(self, timeout: float | None = None) -> None:
@@ -194,23 +212,23 @@ class Producer:
         within = self._timeout if timeout is None else timeout
 
         async def wait() -> None:
-            self._hand_over()
+            self.hand_over()
             await self._producer.ready(within)
 
         self._thread.call(wait(), within)
 
     def flush(self) -> None:
-        """Raises: as the asynchronous one."""
-        self._thread.call(self._flush(close=False), self._timeout)
+        """Raises: as the asynchronous one; OutcomeUnknown too when the loop is too late to say."""
+        self._thread.call(self._flush(close=False), self._timeout, unknown=True)
 
     def close(self) -> None:
         """Flush, and take no more."""
-        self._closed = True
-        self._thread.call(self._flush(close=True), self._timeout)
+        self.refuse_more()
+        self._thread.call(self._flush(close=True), self._timeout, unknown=True)
 
     def result_of(self, result: PendingResult, timeout: float | None) -> Receipt:
         async def wait() -> Receipt:
-            self._hand_over()
+            self.hand_over()
             return await asyncio.wait_for(result.wait(), timeout)
 
         try:
@@ -232,7 +250,17 @@ class Producer:
             except MeshqError as e:
                 error.add_note(f"closing the producer for {self._producer.topic} failed too: {e}")
 
-    def _hand_over(self) -> None:
+    @property
+    def is_done(self) -> bool:
+        """Closed, with nothing left to send or to tell."""
+        untold = self._refused or self._producer.has_failures
+        return self._closed and not untold and not self._handing_over and self._producer.is_idle
+
+    def refuse_more(self) -> None:
+        with self._lock:
+            self._closed = True
+
+    def hand_over(self) -> None:
         """On the loop's thread: everything that waits goes to the asynchronous producer, in order."""
         with self._lock:
             batch, self._handing_over = self._handing_over, deque()
@@ -242,16 +270,26 @@ class Producer:
                 result.taken(self._producer.take(self._timeout, value, key, headers))
             except MeshqError as e:
                 result.refused(e)
-                self._refused_count += 1
-                self._refusal = self._refusal or e
+                if len(self._refused) < KEPT_MAX:
+                    self._refused[result] = e
+                else:
+                    self._refused_more += 1
         with self._lock:
             self._bytes -= size
 
     async def _flush(self, *, close: bool) -> None:
-        self._hand_over()
+        self.hand_over()
         await (self._producer.close() if close else self._producer.flush())
-        count, first = self._refused_count, self._refusal
-        self._refused_count, self._refusal = 0, None
+        self.raise_refusals()
+
+    def on_refusal_told(self, result: PendingResult) -> None:
+        self._refused.pop(result, None)
+
+    def raise_refusals(self) -> None:
+        count = len(self._refused) + self._refused_more
+        first = next(iter(self._refused.values()), None)
+        self._refused.clear()
+        self._refused_more = 0
         if first is not None:
             raise type(first)(f"{count} records were refused; the first error: {first}")
 
@@ -259,7 +297,7 @@ class Producer:
 class Subscription:
     """As the asynchronous one: iterate it."""
 
-    def __init__(self, thread: _LoopThread, subscription: AsyncSubscription) -> None:
+    def __init__(self, thread: LoopThread, subscription: AsyncSubscription) -> None:
         self._thread = thread
         self._subscription = subscription
         self._records: list[Record] = []  # of the last batch fetched, the next one last
@@ -287,14 +325,17 @@ class Subscription:
         self._thread.call(self._subscription.ready(timeout), timeout)
 
     def positions(self) -> dict[tuple[str, int], int]:
+        """By (topic, partition): the offset of the next record to come out."""
         positions = self._thread.run(self._subscription.positions, GRACE_S)
-        if self._records:
-            first = self._records[-1]
-            positions[first.topic, first.partition] = first.offset
+        here = [self._records[::-1], *self._fetched]
+        for records in reversed(here):
+            if records:
+                positions[records[0].topic, records[0].partition] = records[0].offset
         return positions
 
     def close(self) -> None:
         self._records.clear()
+        self._fetched.clear()
         if self._thread.is_running:
             self._thread.call(self._subscription.close(), GRACE_S)
 
@@ -321,57 +362,3 @@ class Subscription:
             raise StopIteration
         if self._fetched:
             self._records = self._fetched.popleft()[::-1]
-
-
-class _LoopThread:
-    """An event loop on a daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="meshq", daemon=True)
-        self.is_running = True
-        self._thread.start()
-
-    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None, *, unknown: bool = False) -> T:
-        """The coroutine's result. It keeps its own deadline; should it not, this raises soon after."""
-        if not self.is_running:
-            coroutine.close()
-            raise Unavailable("this client was closed: connect again")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result(None if timeout is None else timeout + GRACE_S)
-        except concurrent.futures.TimeoutError:
-            if future.done():
-                raise  # its own, not this wait's
-            future.cancel()
-            raise (OutcomeUnknown if unknown else Unavailable)(f"no answer within {timeout} s") from None
-        except BaseException:
-            future.cancel()
-            raise
-
-    def run(self, function: Callable[[], T], timeout: float) -> T:
-        async def run() -> T:
-            return function()
-
-        return self.call(run(), timeout)
-
-    def post(self, function: Callable[[], None]) -> None:
-        if self.is_running:
-            self._loop.call_soon_threadsafe(function)
-
-    def stop(self) -> None:
-        if self.is_running:
-            self.is_running = False
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(GRACE_S)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-            tasks = asyncio.all_tasks(self._loop)
-            for task in tasks:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        finally:
-            self._loop.close()

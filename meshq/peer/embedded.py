@@ -46,6 +46,10 @@ class Peer:
         if shell is not None:
             await shell.stop()
 
+    async def close(self) -> None:
+        """As `stop`: the connection of a peer ends with its peer."""
+        await self.stop()
+
     async def wait_failed(self) -> None:
         """Until the peer had to stop by itself; raises why. Returns when it was stopped."""
         with contextlib.suppress(asyncio.CancelledError):

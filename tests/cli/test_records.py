@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -114,6 +116,52 @@ def test_sub_ends_quietly_when_its_reader_leaves(peer: Peer) -> None:
         process.wait(20)
         assert process.stderr.read() == b""
         assert process.returncode == 0
+
+
+def test_sub_ends_when_its_reader_leaves_though_nothing_comes(peer: Peer) -> None:
+    peer.meshq("pub", "quiet", stdin=b"one\n").ok()
+    command = [sys.executable, "-m", "meshq", "sub", "quiet", "--from", "earliest"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=peer.env()) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == b"one\n"
+        process.stdout.close()  # as `head -1` does
+        assert process.wait(20) == 0
+        assert process.stderr.read() == b""
+
+
+def test_sub_says_that_the_mesh_is_away_and_that_it_is_back(tmp_path: Path) -> None:
+    with one_peer(tmp_path) as peer, peer.follow("sub", "t", "-v") as sub:
+        follow_ready(sub)
+        peer.stop()
+        wait_until(lambda: "no peer can be reached" in sub.err, what="it says so")
+        peer.start()
+        wait_until(lambda: "connected again" in sub.err, what="it says so")
+
+
+def test_pub_of_a_file_shows_progress_in_a_terminal(peer: Peer, tmp_path: Path) -> None:
+    """Standard input is a terminal then, too; but nobody types."""
+    source = tmp_path / "source"
+    os.mkfifo(source)
+    terminal, theirs = os.openpty()
+    command = [sys.executable, "-m", "meshq", "pub", "progress", str(source)]
+    env = {**peer.env(), "TERM": "xterm"}
+    with subprocess.Popen(command, stdin=theirs, stderr=theirs, stdout=theirs, env=env) as pub:
+        os.close(theirs)
+        os.set_blocking(terminal, False)
+        shown = b""
+
+        def shows_progress() -> bool:
+            nonlocal shown
+            lines.write(b"line\n" * 10)
+            lines.flush()
+            with contextlib.suppress(BlockingIOError):
+                shown += os.read(terminal, 65_536)
+            return b"records/s" in shown
+
+        with source.open("wb") as lines:
+            wait_until(shows_progress, what="progress on the terminal")
+        assert pub.wait(20) == 0
+    os.close(terminal)
 
 
 def test_pub_sends_what_a_slow_pipe_has_written_so_far(peer: Peer) -> None:

@@ -101,7 +101,7 @@ class Session:
     peer: FakePeer
     send: Callable[[Message, tuple[Buffer, ...]], None]
     greeted: bool = False
-    watches: dict[int, str] = field(default_factory=dict)
+    watches: dict[int, Watch] = field(default_factory=dict)
     credit: dict[int, list[int]] = field(default_factory=dict)  # sub -> bytes, records
     readers: dict[tuple[int, PartKey], int] = field(default_factory=dict)  # -> position
 
@@ -137,8 +137,8 @@ class FakePeer:
                     session, message.request, lambda: Resolved(message.request, mesh.resolve(message))
                 )
             case Watch():
-                session.watches[message.request] = message.pattern
-                found = [t for t in mesh.topics.values() if topics.matches(message.pattern, t.name)]
+                session.watches[message.request] = message
+                found = [t for t in mesh.topics.values() if _means(message, t.name)]
                 session.send(TopicsChanged(message.request, mesh.now_ms, found), ())
             case Unwatch():
                 session.watches.pop(message.request, None)
@@ -344,10 +344,14 @@ class FakeMesh:
     def _tell_watchers(self, info: TopicInfo, gone: list[bytes]) -> None:
         for peer in self.peers:
             for session in peer.sessions:
-                for request, pattern in session.watches.items():
-                    if topics.matches(pattern, info.name):
+                for request, watch in session.watches.items():
+                    if _means(watch, info.name):
                         news = [] if gone else [info]
                         session.send(TopicsChanged(request, self.now_ms, news, gone), ())
+
+
+def _means(watch: Watch, name: str) -> bool:
+    return name.startswith(tuple(watch.prefixes)) if watch.prefixes else topics.matches(watch.pattern, name)
 
 
 class FakeOpener:

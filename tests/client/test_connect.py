@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -14,10 +15,18 @@ import zmq
 from zmq.utils import z85
 
 from meshq.batch import Buffer
-from meshq.client import sync
+from meshq.client import loop_thread, sync
 from meshq.client.connect import connect
 from meshq.client.records import Receipt
-from meshq.errors import Forbidden, Overloaded, Unavailable, UsageError
+from meshq.errors import (
+    Forbidden,
+    OutcomeUnknown,
+    Overloaded,
+    RegistryUnavailable,
+    TooLarge,
+    Unavailable,
+    UsageError,
+)
 from meshq.ids import mesh_id_of
 from meshq.limits import MESSAGE_BYTES_MAX
 from meshq.messages import VERB, Message, decode_request, encode
@@ -239,6 +248,96 @@ def test_the_synchronous_producer_tells_of_failures_and_of_a_full_buffer() -> No
                 except Overloaded:
                     out.ready()
         assert len(tcp.fake.records("t")) == 500
+
+
+def test_closing_a_synchronous_mesh_sends_what_was_taken_and_tells_what_failed() -> None:
+    with tcp_mesh_in_a_thread() as tcp:
+        tcp.fake.add_topic("t", record_bytes_max=100)
+        mesh = sync.connect(tcp.credentials())
+        mesh.producer("t").send(b"taken")
+        mesh.close()
+        assert tcp.fake.records("t") == [b"taken"]
+
+        mesh = sync.connect(tcp.credentials())
+        out = mesh.producer("t")
+        assert out.send(b"x").result().offset == 1
+        too_large = [out.send(b"x" * 101) for _ in range(3)]
+        with pytest.raises(TooLarge):
+            too_large[1].result()
+        with pytest.raises(TooLarge, match="2 records were refused"):
+            mesh.close()
+        with pytest.raises(Unavailable, match="client was closed"):
+            out.send(b"nobody would ever send it")
+
+
+def test_the_synchronous_producer_bounds_what_records_take_not_their_values_alone() -> None:
+    with tcp_mesh_in_a_thread() as tcp, sync.connect(tcp.credentials()) as mesh:
+        tcp.fake.refuse_resolve = lambda name: RegistryUnavailable("for now")
+        out = mesh.producer("t", buffer_bytes=5_000)
+        with pytest.raises(Overloaded):
+            for _ in range(60):
+                out.send(b"", key=b"k" * 100)
+        tcp.fake.refuse_resolve = lambda name: None
+        out.close()
+
+
+def test_positions_count_what_an_interrupted_call_had_fetched() -> None:
+    with tcp_mesh_in_a_thread() as tcp, sync.connect(tcp.credentials()) as mesh:
+        mesh.publish("t", b"zero")
+        with mesh.subscribe("t", start="earliest") as records:
+            records._fetch(5)
+            records._fetched.append(records._records[::-1])  # where Ctrl-C between the two steps leaves it
+            records._records = []
+            assert records.positions() == {("t", 0): 0}
+            assert next(records).offset == 0
+            assert records.positions() == {("t", 0): 1}
+
+
+def test_a_flush_whose_loop_stalled_looks_once_more_and_never_says_certainly_not_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop_thread, "GRACE_S", 0.2)
+    asked, answer, stalled, go_on = (threading.Event() for _ in range(4))
+
+    def hold(item: object, payload: bytes) -> None:
+        asked.set()
+        answer.wait(10)
+
+    def stall() -> None:
+        stalled.set()
+        go_on.wait(10)
+
+    def meddle(thread: loop_thread.LoopThread) -> None:
+        """The loop stalls while the receipt is on its way, so that it waits in the socket."""
+        asked.wait(10)
+        thread.post(stall)
+        stalled.wait(10)
+        answer.set()
+
+    settle = loop_thread.LoopThread._let_settle
+    with tcp_mesh_in_a_thread() as tcp:
+        tcp.fake.add_topic("t")
+        tcp.fake.refuse = hold
+        mesh = sync.connect(tcp.credentials())
+        meddler = threading.Thread(target=meddle, args=(mesh._thread,))
+        meddler.start()
+        out = mesh.producer("t", timeout=0.3)
+        out.send(b"stored")
+        monkeypatch.setattr(
+            loop_thread.LoopThread, "_let_settle", lambda self: (go_on.set(), settle(self))
+        )  # fmt: skip
+        out.flush()  # the receipt was there: no error
+        meddler.join()
+
+        monkeypatch.setattr(loop_thread.LoopThread, "_let_settle", settle)
+        go_on.clear()
+        mesh._thread.post(stall)
+        out.send(b"stored, too")
+        with pytest.raises(OutcomeUnknown):
+            out.flush()
+        go_on.set()
+        with contextlib.suppress(OutcomeUnknown):  # its own deadline may have passed meanwhile
+            mesh.close()
 
 
 def test_a_closed_synchronous_mesh_says_so() -> None:

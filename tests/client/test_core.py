@@ -45,7 +45,9 @@ from meshq.errors import (
 )
 from meshq.messages import (
     EARLIEST,
+    LATEST,
     OFFSET,
+    TIMESTAMP,
     Accepted,
     Credit,
     Deliver,
@@ -403,6 +405,69 @@ def test_moved_slots_are_read_at_their_new_owner() -> None:
     m.up(B)
     (read,) = [e for e in of(m.effects, Send) if isinstance(e.message, Read)]
     assert read.server_key == B and read.message.items[0].value == 3  # type: ignore[attr-defined]
+
+
+def starts(effects: list[Effect]) -> list[tuple[bytes, int, int]]:
+    """Of every partition asked for: where, the kind of start and its value."""
+    return [
+        (e.server_key, i.start, i.value)
+        for e in of(effects, Send)
+        if isinstance(e.message, Read)
+        for i in e.message.items
+    ]
+
+
+def test_latest_is_the_time_of_subscribing_for_an_owner_that_is_not_asked_at_once() -> None:
+    assert starts(reading(Start(LATEST)).effects) == [(A, LATEST, 0)]
+    m = Machine()
+    m.routes(1, version=2)
+    m.do(SubscribeRequested(9, "t", Start(LATEST), 1 << 20, 10_000, 1))
+    (watch,) = sent(m.effects, Watch)
+    m.hear(A, TopicsChanged(watch.request, 500, [INFO]))
+    m.wait(3.0)
+    m.up(B)
+    assert starts(m.effects) == [(B, TIMESTAMP, 500)], "records stored since then are not missed"
+
+
+def test_latest_that_was_asked_for_in_vain_goes_on_from_the_time_of_subscribing() -> None:
+    m = reading(Start(LATEST))
+    m.effects.clear()
+    m.routes(1, version=2)  # moved before its owner named an offset
+    m.up(B)
+    assert starts(m.effects) == [(B, TIMESTAMP, 500)]
+
+
+def home_after(m: Machine, version: int, topics: list[TopicInfo]) -> list[Effect]:
+    """A is lost; B is home, with its registry at this version, and answers the watch."""
+    m.do(LinkDown(A, "lost"))
+    m.wait(3.0)
+    m.effects.clear()
+    m.up(B)
+    m.hear(B, Routes(version, [PeerRoute(B[:16], "b", B, ["b:1"])], [0] * 8))
+    watch = sent(m.effects, Watch)[-1]
+    return m.hear(B, TopicsChanged(watch.request, 600, topics))
+
+
+def test_a_home_with_an_older_registry_takes_no_topic_away() -> None:
+    m = reading(Start(EARLIEST))
+    m.hear(A, ReadStarted(9, [Started(INFO.topic_id, 0, 0, 9)]))
+    m.hear(A, *delivery(0, 4))
+    home_after(m, INFO.version - 1, [])
+    assert starts(m.effects)[-1] == (B, OFFSET, 4)
+    assert not sent(m.effects, Unread)
+
+
+def test_a_topic_that_went_and_came_back_goes_on_where_it_was() -> None:
+    m = reading(Start(EARLIEST))
+    m.hear(A, ReadStarted(9, [Started(INFO.topic_id, 0, 0, 9)]))
+    m.hear(A, *delivery(0, 4))
+    home_after(m, INFO.version, [])
+    m.effects.clear()
+    m.wait(1.0)
+    assert not starts(m.effects), "this home knows of all topics there were: it is gone"
+    (watch,) = m.core._reading._watches
+    m.hear(B, TopicsChanged(watch, 700, [INFO]))
+    assert starts(m.effects) == [(B, OFFSET, 4)]
 
 
 def test_credit_is_given_again_when_half_is_taken() -> None:

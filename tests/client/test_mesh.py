@@ -12,10 +12,13 @@ from datetime import UTC, datetime
 
 import pytest
 
+from meshq.client import freshness
 from meshq.client.core import ClientCore
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import Seed
 from meshq.client.mesh import Mesh
+from meshq.client.outgoing import PendingReceipt
+from meshq.client.producer import LOOK_AGAIN_S
 from meshq.client.records import Receipt, Record
 from meshq.errors import (
     DiskFull,
@@ -28,7 +31,7 @@ from meshq.errors import (
     Unavailable,
     UsageError,
 )
-from meshq.messages import Produce, Watch
+from meshq.messages import Produce, Resolve, Watch
 
 from .fake_peer import MESH_ID, FakeMesh, FakeOpener
 
@@ -137,6 +140,65 @@ async def test_a_record_over_the_topics_limit_fails_alone() -> None:
             out.send(b"x" * 101)
 
 
+async def test_one_partition_that_is_backed_up_does_not_slow_the_others_down() -> None:
+    fake = FakeMesh(2)
+    fake.owners = [0, 1] * (len(fake.owners) // 2)
+    info = fake.add_topic("t", 2)
+    slow, quick = (fake.owner_of((info.topic_id, p)) for p in (0, 1))
+    keys = {zlib.crc32(b"%d" % i) % 2: b"%d" % i for i in range(10)}
+    assert slow is not quick
+    async with meshed(fake) as (mesh, opener), mesh.producer("t", linger_ms=5, in_flight=1) as out:
+        await out.send(b"", key=keys[0])
+        await out.send(b"", key=keys[1])
+        (link,) = [x for x in opener.links if x.peer is slow]
+        send, link.send = link.send, lambda frames: True  # type: ignore[method-assign]
+        for _ in range(2):  # the second one waits for room in flight
+            out.send(b"", key=keys[0])
+            await asyncio.sleep(0.02)
+        start = time.monotonic()
+        for _ in range(5):
+            await out.send(b"", key=keys[1])
+        assert time.monotonic() - start < LOOK_AGAIN_S / 2, "each waits for its linger alone"
+        link.send = send  # type: ignore[method-assign]
+        opener.cut(slow)
+
+
+async def test_a_limit_that_was_raised_is_asked_for_before_a_record_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeMesh()
+    fake.add_topic("t", record_bytes_max=100)
+    async with meshed(fake) as (mesh, _):
+        out = mesh.producer("t")
+        await out.send(b"small")
+        fake.add_topic("t", record_bytes_max=200)
+        with pytest.raises(TooLarge):
+            out.send(b"x" * 150)  # it was asked for a moment ago
+        monkeypatch.setattr(freshness, "SURE_S", 0.0)
+        before = out.send(b"before")
+        assert [(await p).offset for p in (before, out.send(b"x" * 150), out.send(b"after"))] == [1, 2, 3]
+        with pytest.raises(TooLarge, match="201 bytes is over the limit of 200"):
+            await out.send(b"x" * 201)
+
+
+async def test_a_producer_hears_of_more_partitions_while_it_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeMesh()
+    fake.add_topic("t", 1)
+    async with meshed(fake) as (mesh, _):
+        out = mesh.producer("t", linger_ms=1)
+        await out.send(b"", key=b"0")
+        fake.add_topic("t", 8)
+        monkeypatch.setattr(freshness, "TOPIC_AGE_S", 0.0)
+        await out.send(b"", key=b"0")
+        await until(lambda: out._info is not None and out._info.partitions == 8)
+        assert (await out.send(b"", key=b"0")).partition == zlib.crc32(b"0") % 8
+        fake.delete_topic("t")
+        await until(lambda: not out._freshness._asking)
+        assert "t" not in fake.topics, "asking again makes nothing"
+
+
 async def test_a_full_buffer_refuses_and_ready_waits_for_room() -> None:
     fake = FakeMesh()
     async with meshed(fake) as (mesh, _), mesh.producer("t", buffer_bytes=10_000) as out:
@@ -176,6 +238,67 @@ async def test_a_forbidden_topic_is_told_to_who_awaits_and_else_by_flush() -> No
         with pytest.raises(Forbidden, match="1 records"):
             async with mesh.producer("t") as other:
                 other.send(b"x")
+
+
+async def test_flush_tells_of_each_record_whose_own_receipt_told_nobody() -> None:
+    fake = FakeMesh()
+    fake.refuse = lambda item, payload: Forbidden("not you")
+    async with meshed(fake) as (mesh, _):
+        out = mesh.producer("t")
+        for limbo in (True, False):  # before and after the topic is known
+            pending = [out.send(b"%d" % i) for i in range(100)]
+            with pytest.raises(Forbidden, match="not you"):
+                await pending[0]
+            with pytest.raises(Forbidden, match="99 records for t failed"):
+                await out.flush()
+            assert out.failed_records == (99 if limbo else 198)
+        pending = [out.send(b"%d" % i) for i in range(3)]
+        told = [asyncio.ensure_future(_result(p)) for p in pending]
+        await asyncio.sleep(0)
+        told[1].cancel()
+        with pytest.raises(Forbidden, match="1 records for t failed"):
+            await out.flush()
+        assert [type(e) for e in await asyncio.gather(*told, return_exceptions=True)] == [
+            Forbidden, asyncio.CancelledError, Forbidden,
+        ]  # fmt: skip
+
+
+async def _result(pending: PendingReceipt) -> Receipt:
+    return await pending
+
+
+async def test_a_record_refused_in_limbo_is_told_of_though_another_was_awaited() -> None:
+    fake = FakeMesh()
+    fake.add_topic("t", record_bytes_max=100)
+    async with meshed(fake) as (mesh, _):
+        out = mesh.producer("t")
+        first = out.send(b"a")
+        out.send(b"x" * 101)
+        await first
+        with pytest.raises(TooLarge, match="1 records for t failed"):
+            await out.flush()
+
+
+async def test_closing_tells_of_what_failed_long_before() -> None:
+    fake = FakeMesh()
+    fake.refuse = lambda item, payload: Forbidden("not you")
+    async with meshed(fake) as (mesh, _):
+        mesh.producer("t", linger_ms=0).send(b"x")
+        await until(lambda: any(isinstance(m, Produce) for _, m in fake.heard))
+        await until(lambda: all(p.is_idle for p in mesh._producers))
+        with pytest.raises(Forbidden, match="1 records for t failed"):
+            await mesh.close()
+
+
+async def test_publishes_refused_together_by_a_deleted_topic_begin_anew_together() -> None:
+    fake = FakeMesh()
+    async with meshed(fake) as (mesh, _):
+        await mesh.publish("t", b"old")
+        fake.delete_topic("t")
+        await asyncio.gather(*(mesh.publish("t", b"%d" % i, timeout=20 + i % 2) for i in range(10)))
+        assert sorted(fake.records("t")) == [b"%d" % i for i in range(10)]
+        resolved = [m for _, m in fake.heard if isinstance(m, Resolve)]
+        assert len(resolved) == 2
 
 
 async def test_a_mesh_that_is_away_is_unavailable_and_says_why() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,30 @@ def test_collect_log_follows_a_log_through_its_rotation(peer: Peer, tmp_path: Pa
             wait_until(lambda: log.stat().st_size == 0)
             f.write(b"x\n")
         assert peer.meshq(*read, 5).ok().endswith(b"new\nx\n")
+
+
+def test_collect_log_reads_what_was_written_between_its_last_look_and_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("collect_log", EXAMPLES / "collect_log.py")
+    assert spec is not None and spec.loader is not None
+    collect_log = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(collect_log)
+    log = tmp_path / "app.log"
+    log.write_bytes(b"one\n")
+    rotated = collect_log.Follower._rotated
+
+    def rotate_first(self: Any, fd: int) -> bool:
+        if not (tmp_path / "app.log.1").exists():
+            with log.open("ab") as f:
+                f.write(b"late\nno newline")
+            log.rename(tmp_path / "app.log.1")
+            log.write_bytes(b"new\n")
+        return bool(rotated(self, fd))
+
+    monkeypatch.setattr(collect_log.Follower, "_rotated", rotate_first)
+    lines = list(collect_log.Follower(log, from_start=True).new_lines())
+    assert lines == [b"one", b"late", b"no newline", b"new"]
 
 
 def test_sensor_peer_publishes_this_hosts_load_through_a_peer_of_its_own(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 import zmq
 
-from meshq.peer.feed import PUMPS_MAX, cover
+from meshq.peer.feed import PUMPS_MAX, Feed, cover
+from tests.client.fake_peer import FakeMesh
+from tests.client.test_mesh import meshed
 from tests.mesh.conftest import add_client, running
 from tests.mesh.test_plain_zmq import Plain, _keys, _receive, _silent, _subscribed
 
@@ -21,6 +24,52 @@ def test_prefixes_are_folded_into_few_that_cover_them_all() -> None:
     folded = cover(many)
     assert len(folded) <= PUMPS_MAX
     assert all(any(p.removeprefix(b"\x01").decode().startswith(f) for f in folded) for p in many)
+
+
+class _Wire:
+    """A FeedServer without sockets: what is wanted, and what was passed on."""
+
+    def __init__(self) -> None:
+        self.wanted: set[bytes] = set()
+        self.published: list[bytes] = []
+
+    def interests(self) -> set[bytes]:
+        return self.wanted
+
+    def publish(self, frames: list[bytes]) -> None:
+        self.published.append(frames[1])
+
+
+async def test_who_stays_misses_nothing_while_others_come_and_go(eventually: Any) -> None:
+    fake, wire = FakeMesh(2), _Wire()
+    for name in ("a.x", "a.y", "ab"):
+        fake.add_topic(name)
+    async with meshed(fake) as (mesh, _):
+        feed = Feed(wire, mesh)  # type: ignore[arg-type]
+        stored = 0
+
+        def store(count: int) -> None:
+            nonlocal stored
+            for _ in range(count):
+                stored += 1
+                fake.store("a.x", [b"%d" % stored])
+
+        wire.wanted = {b"a.x"}
+        feed.on_interest_changed()
+        await eventually(lambda: any(s.readers for p in fake.peers for s in p.sessions))
+        for number, others in enumerate([{b"a."}, {b"a", b"a."}, set(), {b""}, {b"a.y"}, {b"a"}, set()] * 5):
+            store(3)
+            wire.wanted = {b"a.x"} | others
+            feed.on_interest_changed()
+            store(3)
+            for _ in range(number):  # further along the hand-over each time, or another one on top of it
+                await asyncio.sleep(0)
+            store(1)
+        await eventually(lambda: len(wire.published) >= stored)
+        assert wire.published == [b"%d" % n for n in range(1, stored + 1)]
+        await eventually(lambda: not feed._leaving)
+        assert set(feed._pumps) == {"a.x"}
+        await feed.close()
 
 
 @pytest.mark.deadline(60)

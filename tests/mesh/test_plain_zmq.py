@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import zmq
 
 import meshq
+from meshq.peer import plain as plain_endpoints
 from meshq.security.credentials import Credentials
 from tests.mesh.conftest import add_client, all_linked, running, unpack
 
@@ -124,6 +126,41 @@ async def test_req_dealer_pub_and_sub_reach_any_topic_at_any_peer(
         ):
             answer = await _call(req, frames)
             assert answer[0] == expected, (frames[:2], answer)
+
+
+@pytest.mark.deadline(60)
+async def test_statuses_tell_what_was_not_found_not_there_and_not_known(
+    directories: Callable[[int], list[Path]], plain: Plain, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = directories(2)
+    async with running(paths, auto_create=False) as peers:
+        await eventually(lambda: all_linked(peers))
+        client = await add_client(paths[0], peers, "app", ("publish", "#"))
+        dealer = plain(zmq.DEALER, client.peers[0].requests, *_keys(client))
+        assert (await _call(dealer, [b"PUB", b"nowhere", b"", b"x"]))[:2] == [b"404", b"UnknownTopic"]
+        await peers[0].ask("topic.create", {"topic": "t", "partitions": 16})
+        keys: dict[int, bytes] = {}
+        for number in range(200):
+            keys.setdefault(zlib.crc32(b"%d" % number) % 16, b"%d" % number)
+        for key in keys.values():  # without an envelope; over both peers
+            answer = await _call(dealer, [b"PUB", b"t", key, b"x"])
+            assert answer[0] == b"200" and unpack(answer[1])["offset"] == 0
+        monkeypatch.setattr(plain_endpoints, "TIMEOUT_S", 0.5)
+        await peers[1].close()
+        with pytest.raises(meshq.UsageError):
+            peers[1].mesh  # noqa: B018  # the whole peer has stopped, not its connection alone
+        statuses = {}
+        for key in list(keys.values())[:4]:
+            answer = await _call(dealer, [b"PUB", b"t", key, b"x"])
+            statuses[answer[0]] = answer[1]
+        assert statuses.keys() <= {b"200", b"503", b"504"} and len(statuses) > 1, statuses
+
+        async def lost(*args: Any, **more: Any) -> None:
+            raise meshq.OutcomeUnknown("sent, and not answered")
+
+        monkeypatch.setattr(peers[0]._running().gateway, "publish", lost)
+        answer = await _call(dealer, [b"id", b"", b"PUB", b"t", b"", b"x"])
+        assert answer[:4] == [b"id", b"", b"504", b"OutcomeUnknown"]
 
 
 async def _registered(peers: list[meshq.Peer], client: Credentials) -> bool:

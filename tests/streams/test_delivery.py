@@ -121,7 +121,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(STEPS)
 def test_every_reader_gets_each_record_once_in_order_within_its_credit(steps: list[Any]) -> None:
     play(steps)

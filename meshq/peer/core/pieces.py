@@ -23,9 +23,9 @@ from meshq.messages import U32, U63, Id16
 from meshq.streams.slot import is_shared
 
 OFFSET_BITS: Final = 42  # 4.4e12 records of a partition
-OFFSET_MAX: Final = (1 << OFFSET_BITS) - 1
-ROWS_MAX: Final = 65_536
-BATCHES_MAX: Final = 4_096
+OFFSET_MAX: Final = (1 << OFFSET_BITS) - 1  # beyond it a slot is not sent; no partition comes there
+ROWS_MAX: Final = 65_536  # in one piece; more: `RemoteProtocolError`
+BATCHES_MAX: Final = 4_096  # in one piece; more: `RemoteProtocolError`
 ROW_KEY_MAX: Final = 480  # with what the store puts before it, below LMDB's 511
 
 
