@@ -76,5 +76,5 @@ def test_events_refuse_what_makes_no_sense(peer: Peer, tmp_path: Path) -> None:
     peer.meshq("events", "--no-follow").failed(2, "--past")
     assert peer.meshq("events", "--past", "--no-follow").ok() == b""
     meshq("events", "--data", tmp_path / "none").failed(3, "meshq init")
-    peer.meshq("client", "add", "app", "--subscribe", "#", "--out", tmp_path / "app.meshq").ok()
-    meshq("events", "--credentials", tmp_path / "app.meshq").failed(1, "admin")
+    peer.meshq("client", "add", "watcher", "--subscribe", "#", "--out", tmp_path / "watcher.meshq").ok()
+    meshq("events", "--credentials", tmp_path / "watcher.meshq").failed(1, "admin")
