@@ -17,15 +17,14 @@ import lmdb
 
 from meshq.entries import Entry, StoredBatch
 from meshq.errors import MeshqError, StoreCorrupt, StoreError
+from meshq.gossip import remembered
 from meshq.ids import SYSTEM_SLOT, PartitionKey, Slot
 from meshq.peer.core.core import PeerCore
 from meshq.peer.core.events import (
     BatchesFetched,
-    EntriesRead,
     Event,
     FetchBatches,
     PayloadsDeleted,
-    ReadEntries,
     ReadSlotLog,
     SeekTime,
     SlotLogRead,
@@ -33,7 +32,6 @@ from meshq.peer.core.events import (
     WritesDone,
     WritesFailed,
 )
-from meshq.peer.core.registrar import PULL_BYTES
 from meshq.replication.words import GENESIS, Item, LogRead, Position
 from meshq.security.directory import DataDirectory, Loaded
 from meshq.store.store import Store
@@ -48,19 +46,20 @@ TURN_S: Final = 0.005  # of reading, before the rest of the loop gets its turn
 
 
 def refuse_lost_store(directory: DataDirectory, papers: Loaded) -> None:
-    """A peer that ran before has a store. Without it the registry would begin a second time, and differ.
-
-    Raises: StoreError.
+    """A peer that ran before has a store. An empty one in its place has another disk id, so it promises
+    nothing and is filled by the others; where there are none, nobody could ever fill it. Raises: StoreError.
     """
     if not directory.was_started() or (directory.store / "data.mdb").exists():
         return
-    if papers.holds_registry:
+    alone = papers.is_only_founder and not set(remembered.load(directory.peers)) - {papers.identity.peer_id}
+    if alone:
         raise StoreError(
-            f"{directory.store} is gone, and with it the mesh's registry, which this peer held: "
-            "put back a copy of it. Without one, begin a new mesh (`meshq init` in another directory)"
+            f"{directory.store} is gone, and with it the registry and the records of this mesh, in which no "
+            "other peer is known: put back a copy of it. Without one, begin a new mesh (`meshq init` in "
+            "another directory)"
         )
     log.error(
-        "%s is gone: the records this peer had are lost, and its slots begin again empty",
+        "%s is gone: this peer begins with an empty disk, which the others fill as far as they have copies",
         directory.store,
         extra={"event": "StoreLost"},
     )
@@ -70,7 +69,7 @@ def restore(core: PeerCore, store: Store) -> None:
     """Bring the core to where the disk is. Raises: StoreCorrupt."""
     images = store.load()
     if SYSTEM_SLOT in images:
-        core.restore_registry(_entries(store, SYSTEM_SLOT, images[SYSTEM_SLOT].first_index))
+        core.restore_registry(images[SYSTEM_SLOT].rows, _entries(store, SYSTEM_SLOT, 1))
     for slot, image in images.items():
         if slot == SYSTEM_SLOT:
             continue
@@ -240,16 +239,3 @@ class DiskShell:
             log.warning("Slot %s cannot be read for a peer: %s", read.slot, e, extra={"event": "LogUnread"})
         event = SlotLogRead(read.slot, LogRead(read.to, prev, tuple(items)))
         self._loop.call_soon(self._guarded, self._tell, event)
-
-    def read_entries(self, read: ReadEntries) -> None:
-        count = min(read.end - read.from_index, _PAGE_COUNT)
-        try:
-            entries = (
-                self.store.read_entries(SYSTEM_SLOT, read.from_index, bytes_max=PULL_BYTES, count_max=count)
-                if count > 0
-                else []
-            )
-        except StoreError as e:
-            self._on_fatal(e)
-            return
-        self._loop.call_soon(self._tell, EntriesRead(read, entries))

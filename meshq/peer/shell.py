@@ -45,7 +45,6 @@ from meshq.peer.core.events import (
     OpenLink,
     PeersRegistered,
     Persist,
-    ReadEntries,
     ReadSlotLog,
     ResumeWrites,
     RoomMeasured,
@@ -319,8 +318,6 @@ class PeerShell:
                     self.disk.read(effect)
                 case SendPeer():
                     self.links.send(effect.peer, effect.message, effect.payloads)
-                case ReadEntries():
-                    self.disk.read_entries(effect)
                 case ReadSlotLog():
                     self.disk.read_log(effect)
                 case DeletePayloads():

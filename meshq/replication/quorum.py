@@ -20,7 +20,7 @@ from meshq.errors import StoreCorrupt, UsageError
 from meshq.ids import PeerId
 
 VOTERS_MAX: Final = 7
-LEARNERS_MAX: Final = 64
+LEARNERS_MAX: Final = 1_000  # every peer copies the system slot
 
 
 class Node(NamedTuple):

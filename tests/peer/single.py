@@ -100,7 +100,9 @@ class Single:
             me, registry, settings=self.settings, random_id=lambda: self._ids.randbytes(16), rng=self._rng
         )
         self.waiting.clear()
-        self.core.restore_registry(self.entries.get(SYSTEM_SLOT, []))
+        if SYSTEM_SLOT in self.entries or SYSTEM_SLOT in self.rows:
+            rows = self.rows.get(SYSTEM_SLOT, {})
+            self.core.restore_registry(rows, self.entries.get(SYSTEM_SLOT, []))
         for slot in sorted((set(self.rows) | set(self.entries)) - {SYSTEM_SLOT}):
             log, rows = self.entries.get(slot, []), self.rows.get(slot, {})
             applied = applied_index(rows)

@@ -43,7 +43,6 @@ class Naming:
                 self.ctx.send(session, Resolved(request, info))
             elif isinstance(result, TopicExists):
                 # Somebody else made it a moment ago and the news is still on its way: asking again finds it.
-                self.registrar.pull()
                 self.ctx.fail(
                     session, request, Unavailable(f"topic {name!r} is being made", retry_after_ms=50)
                 )
