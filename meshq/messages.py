@@ -123,11 +123,14 @@ class Watch(Message, frozen=True, tag=12):
     """Tell me all topics that match, now and as they come, change and go. Answers: TopicsChanged, or Failure.
 
     `prefixes` instead of `pattern` (peers only): every topic whose name begins with one of these bytes.
+    `version`: of the newest topic the asker has heard of; a peer whose copy of the registry is older says
+    Unavailable, because what is missing in it may be there all the same.
     """
 
     request: U63
     pattern: Name
     prefixes: Annotated[list[Name], Meta(max_length=Items)] = []
+    version: U63 = 0
 
 
 class TopicsChanged(Message, frozen=True, tag=13):

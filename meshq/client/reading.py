@@ -298,7 +298,7 @@ class Reading:
         s.watch = self._common.next_request()
         s.arriving = {}
         self._watches[s.watch] = s
-        self._send(home, Watch(s.watch, s.pattern, list(s.prefixes)))
+        self._send(home, Watch(s.watch, s.pattern, list(s.prefixes), s.version))
 
     def _read(self, s: Subscribed, now: float) -> None:
         by_server: dict[bytes, list[Part]] = {}
@@ -329,6 +329,7 @@ class Reading:
 
     # ------------------------------------------------------------------------------- how it is done
     def _add(self, s: Subscribed, info: TopicInfo, start: Start) -> None:
+        s.version = max(s.version, info.version)
         s.topics[info.topic_id] = max(info.partitions, s.topics.get(info.topic_id, 0))
         for number in range(info.partitions):
             part = s.parts.get((info.topic_id, number))

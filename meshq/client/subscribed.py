@@ -53,6 +53,7 @@ class Subscribed:
     arriving: dict[bytes, TopicInfo] | None = None  # a complete answer, while it is not complete
     complete: bool = False
     topics: dict[bytes, int] = field(default_factory=dict)  # id -> partitions
+    version: int = 0  # of the newest topic heard of
     parts: dict[PartKey, Part] = field(default_factory=dict)
     waiting: dict[PartKey, Part] = field(default_factory=dict)
     not_started: set[PartKey] = field(default_factory=set)  # of the first complete answer

@@ -12,7 +12,6 @@ from meshq import limits, messages
 from meshq.errors import RemoteProtocolError
 from meshq.messages import (
     Ask,
-    Beat,
     Credit,
     Failure,
     Hello,
@@ -71,7 +70,7 @@ def test_hello_is_answered_with_who_we_are_and_where_everybody_is() -> None:
         Read(1, []),
         Credit(1, 1, 1),
         Ask(1, "status"),
-        Beat(1, 1, 0, 0, False, 0, 0),
+        Leads([]),
     ],
     ids=lambda m: type(m).__name__,
 )

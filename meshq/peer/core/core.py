@@ -228,6 +228,7 @@ class PeerCore:
                 self.ctx.disk.on_done(event.tokens, event.room_bytes)
             case WritesFailed():
                 self.ctx.disk.on_failed(event.error, event.room_bytes)
+                self._look_for_deleted = True  # a deletion may be among what was taken back
             case BatchesFetched():
                 self.reading.on_fetched(event)
             case TimeSought():
