@@ -109,12 +109,14 @@ class World:
             curve_key=identity.curve_public, serial=bytes(16), now=WALL_MS / 1000,
         ).encode()  # fmt: skip
 
-    def join(self, name: str) -> Host:
-        """Another peer, with a certificate of the authority, registered at the registry's holder."""
+    def join(self, name: str, *, at: Host | None = None) -> Host:
+        """Another peer, with a certificate of the authority, registered at this one (the first)."""
         identity = Identity(name, self.rng.randbytes(32), self.rng.randbytes(32))
         self.identities.append(identity)
         self.hosts.append(host := Host(self, identity))
-        self.hosts[0].tell(e.ProposalMade(0, commands.encode(commands.RegisterPeer(self.certify(identity)))))
+        (at or self.hosts[0]).tell(
+            e.ProposalMade(0, commands.encode(commands.RegisterPeer(self.certify(identity))))
+        )
         host.start()
         for other in self.hosts[:-1]:
             other.tell(e.MemberSeen(identity.peer_id, (f"{name}:7700",), True))
