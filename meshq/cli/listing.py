@@ -34,7 +34,7 @@ def status(as_json: bool, where: Where) -> None:
             "registry": f"version {registry['version']:,}, {leader}{away}",
             "registry voters": ", ".join(registry["voters"]) or None,
             "topics": found["topics"],
-            "slots": f"{slots['owned']} of {slots['total']} owned here, {slots['written']} written to",
+            "slots": f"{slots['led']} of {slots['total']} led here, {slots['written']} written to",
             "disk": f"{show_bytes(disk['room_bytes'])} free, {show_bytes(disk['pending_bytes'])} on the way",
             "clients": f"{found['sessions']} connected, {found['readers']} partitions being read",
         }
