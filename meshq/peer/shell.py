@@ -413,8 +413,8 @@ class PeerShell:
         return registered.facts.name if registered else None
 
     def _signing_key_of(self, peer: PeerId) -> bytes | None:
-        registered = self.core.ctx.registry.peers.get(peer)
-        return registered.facts.signing_key if registered else None
+        known = self.core.ctx.known_peers().get(peer)
+        return known.signing_key if known else None
 
 
 def _peers_port(endpoint: str) -> str:
