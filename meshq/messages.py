@@ -127,11 +127,14 @@ class Watch(Message, frozen=True, tag=12):
     """Tell me all topics that match, now and as they come, change and go. Answers: TopicsChanged, or Failure.
 
     `prefixes` instead of `pattern` (peers only): every topic whose name begins with one of these bytes.
+    `version`: of the newest topic the asker has heard of; a peer whose copy of the registry is older says
+    Unavailable, because what is missing in it may be there all the same.
     """
 
     request: U63
     pattern: Name
     prefixes: Annotated[list[Name], Meta(max_length=Items)] = []
+    version: U63 = 0
 
 
 class TopicsChanged(Message, frozen=True, tag=13):
@@ -267,28 +270,10 @@ class Answer(Message, frozen=True, tag=41):
 
 
 # ------------------------------------------------------------------------------------ between peers
-class PullRegistry(Message, frozen=True, tag=50):
-    """Give me the registry's committed entries from this index on."""
-
-    from_index: U63
-
-
-class RegistryEntries(Message, frozen=True, tag=51):
-    """Committed entries of the system slot, dense from `from_index`; `commit`: what there is in all."""
-
-    from_index: U63
-    commit: U63
-    entries: Annotated[list[bytes], Meta(max_length=Items)]
-
-
-class RegistryMoved(Message, frozen=True, tag=52):
-    """The registry has been committed up to here: pull when you are behind."""
-
-    commit: U63
-
-
 class ProposeRegistry(Message, frozen=True, tag=53):
-    """Commit this command (an encoded registry command). Answer: Answer with its index, or Failure."""
+    """Commit this command (an encoded registry command), if you lead the system slot. Answer: Answer with its
+    index, or Failure; NotOwner means that it was not committed by this leader, and may be tried at another.
+    """
 
     request: U63
     command: bytes
@@ -352,12 +337,10 @@ BulkyMessage = (
     Watch | Produce | Read | Unread | ProposeRegistry | Replicate | Beat | Leads | MembershipAsked | NotMember
 )  # fmt: skip
 ClientMessage = Hello | Ping | Resolve | Watch | Unwatch | Produce | Read | Credit | Unread | Ask
-PeerMessage = (
-    PullRegistry | ProposeRegistry | Replicate | Beat | Leads | CarryGossip | MembershipAsked | NotMember
-)
+PeerMessage = ProposeRegistry | Replicate | Beat | Leads | CarryGossip | MembershipAsked | NotMember
 ServerMessage = (
     Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
-    | ReadEnded | Answer | RegistryEntries | RegistryMoved
+    | ReadEnded | Answer
 )  # fmt: skip
 AnyMessage = ClientMessage | PeerMessage | ServerMessage
 

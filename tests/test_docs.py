@@ -143,11 +143,7 @@ def test_the_protocol_lists_every_message_with_its_number_fields_and_way() -> No
         (int(number), name, way, tuple(names(fields)))
         for number, name, way, fields in rows(section(PROTOCOL, "Messages"))
     }
-    peers_only = {
-        *PeerMessage.__args__,
-        messages.RegistryEntries,
-        messages.RegistryMoved,
-    }
+    peers_only = {*PeerMessage.__args__}
     every = {*ClientMessage.__args__, *PeerMessage.__args__, *ServerMessage.__args__}
     assert written == {
         (

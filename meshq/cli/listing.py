@@ -27,13 +27,15 @@ def status(as_json: bool, where: Where) -> None:
         print_json(found)
         return
     registry, slots, disk = found["registry"], found["slots"], found["disk"]
-    away = "" if registry["reachable"] else ", which cannot be reached: nothing new can be registered"
+    leader = f"led by {registry['holder']}" if registry["holder"] else "without a leader"
+    away = "" if registry["reachable"] else " that can be reached: nothing new can be registered"
     print_facts(
         {
             "peer": f"{found['name']} ({found['peer']})",
             "mesh": found["mesh"],
             "peers": f"{found['peers_reachable']} of {found['peers']} reachable",
-            "registry": f"version {registry['version']:,}, held by {registry['holder']}{away}",
+            "registry": f"version {registry['version']:,}, {leader}{away}",
+            "registry voters": ", ".join(registry["voters"]) or None,
             "topics": found["topics"],
             "slots": _slots(slots),
             "disk": f"{show_bytes(disk['room_bytes'])} free, {show_bytes(disk['pending_bytes'])} on the way",
@@ -90,7 +92,7 @@ def _show_peers(found: list[dict[str, Any]]) -> None:
         },
     )  # fmt: skip
     if any(row["holds_registry"] for row in found):
-        click.echo("* holds the registry", err=True)
+        click.echo("* votes on what is registered", err=True)
 
 
 def _show_time(ms: int | None) -> str | None:

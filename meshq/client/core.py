@@ -48,8 +48,6 @@ from meshq.messages import (
     Produced,
     ReadEnded,
     ReadStarted,
-    RegistryEntries,
-    RegistryMoved,
     Resolved,
     Routes,
     TopicsChanged,
@@ -159,7 +157,7 @@ class ClientCore:
                 self._reading.on_ended(key, message, now)
             case Answer():
                 self._asking.on_answer(message)
-            case Pong() | RegistryEntries() | RegistryMoved():
+            case Pong():
                 pass  # being heard is all a Pong is for; the others are between peers
             case _:
                 assert_never(message)

@@ -310,7 +310,7 @@ class Reading:
         s.watch = self._common.next_request()
         s.arriving = {}
         self._watches[s.watch] = s
-        self._send(home, Watch(s.watch, s.pattern, list(s.prefixes)))
+        self._send(home, Watch(s.watch, s.pattern, list(s.prefixes), s.version))
 
     def _read(self, s: Subscribed, now: float) -> None:
         by_server: dict[bytes, list[Part]] = {}

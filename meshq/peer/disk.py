@@ -17,16 +17,15 @@ import lmdb
 
 from meshq.entries import Entry, StoredBatch
 from meshq.errors import MeshqError, StoreCorrupt, StoreError
+from meshq.gossip import remembered
 from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, Slot
 from meshq.peer.core.core import PeerCore
 from meshq.peer.core.events import (
     BatchesFetched,
-    EntriesRead,
     Event,
     FetchBatches,
     PayloadsDeleted,
     PayloadsRead,
-    ReadEntries,
     ReadPayloads,
     ReadRows,
     ReadSlotLog,
@@ -37,7 +36,6 @@ from meshq.peer.core.events import (
     WritesDone,
     WritesFailed,
 )
-from meshq.peer.core.registrar import PULL_BYTES
 from meshq.peer.core.slots import Tail
 from meshq.replication.words import Item, LogRead
 from meshq.security.directory import DataDirectory, Loaded
@@ -55,18 +53,20 @@ TURN_S: Final = 0.005  # of reading, before the rest of the loop gets its turn
 
 
 def refuse_lost_store(directory: DataDirectory, papers: Loaded, *, begin_empty: bool) -> None:
-    """A peer that ran before has a store. Without it the registry would begin a second time and differ. Of
-    slots it would be another node: it copies what others have, and what only it had waits for it for ever; so
-    that the volume is just not mounted is to be ruled out first.
+    """A peer that ran before has a store. An empty one in its place has another disk id, so it promises
+    nothing and is filled by the others; where there are none, nobody could ever fill it. That the volume is
+    just not mounted is to be ruled out first.
 
     Raises: StoreError.
     """
     if not directory.was_started() or (directory.store / "data.mdb").exists():
         return
-    if papers.holds_registry:
+    alone = papers.is_only_founder and not set(remembered.load(directory.peers)) - {papers.identity.peer_id}
+    if alone:
         raise StoreError(
-            f"{directory.store} is gone, and with it the mesh's registry, which this peer held: "
-            "put back a copy of it. Without one, begin a new mesh (`meshq init` in another directory)"
+            f"{directory.store} is gone, and with it the registry and the records of this mesh, in which no "
+            "other peer is known: put back a copy of it. Without one, begin a new mesh (`meshq init` in "
+            "another directory)"
         )
     if not begin_empty:
         raise StoreError(
@@ -87,7 +87,7 @@ def restore(core: PeerCore, store: Store) -> None:
     if SYSTEM_SLOT in images:
         if (damage := images[SYSTEM_SLOT].damage) is not None:
             raise damage
-        core.restore_registry(_entries(store, SYSTEM_SLOT, images[SYSTEM_SLOT].first_index))
+        core.restore_registry(images[SYSTEM_SLOT].rows, _entries(store, SYSTEM_SLOT, 1))
     if LOCAL_SLOT in images:
         core.restore_local(images[LOCAL_SLOT].rows)
     for slot, image in images.items():
@@ -306,16 +306,3 @@ class DiskShell:
             log.error("Slot %s has damage: %s", read.slot, e, extra={"event": "SnapshotUnread"})
         event = PayloadsRead(read.slot, read.to, tuple(batches), complete)
         self._loop.call_soon(self._guarded, self._tell, event)
-
-    def read_entries(self, read: ReadEntries) -> None:
-        count = min(read.end - read.from_index, _PAGE_COUNT)
-        try:
-            entries = (
-                self.store.read_entries(SYSTEM_SLOT, read.from_index, bytes_max=PULL_BYTES, count_max=count)
-                if count > 0
-                else []
-            )
-        except StoreError as e:
-            self._on_fatal(e)
-            return
-        self._loop.call_soon(self._tell, EntriesRead(read, entries))

@@ -43,7 +43,6 @@ from meshq.peer.core.events import (
     OpenLink,
     PeersRegistered,
     Persist,
-    ReadEntries,
     ReadPayloads,
     ReadRows,
     ReadSlotLog,
@@ -345,8 +344,6 @@ class PeerShell:
                     self.disk.read(effect)
                 case SendPeer():
                     self.links.send(effect.peer, effect.message, effect.payloads)
-                case ReadEntries():
-                    self.disk.read_entries(effect)
                 case ReadSlotLog():
                     self.disk.read_log(effect)
                 case ReadRows():
@@ -450,8 +447,8 @@ class PeerShell:
         return registered.facts.name if registered else None
 
     def _signing_key_of(self, peer: PeerId) -> bytes | None:
-        registered = self.core.ctx.registry.peers.get(peer)
-        return registered.facts.signing_key if registered else None
+        known = self.core.ctx.known_peers().get(peer)
+        return known.signing_key if known else None
 
 
 def _peers_port(endpoint: str) -> str:

@@ -27,6 +27,7 @@ from meshq.registry.commands import (
 from meshq.ring import RingPeer, owners
 from meshq.topics import check_topic
 
+DELETED_MAX = 65_536  # topics' ids that are not made again; a proposal is repeated within seconds
 GENESIS_DISK = bytes(16)  # the id of the disk that a founding peer begins with, so that genesis can name it
 
 
@@ -107,9 +108,11 @@ class Registry:
         self.topics: dict[TopicId, TopicInfo] = {}
         self._by_name: dict[str, TopicInfo] = {}
         self._names: list[str] = []  # sorted, for listing in pages
+        self._deleted: dict[TopicId, None] = {}  # the newest ones; bounded by DELETED_MAX
         self._verify = verify
         for certificate in founders:
             self._register_peer(RegisterPeer(certificate), 0)
+        self.founders = tuple(self.peers)
         self.genesis_owners = owners(self.ring_peers(), slots=slots, replicas=replicas)
 
     def ring_peers(self) -> list[RingPeer]:
@@ -168,6 +171,15 @@ class Registry:
             return refusal
         return None
 
+    def made_at(self, command: AnyCommand) -> int | None:
+        """The index at which this very topic is as it was last set: its proposal came before, and its answer
+        was lost. Its id says so, because whoever proposes a topic draws one.
+        """
+        if not isinstance(command, CreateTopic):
+            return None
+        info = self.topics.get(TopicId(command.topic_id))
+        return info.version if info is not None and info.name == command.name else None
+
     def _check_peer(self, command: RegisterPeer) -> CertificateFacts:
         facts = self._verify(command.certificate)
         if facts.kind != "peer":
@@ -221,8 +233,12 @@ class Registry:
             raise Overloaded(f"the mesh has {TOPICS_MAX} topics, which is its limit")
         if TopicId(command.topic_id) in self.topics:
             raise UsageError("that topic id is in use")
+        if TopicId(command.topic_id) in self._deleted:
+            raise TopicGone(f"topic {command.name!r} was deleted as it was made")
 
     def _create_topic(self, command: CreateTopic, index: int) -> list[Change]:
+        if self.made_at(command) is not None:
+            return []
         self._check_create(command)
         topic_id = TopicId(command.topic_id)
         info = TopicInfo(command.name, topic_id, command.partitions, index, command.record_bytes_max)
@@ -243,6 +259,9 @@ class Registry:
 
     def _delete_topic(self, command: DeleteTopic) -> list[Change]:
         info = self._existing(command.topic_id)
+        if len(self._deleted) >= DELETED_MAX:
+            del self._deleted[next(iter(self._deleted))]
+        self._deleted[TopicId(info.topic_id)] = None
         del self.topics[TopicId(info.topic_id)]
         del self._by_name[info.name]
         del self._names[bisect_left(self._names, info.name)]

@@ -78,7 +78,8 @@ def steps(
         if not situation.settled or not owners or None in owners:
             moving += situation.config.is_joint
             continue
-        step = _step(situation, [o for o in owners if o is not None], alive)
+        voters, learners = members_of([o for o in owners if o is not None])
+        step = next_step(situation, voters, learners, alive)
         if isinstance(step, ChangeMembers):
             moving += 1
             if moving <= MOVES_MAX:
@@ -87,33 +88,34 @@ def steps(
             transfers += 1
             if transfers <= TRANSFERS_MAX:
                 found.append(step)
-        elif not _is_where(situation.config, [o for o in owners if o is not None]):
+        elif not _is_where(situation.config, voters, learners):
             moving += 1  # its learners catch up
     return found
 
 
-def _step(s: Situation, owners: list[Node], alive: Collection[PeerId]) -> Step | None:
+def next_step(
+    s: Situation, voters: Sequence[Node], learners: Sequence[Node], alive: Collection[PeerId]
+) -> Step | None:
+    """Toward these members, the first voter to lead; None when that has to wait, or is so already."""
     config = s.config
     if not config.has_majority([n for n in config.nodes() if n.peer in alive]):
         return None
-    if _is_where(config, owners):
-        first = owners[0]
+    if _is_where(config, voters, learners):
+        first = voters[0]
         level = s.match.get(first, 0) + LEVEL_COUNT >= s.last
         if first != s.me and first in config.voters and first.peer in alive and level:
             return MoveLeadership(s.slot, first)
         return None
-    missing = [n for n in owners if n not in config.nodes()]
+    missing = [n for n in (*voters, *learners) if n not in config.nodes()]
     if missing:
         if all(n.peer in alive for n in missing):
             return ChangeMembers(s.slot, config_of(config.voters, [*config.learners, *missing]))
         return None
-    voters, learners = members_of(owners)
     coming = [n for n in voters if n not in config.voters]
     if all(n.peer in alive and s.match.get(n, 0) + LEVEL_COUNT >= s.last for n in coming):
         return ChangeMembers(s.slot, config_of(voters, learners))
     return None
 
 
-def _is_where(config: Config, owners: Sequence[Node]) -> bool:
-    voters, learners = members_of(owners)
+def _is_where(config: Config, voters: Sequence[Node], learners: Sequence[Node]) -> bool:
     return set(config.voters) == set(voters) and set(config.learners) == set(learners)

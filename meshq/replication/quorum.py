@@ -20,7 +20,7 @@ from meshq.errors import StoreCorrupt, UsageError
 from meshq.ids import PeerId
 
 VOTERS_MAX: Final = 7  # of a slot; more: `UsageError`
-LEARNERS_MAX: Final = 64  # of a slot; more: `UsageError`
+LEARNERS_MAX: Final = 1_000  # of a slot, since every peer copies the system slot; more: `UsageError`
 
 
 class Node(NamedTuple):

@@ -55,9 +55,9 @@ class Loaded:
         return self.genesis.mesh_id
 
     @property
-    def holds_registry(self) -> bool:
-        """Whether the mesh was made with this peer as the one that holds the system slot."""
-        return self.genesis.registry_peer == self.identity.peer_id
+    def is_only_founder(self) -> bool:
+        """Whether the mesh was made with this peer alone."""
+        return len(self.genesis.founders) == 1 and self.genesis.registry_peer == self.identity.peer_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ REPLICAS_MAX: Final = 7  # `UsageError`
 
 
 class Genesis(Struct, frozen=True, array_like=True):
-    """`founders` are the certificates of the first peers; `registry_peer` is the one with the system slot."""
+    """`founders` are the certificates of the first peers; `registry_peer` is the first
+    voter of the system slot."""
 
     mesh_name: Word
     slots: Annotated[int, Meta(ge=1, lt=int(SYSTEM_SLOT))]

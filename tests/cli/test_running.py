@@ -93,7 +93,7 @@ def test_logs_are_json_when_asked(tmp_path: Path) -> None:
 def test_status_tells_of_peer_mesh_and_registry(peer: Peer) -> None:
     found = json.loads(peer.meshq("status", "--json").ok())
     assert {"mesh", "peer", "name", "registry", "peers", "topics", "slots", "disk"} <= found.keys()
-    assert b"held by a" in peer.meshq("status").ok()
+    assert b"led by a\n" in peer.meshq("status").ok()
 
 
 def test_peers_lists_this_one_too(peer: Peer) -> None:

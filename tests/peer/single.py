@@ -101,7 +101,9 @@ class Single:
             me, registry, settings=self.settings, random_id=lambda: self._ids.randbytes(16), rng=self._rng
         )
         self.waiting.clear()
-        self.core.restore_registry(self.entries.get(SYSTEM_SLOT, []))
+        if SYSTEM_SLOT in self.entries or SYSTEM_SLOT in self.rows:
+            rows = self.rows.get(SYSTEM_SLOT, {})
+            self.core.restore_registry(rows, self.entries.get(SYSTEM_SLOT, []))
         for slot in sorted((set(self.rows) | set(self.entries)) - {SYSTEM_SLOT}):
             log, rows = self.entries.get(slot, []), self.rows.get(slot, {})
             applied = applied_index(rows)
@@ -216,6 +218,7 @@ class Single:
         self.propose(
             commands.CreateTopic(name, self._ids.randbytes(16), partitions, args.get("size", 1 << 20))
         )
+        follow(self)
         info = self.core.ctx.registry.topic(name)
         assert info is not None
         return info
@@ -281,6 +284,14 @@ def elect(peer: Single) -> None:
         if all(h.leads for h in slots.hosts.values()):
             return
     raise AssertionError(f"{me} was not elected: {asked}")
+
+
+def follow(peer: Single) -> None:
+    """The other founders have all that this peer leads on disk."""
+    for host in peer.core.slots.led():
+        ok = words.AppendReply(host.replica.term, True, host.replica.last.index)
+        for node in host.replica.config.nodes() - {peer.core.slots.me}:
+            peer.core.slots.tell(host, words.Received(node, ok))
 
 
 def make_batch(*values: bytes, producer: bytes = batch.NO_PRODUCER, sequence: int = 0) -> bytes:

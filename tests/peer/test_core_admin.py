@@ -46,7 +46,9 @@ def test_status_says_who_where_and_how_full() -> None:
     peer.make_topic()
     status = peer.ask("status")
     assert (status["name"], status["peers"], status["peers_reachable"], status["topics"]) == ("a", 2, 2, 1)
-    assert status["registry"] == {"holder": "a", "version": 1, "reachable": True}
+    assert status["registry"] == {
+        "holder": "a", "version": 2, "reachable": True, "voters": ["a"],
+    }  # fmt: skip
     assert status["slots"]["total"] == SLOTS
     assert status["slots"]["written"] == 0
     assert status["disk"]["pending_bytes"] == 0
@@ -155,6 +157,6 @@ def test_a_client_is_registered_through_any_admin() -> None:
     peer = Single()
     peer.hello()
     assert peer.ask("client.register", certificate=client_certificate("app", ("publish", "#"))) == {
-        "version": 1
+        "version": 2
     }
     assert peer.hello(session=(e.CLIENTS, b"2"), key=identity("app").curve_public)

@@ -229,6 +229,7 @@ def test_a_deletion_that_the_disk_refused_is_done_later() -> None:
     peer.hold = False
     assert not peer.take(e.DeletePayloads)
     peer.tick(2.0)
+    peer.tick(0.1)
     assert [x.partition for x in peer.take(e.DeletePayloads)] == [key_of(info)]
 
 

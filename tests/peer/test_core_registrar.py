@@ -1,358 +1,262 @@
-"""The registry's copies: a follower catches up in order and lives on what it has when the holder is away."""
+"""The registry outlives any of its peers: a majority makes topics, and everybody has a copy."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import pytest
 
-from meshq.entries import Entry
-from meshq.errors import DiskFull, RegistryUnavailable, TopicExists, Unavailable
-from meshq.ids import SYSTEM_SLOT
-from meshq.messages import (
-    Answer,
-    Hello,
-    Ping,
-    Pong,
-    ProposeRegistry,
-    PullRegistry,
-    RegistryEntries,
-    RegistryMoved,
-    Resolve,
-    Welcome,
-    failure,
+from meshq import batch
+from meshq.client import facts
+from meshq.entries import EntryKind
+from meshq.errors import (
+    DiskFull,
+    MeshqError,
+    NotOwner,
+    RegistryUnavailable,
+    StoreCorrupt,
+    TopicExists,
+    TopicGone,
+    Unavailable,
 )
+from meshq.ids import SYSTEM_SLOT, PartitionKey, TopicId
+from meshq.messages import Accepted, Hello, ProposeRegistry
 from meshq.peer.core import events as e
 from meshq.peer.core import registrar
-from meshq.peer.core.registrar import PROPOSAL_S, PULL_S
 from meshq.registry import commands
-from meshq.ring import slot_of
-from tests.peer.single import AUTHORITY, SLOTS, Single, identity
+from meshq.replication.words import SupportGot
+from tests.peer.single import Single, elect, identity
+from tests.peer.world import Client, Host, World
 
-A, B = identity("a").peer_id, identity("b").peer_id
 MEMBER = (e.PEERS, b"m")
-WELCOME = Welcome(1, AUTHORITY.mesh_id, A, bytes(16), 0)
 
 
-def follower(*, linked: bool = True) -> Single:
-    peer = Single("b", founders=("a", "b"))
-    peer.hello()
-    peer.tell(e.MemberSeen(A, ("192.0.2.1:7700",), True))
-    peer.tick()
-    if linked:
-        link(peer)
-    return peer
+def create(n: int, name: str = "") -> commands.CreateTopic:
+    return commands.CreateTopic(name or f"t{n}", n.to_bytes(16, "big"), 1, 1_000)
 
 
-def link(peer: Single) -> None:
-    peer.tell(e.LinkUp(A))
-    peer.tell(e.LinkMessage(A, WELCOME))
+class Outcome:
+    """A command proposed at a host, and what became of it."""
+
+    def __init__(self, host: Host, command: commands.AnyCommand) -> None:
+        self.result: int | MeshqError | None = None
+        self.at = host.world.now
+        self._world = host.world
+        host.core.registrar.propose(command, self._done)
+        host.tell(e.Ticked())
+
+    def _done(self, result: int | MeshqError) -> None:
+        self.result, self.at = result, self._world.now
+
+    def wait(self) -> int | MeshqError:
+        self._world.run(lambda: self.result is not None)
+        assert self.result is not None
+        return self.result
 
 
-def holder_log(*commands_: commands.AnyCommand) -> list[Entry]:
-    holder = Single("a", founders=("a", "b"))
-    for command in commands_:
-        holder.propose(command)
-    return holder.entries[SYSTEM_SLOT]
+def leader(world: World) -> Host | None:
+    found = [h for h in world.hosts if h.up and h.core.slots.hosts[SYSTEM_SLOT].leads]
+    return found[-1] if found else None
 
 
-def create(n: int) -> commands.CreateTopic:
-    return commands.CreateTopic(f"t{n}", n.to_bytes(16, "big"), 1, 1_000)
+def voters(host: Host) -> set[str]:
+    """None while they change: until that is decided, those who voted before are needed too."""
+    replica = host.core.slots.hosts[SYSTEM_SLOT].replica
+    changing = replica.config.is_joint or replica.commit_index < replica.last.index
+    return set() if changing else set(host.core.registrar.voter_names())
 
 
-def sent(peer: Single, kind: type[Any]) -> list[Any]:
-    """What it sent the holder, of this kind, taken away."""
-    return [x.message for x in peer.take(e.SendPeer) if x.peer == A and isinstance(x.message, kind)]
+def up(world: World) -> list[Host]:
+    return [h for h in world.hosts if h.up]
 
 
-def give(peer: Single, log: list[Entry], start: int, end: int, commit: int | None = None) -> None:
-    piece = [x.encode() for x in log[start - 1 : end - 1]]
-    peer.tell(e.LinkMessage(A, RegistryEntries(start, len(log) if commit is None else commit, piece)))
+def know(world: World, name: str) -> bool:
+    return all(h.core.ctx.registry.topic(name) is not None for h in up(world))
 
 
-# -------------------------------------------------------------------------------- followers
-def test_a_follower_catches_up_in_pieces() -> None:
-    peer = follower()
-    log = holder_log(*(create(n) for n in range(1, 8)))
-    assert [m.from_index for m in sent(peer, PullRegistry)] == [1]
-    for start in (1, 4, 7):
-        give(peer, log, start, min(start + 3, 8))
-        assert peer.core.ctx.registry.version == min(start + 2, 7)
-        assert [m.from_index for m in sent(peer, PullRegistry)] == ([start + 3] if start < 7 else [])
-    assert peer.entries[SYSTEM_SLOT] == log
-    assert len(peer.core.ctx.registry.topics) == 7
+# ------------------------------------------------------------------------------------------ several peers
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("killed", range(3))
+def test_of_three_founders_any_one_may_be_lost(seed: int, killed: int) -> None:
+    world = World(seed, peers=3)
+    assert isinstance(Outcome(world.hosts[0], create(1)).wait(), int)
+    world.hosts[killed].crash()
+    outcomes = [Outcome(host, create(10 + i)) for i, host in enumerate(up(world))]
+    assert all(isinstance(x.wait(), int) for x in outcomes)
+    world.run(lambda: know(world, "t10") and know(world, "t11"))
+    world.hosts[killed].start()
+    world.run(lambda: know(world, "t1") and know(world, "t10") and know(world, "t11"))
 
 
-def test_what_it_has_is_applied_only_when_it_is_durable() -> None:
-    peer = follower()
-    log = holder_log(create(1))
+@pytest.mark.parametrize("seed", range(4))
+def test_a_mesh_that_one_peer_founded_lives_on_without_it(seed: int) -> None:
+    world = World(seed, peers=1)
+    assert isinstance(Outcome(world.hosts[0], create(1)).wait(), int)
+    second = world.join("second")
+    world.run(lambda: know(world, "t1"))
+    assert voters(world.hosts[0]) == {"p0"}
+    third = world.join("third")
+    world.run(lambda: all(voters(h) == {"p0", "second", "third"} for h in world.hosts))
+    world.hosts[0].crash()
+    assert isinstance(Outcome(third, create(2)).wait(), int)
+    world.run(lambda: know(world, "t2"))
+    # Somebody whose genesis names only the peer that is gone comes in by the others.
+    fourth = world.join("fourth", at=second)
+    world.run(lambda: know(world, "t2") and fourth.core.ctx.registry.version > 0)
+    assert isinstance(Outcome(fourth, create(3)).wait(), int)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_without_a_majority_nothing_is_registered_and_publishing_goes_on(seed: int) -> None:
+    world = World(seed, peers=5, slots=16)
+    client = Client(world)
+    made = client.ask(lambda t, d: facts.AskRequested(t, "topic.create", {"topic": "t", "partitions": 16}, d))
+    client.wait(made)
+    info = client.wait(client.ask(lambda t, d: facts.TopicWanted(t, "t", d)))
+    for host in world.hosts[2:]:
+        host.crash()
+    outcome = Outcome(world.hosts[1], create(5))
+    result = outcome.wait()
+    assert isinstance(result, RegistryUnavailable) and result.retry_after_ms
+    assert outcome.at - world.now <= registrar.PROPOSAL_S
+    alive = {h.identity.peer_id for h in up(world)}
+    registry = world.hosts[0].core.ctx.registry
+
+    def survives(partition: int) -> bool:
+        slot = world.hosts[0].core.ctx.slot_of(PartitionKey(TopicId(info.topic_id), partition))
+        return len(alive & set(registry.genesis_owners[slot])) == 2
+
+    kept = [p for p in range(16) if survives(p)]
+    assert kept
+    body = batch.seal([batch.RawRecord(None, b"x")], base_timestamp_ms=0)
+    sent = client.ask(lambda t, d: facts.BatchSealed(t, 1, info, kept[0], body, d, 8))
+    assert isinstance(client.wait(sent), Accepted)
+    world.hosts[2].start()
+    world.run(lambda: leader(world) is not None)
+    assert isinstance(Outcome(world.hosts[1], create(6)).wait(), int)
+
+
+def test_everything_restarted_has_everything() -> None:
+    world = World(1, peers=3)
+    results = [Outcome(world.hosts[n % 3], create(n)) for n in range(1, 30)]
+    assert all(isinstance(x.wait(), int) for x in results)
+    world.run_for(1.5)  # some of it is saved as applied, what follows is not
+    results = [Outcome(world.hosts[n % 3], create(n)) for n in range(30, 40)]
+    assert all(isinstance(x.wait(), int) for x in results)
+    for host in world.hosts:
+        host.crash()
+    for host in world.hosts:
+        host.start()
+        kept = host.core.slots.hosts[SYSTEM_SLOT].replica.log.items
+        assert len(kept) < 30, "what was applied is not held in memory again"
+        assert len(host.core.ctx.registry.topics) >= 29
+    world.run(lambda: all(len(h.core.ctx.registry.topics) == 39 for h in world.hosts))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_proposal_survives_the_loss_of_the_leader(seed: int) -> None:
+    world = World(seed, peers=3)
+    world.run(lambda: leader(world) is not None and all(len(h.links) == 2 for h in world.hosts))
+    world.run_for(0.5)
+    lost = leader(world)
+    assert lost is not None
+    others = [h for h in world.hosts if h is not lost]
+    outcomes = [Outcome(others[n % 2], create(n)) for n in range(1, 9)]
+    world.run_for(world.rng.uniform(0, 0.05))
+    lost.crash()
+    assert all(isinstance(x.wait(), int) for x in outcomes), [x.result for x in outcomes]
+    world.run(lambda: all(know(world, f"t{n}") for n in range(1, 9)))
+
+
+# ----------------------------------------------------------------------------------------------- one peer
+def proposed(peer: Single, command: commands.AnyCommand) -> int | MeshqError | None:
+    peer.take(e.Settle)
+    peer.propose(command)
+    found = peer.take(e.Settle)
+    return found[0].result if found else None
+
+
+def entries(peer: Single) -> int:
+    return sum(x.kind is EntryKind.REGISTRY for x in peer.entries[SYSTEM_SLOT])
+
+
+def test_a_topic_proposed_twice_is_made_once() -> None:
+    peer = Single()
+    first = proposed(peer, create(1))
+    assert first == proposed(peer, create(1)) == peer.core.ctx.registry.version
+    assert entries(peer) == 1
+    assert isinstance(proposed(peer, create(2, "t1")), TopicExists)
+    assert isinstance(proposed(peer, commands.DeleteTopic(create(1).topic_id)), int)
+    assert isinstance(proposed(peer, create(1)), TopicGone), "a late repeat does not bring it back"
+
+
+def test_what_the_disk_refused_was_not_made() -> None:
+    peer = Single()
     peer.hold = True
-    give(peer, log, 1, 2)
-    assert peer.core.ctx.registry.version == 0
-    peer.write()
-    assert peer.core.ctx.registry.version == 1
-
-
-def test_news_of_more_is_pulled_at_once_and_old_news_is_not() -> None:
-    peer = follower()
-    log = holder_log(create(1), create(2))
-    give(peer, log, 1, 3)
-    sent(peer, PullRegistry)
-    peer.tell(e.LinkMessage(A, RegistryMoved(2)))
-    assert sent(peer, PullRegistry) == []
-    peer.tell(e.LinkMessage(A, RegistryMoved(3)))
-    assert [m.from_index for m in sent(peer, PullRegistry)] == [3]
-
-
-def test_pieces_that_overlap_or_come_twice_change_nothing() -> None:
-    peer = follower()
-    log = holder_log(*(create(n) for n in range(1, 5)))
-    for start, end in ((1, 3), (1, 3), (2, 5), (1, 5)):
-        give(peer, log, start, end)
-    assert peer.entries[SYSTEM_SLOT] == log
-
-
-def test_a_piece_of_another_chain_breaks_that_link_and_the_peer_serves_on() -> None:
-    peer = follower()
-    log = holder_log(create(1), create(2))
-    give(peer, log, 1, 2)
-    give(peer, [log[0], dataclasses.replace(log[1], timestamp_ms=1)], 2, 3)
-    (link,) = peer.core.links.states.values()
-    assert "does not continue" in link.reason and link.state.value == "down"
-    assert peer.core.ctx.registry.version == 1
-    peer.hello()
-    assert peer.send(Ping(1)) == [Pong(1)]
-
-
-def test_a_follower_whose_disk_is_full_goes_on_and_pulls_again_when_it_can_write() -> None:
-    peer = follower()
-    log = holder_log(*(create(n) for n in range(1, 5)))
-    peer.hold = True
-    give(peer, log, 1, 3)
-    assert [m.from_index for m in sent(peer, PullRegistry)] == [1, 3]
+    peer.propose(create(1))
     peer.refuse(DiskFull("no"))
-    give(peer, log, 3, 5)  # the answer to the second pull: there is a hole before it now
-    assert peer.core.ctx.registry.version == 0
-    peer.hold = False
-    peer.tick(PULL_S)
-    assert [m.from_index for m in sent(peer, PullRegistry)] == [1]
-    give(peer, log, 1, 5)
-    assert peer.entries[SYSTEM_SLOT] == log
-
-
-def test_a_restarted_follower_reads_its_copy_and_asks_for_the_rest() -> None:
-    peer = follower()
-    log = holder_log(*(create(n) for n in range(1, 5)))
-    give(peer, log, 1, 4)
-    peer.start()
-    assert peer.core.ctx.registry.version == 3
-    peer.out.clear()
-    peer.tell(e.MemberSeen(A, ("192.0.2.1:7700",), True))
-    peer.tick()
-    link(peer)
-    assert [m.from_index for m in sent(peer, PullRegistry)] == [4]
-
-
-def mine(n: int = 0) -> commands.CreateTopic:
-    """A topic whose partition is in a slot of b's."""
-    registry = follower().core.ctx.registry
-    owned = (
-        i for i in range(1, 500) if registry.genesis_owners[slot_of(create(i).topic_id, 0, SLOTS)][0] == B
-    )  # type: ignore[arg-type]
-    return create([next(owned) for _ in range(n + 1)][-1])
-
-
-def publish_to(peer: Single, command: commands.CreateTopic) -> list[Any]:
-    info = peer.core.ctx.registry.topic(command.name)
-    assert info is not None
-    return peer.produce(info)
-
-
-def test_while_the_holder_is_away_topics_that_exist_go_on_and_new_ones_wait() -> None:
-    peer = follower()
-    log = holder_log(mine())
-    give(peer, log, 1, 2)
-    peer.tell(e.LinkDown(A, "gone"))
-    assert type(publish_to(peer, mine())[0]).__name__ == "Produced"
-    (answer,) = peer.send(Resolve(5, "new", True))
-    assert (answer.name, answer.status) == ("RegistryUnavailable", 503)
-    assert "'a'" in answer.text
-    failed = peer.ask("topic.create", topic="other")
-    assert failed.name == "RegistryUnavailable"
-
-
-def test_a_lost_copy_is_fetched_again_and_costs_no_data() -> None:
-    peer = follower()
-    first, second = mine(0), mine(1)
-    log = holder_log(first, second)
-    give(peer, log, 1, 3)
-    for command in (first, second):
-        publish_to(peer, command)
-    del peer.entries[SYSTEM_SLOT]
-    peer.start()
-    peer.tell(e.MemberSeen(A, ("192.0.2.1:7700",), True))
-    peer.tick()
-    link(peer)
-    give(peer, log, 1, 2)  # only a part of it arrives
-    peer.tick(1.0)
-    peer.start()
-    assert peer.core.ctx.registry.version == 1
-    peer.tell(e.MemberSeen(A, ("192.0.2.1:7700",), True))
-    peer.tick(1.0)
-    link(peer)
-    assert not peer.take(e.DeletePayloads), "a topic that is not in half a copy was not deleted"
-    give(peer, log, 2, 3)
-    peer.tick(1.0)
-    peer.hello()
-    for command in (first, second):
-        (produced,) = publish_to(peer, command)
-        assert produced.receipts[0].base_offset == 1
-    assert not peer.take(e.DeletePayloads)
-
-
-def test_a_topic_deleted_while_its_owner_was_away_is_dropped_when_it_is_back() -> None:
-    peer = follower()
-    command = mine()
-    log = holder_log(command, commands.DeleteTopic(command.topic_id))
-    give(peer, log, 1, 2)
-    publish_to(peer, command)
-    peer.start()
-    peer.tick()
-    assert not peer.take(e.DeletePayloads)
-    peer.tell(e.MemberSeen(A, ("192.0.2.1:7700",), True))
-    peer.tick()
-    link(peer)
-    give(peer, log, 2, 3)
-    assert len(peer.take(e.DeletePayloads)) == 1
-    slot = slot_of(command.topic_id, 0, SLOTS)  # type: ignore[arg-type]
-    peer.entries[slot].pop()  # as if it had stopped before the deletion was logged
-    peer.rows[slot] = {b"H": peer.rows[slot][b"H"]}
-    peer.start()
-    assert not peer.take(e.DeletePayloads), "not before it knows that its copy is whole"
-    peer.tell(e.MemberSeen(A, ("192.0.2.1:7700",), True))
-    peer.tick()
-    link(peer)
-    give(peer, log, 3, 3)
-    peer.tick(0.1)
-    assert len(peer.take(e.DeletePayloads)) == 1
-
-
-# -------------------------------------------------------------------------------- proposals
-def test_a_proposal_is_done_when_this_copy_has_it() -> None:
-    peer = follower()
-    log = holder_log(create(1))
-    sent(peer, PullRegistry)
-    peer.propose(create(1))
-    (proposal,) = sent(peer, ProposeRegistry)
-    peer.tell(e.LinkMessage(A, Answer(proposal.request, 1)))
-    assert not peer.take(e.Settle)
-    assert [m.from_index for m in sent(peer, PullRegistry)] == [1]
-    give(peer, log, 1, 2)
-    assert [s.result for s in peer.take(e.Settle)] == [1]
-
-
-def test_a_refused_proposal_ends_with_what_it_was_refused_with() -> None:
-    peer = follower()
-    peer.propose(create(1))
-    (proposal,) = sent(peer, ProposeRegistry)
-    peer.tell(e.LinkMessage(A, failure(proposal.request, TopicExists("it is there"))))
     (settled,) = peer.take(e.Settle)
-    assert isinstance(settled.result, TopicExists)
-
-
-def test_a_topic_somebody_else_made_a_moment_ago_is_to_be_asked_for_again() -> None:
-    peer = follower()
-    peer.send(Resolve(5, "t1", True))
-    (proposal,) = sent(peer, ProposeRegistry)
-    before = len(peer.out)
-    peer.tell(e.LinkMessage(A, failure(proposal.request, TopicExists("it is there"))))
-    (answer,) = peer.heard(since=before)
-    assert (answer.name, answer.request) == ("Unavailable", 5)
-    assert len(sent(peer, PullRegistry)) == 1
-
-
-def test_a_proposal_without_an_answer_times_out() -> None:
-    peer = follower()
-    peer.propose(create(1))
-    for _ in range(9):
-        peer.tell(e.LinkMessage(A, RegistryMoved(0)))  # the link itself is well
-        peer.tick((PROPOSAL_S - 0.1) / 9)
-    assert not peer.take(e.Settle)
-    peer.tick(0.2)
-    (settled,) = peer.take(e.Settle)
-    assert isinstance(settled.result, RegistryUnavailable)
-    assert "may or may not" in str(settled.result)
-
-
-def test_proposals_end_when_the_link_breaks() -> None:
-    peer = follower()
-    peer.propose(create(1))
-    peer.tell(e.LinkDown(A, "gone"))
-    (settled,) = peer.take(e.Settle)
-    assert isinstance(settled.result, RegistryUnavailable)
-
-
-def test_proposals_are_bounded_at_the_follower_and_at_the_holder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registrar, "PROPOSALS_MAX", 3)
-    for peer in (follower(), Single("a", founders=("a", "b"))):
-        peer.hold = True
-        for n in range(1, 5):
-            peer.propose(create(n))
-        (settled,) = peer.take(e.Settle)
-        assert isinstance(settled.result, Unavailable)
-        assert settled.result.retry_after_ms > 0
-
-
-def test_what_the_holders_disk_refused_was_not_made() -> None:
-    holder = Single("a")
-    holder.hold = True
-    holder.propose(create(1))
-    holder.refuse(DiskFull("no"))
-    (settled,) = holder.take(e.Settle)
     assert isinstance(settled.result, DiskFull)
-    holder.hold = False
-    holder.propose(create(1))
-    assert [s.result for s in holder.take(e.Settle)] == [1]
+    peer.hold = False
+    assert isinstance(proposed(peer, create(1)), int)
 
 
-# -------------------------------------------------------------------------------- holder
-def pulling() -> Single:
-    holder = Single("a", founders=("a", "b"))
-    holder.send(Hello(1, 1), session=MEMBER, key=identity("b").curve_public)
-    holder.send(PullRegistry(1), session=MEMBER, key=identity("b").curve_public)
-    return holder
-
-
-def test_the_holder_answers_pulls_from_disk_and_tells_of_more() -> None:
-    holder = pulling()
-    (read,) = holder.take(e.ReadEntries)
-    assert (read.from_index, read.end) == (1, 1)
-    holder.propose(create(1))
-    assert holder.heard(MEMBER)[-1] == RegistryMoved(1)
-    holder.tell(e.EntriesRead(read, holder.entries[SYSTEM_SLOT]))
-    answer = holder.heard(MEMBER)[-1]
-    assert answer == RegistryEntries(1, 1, [x.encode() for x in holder.entries[SYSTEM_SLOT]])
-    holder.tell(e.SessionClosed(MEMBER))
-    assert holder.tell(e.EntriesRead(read, [])) == []
-
-
-def test_a_pull_from_before_the_first_entry_is_refused() -> None:
-    holder = pulling()
-    (answer,) = holder.send(PullRegistry(0), session=MEMBER, key=identity("b").curve_public)
-    assert answer.name == "RemoteProtocolError"
+def test_proposals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registrar, "PROPOSALS_MAX", 3)
+    peer = Single()
+    peer.hold = True
+    for n in range(1, 5):
+        peer.propose(create(n))
+    (settled,) = peer.take(e.Settle)
+    assert isinstance(settled.result, Unavailable) and settled.result.retry_after_ms > 0
 
 
 def test_a_command_that_cannot_be_read_never_enters_the_log() -> None:
-    holder = pulling()
-    (answer,) = holder.send(ProposeRegistry(3, b"junk"), session=MEMBER, key=identity("b").curve_public)
+    peer = Single("a", founders=("a", "b"))
+    key = identity("b").curve_public
+    peer.send(Hello(1, 1), session=MEMBER, key=key)
+    (answer,) = peer.send(ProposeRegistry(3, b"junk"), session=MEMBER, key=key)
     assert (answer.request, answer.name) == (3, "RemoteProtocolError")
-    assert SYSTEM_SLOT not in holder.entries
+    assert entries(peer) == 0
 
 
-def test_a_follower_takes_no_proposals() -> None:
-    peer = follower()
-    peer.send(Hello(1, 1), session=MEMBER, key=identity("a").curve_public)
+def test_a_peer_that_does_not_lead_says_so_at_once() -> None:
+    peer = Single("b", founders=("a", "b"))
+    key = identity("a").curve_public
+    peer.send(Hello(1, 1), session=MEMBER, key=key)
     command = commands.encode(create(1))
-    (answer,) = peer.send(ProposeRegistry(3, command), session=MEMBER, key=identity("a").curve_public)
-    assert answer.name == "RegistryUnavailable"
+    (answer,) = peer.send(ProposeRegistry(3, command), session=MEMBER, key=key)
+    assert answer.name == NotOwner.__name__
+
+
+def test_without_a_leader_a_proposal_waits_as_long_as_a_fail_over_takes() -> None:
+    peer = Single("b", founders=("a", "b"))
+    peer.propose(create(1))
+    peer.tick(registrar.LEADERLESS_S - 0.2)
+    assert not peer.take(e.Settle)
+    peer.tick(0.3)
+    (settled,) = peer.take(e.Settle)
+    assert isinstance(settled.result, RegistryUnavailable)
+    assert "majority of a" in str(settled.result)
+
+
+def test_a_leader_that_loses_its_majority_does_not_say_that_it_is_done() -> None:
+    peer = Single(founders=("a", "b", "c"))
+    elect(peer)
+    peer.propose(create(1))
+    assert entries(peer) == 1
+    assert not peer.take(e.Settle)
+    for other in ("b", "c"):
+        peer.core.slots.on_supported(SupportGot(identity(other).peer_id, False))
+    for _ in range(50):
+        peer.tick(0.1)
+    (settled,) = peer.take(e.Settle)
+    assert isinstance(settled.result, RegistryUnavailable) and "may or may not" in str(settled.result)
+    assert peer.core.ctx.registry.topic("t1") is None
+
+
+def test_a_log_with_a_hole_is_not_taken_for_the_registry() -> None:
+    peer = Single()
+    for n in range(1, 4):
+        proposed(peer, create(n))
+    del peer.entries[SYSTEM_SLOT][1]
+    with pytest.raises(StoreCorrupt):
+        peer.start()

@@ -21,7 +21,6 @@ from meshq.messages import (
     Produce,
     ProduceItem,
     ProposeRegistry,
-    PullRegistry,
     Read,
     ReadEnded,
     ReadItem,
@@ -64,7 +63,15 @@ def test_hello_is_answered_with_who_we_are_and_where_everybody_is() -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [Ping(1), Resolve(1, "t"), Produce([]), Read(1, []), Credit(1, 1, 1), Ask(1, "status"), PullRegistry(1)],
+    [
+        Ping(1),
+        Resolve(1, "t"),
+        Produce([]),
+        Read(1, []),
+        Credit(1, 1, 1),
+        Ask(1, "status"),
+        Leads([]),
+    ],
     ids=lambda m: type(m).__name__,
 )
 def test_nothing_is_answered_before_hello(message: messages.Message) -> None:
@@ -184,7 +191,6 @@ def test_an_expired_certificate_is_refused_on_a_connection_that_is_open() -> Non
 @pytest.mark.parametrize(
     "message",
     [
-        PullRegistry(1),
         ProposeRegistry(1, commands.encode(commands.DeleteTopic(ID))),
         Replicate([]),
     ],
@@ -351,7 +357,6 @@ MESSAGES = st.one_of(
             values,
         ),
     ),
-    st.builds(PullRegistry, numbers),
     st.builds(ProposeRegistry, numbers, st.binary(max_size=9)),
     st.builds(Leads, st.lists(st.tuples(st.integers(0, 9), numbers), max_size=2)),
 )  # fmt: skip

@@ -31,7 +31,7 @@ from meshq.registry import commands
 from meshq.registry.state import GENESIS_DISK, Registry
 from meshq.replication.words import Item, LogRead
 from meshq.security.authority import Authority
-from meshq.security.certificates import issue
+from meshq.security.certificates import Certificate, issue
 from meshq.security.identity import Identity
 from meshq.streams.publish import check_payload, payload_key_of
 from meshq.streams.slot import applied_index
@@ -143,12 +143,14 @@ class World:
             curve_key=identity.curve_public, serial=bytes(16), now=WALL_MS / 1000,
         ).encode()  # fmt: skip
 
-    def join(self, name: str) -> Host:
-        """Another peer, with a certificate of the authority, registered at the registry's holder."""
+    def join(self, name: str, *, at: Host | None = None) -> Host:
+        """Another peer, with a certificate of the authority, registered at this one (the first)."""
         identity = Identity(name, self.rng.randbytes(32), self.rng.randbytes(32))
         self.identities.append(identity)
         self.hosts.append(host := Host(self, identity))
-        self.hosts[0].tell(e.ProposalMade(0, commands.encode(commands.RegisterPeer(self.certify(identity)))))
+        (at or self.hosts[0]).tell(
+            e.ProposalMade(0, commands.encode(commands.RegisterPeer(self.certify(identity))))
+        )
         host.start()
         for other in self.hosts[:-1]:
             other.tell(e.MemberSeen(identity.peer_id, (f"{name}:7700",), True))
@@ -235,8 +237,9 @@ class Host:
                 self.tell(e.MemberSeen(other.peer_id, (f"{other.name}:7700",), True))
 
     def _restore(self) -> None:
-        if SYSTEM_SLOT in self.disk.log:
-            self.core.restore_registry(x for _, x in sorted(self.disk.log[SYSTEM_SLOT].items()))
+        if SYSTEM_SLOT in self.disk.log or SYSTEM_SLOT in self.disk.rows:
+            entries = [x for _, x in sorted(self.disk.log[SYSTEM_SLOT].items())]
+            self.core.restore_registry(self.disk.rows[SYSTEM_SLOT], entries)
         self.core.restore_local(self.disk.rows[LOCAL_SLOT])
         for slot in sorted({*self.disk.rows, *self.disk.log, *self.disk.aside} - {SYSTEM_SLOT, LOCAL_SLOT}):
             rows = self.disk.rows[slot]
@@ -319,10 +322,6 @@ class Host:
                     self.world.at(0.0005, lambda f=effect.fetch: self._fetch(f, run))
                 case e.SeekTime():
                     self.world.at(0, lambda s=effect: self._seek(s, run))
-                case e.ReadEntries():
-                    log = self.disk.log[SYSTEM_SLOT]
-                    found = [log[i] for i in range(effect.from_index, min(effect.end, effect.from_index + 5))]
-                    self.world.at(0, lambda r=effect, x=found: self.tell(e.EntriesRead(r, x)))
                 case e.ReadSlotLog():
                     self.world.at(0.0005, lambda r=effect: self._read_log(r, run))
                 case e.ReadRows():
@@ -409,11 +408,16 @@ class Host:
             return
         session = (e.PEERS, self.world.rng.randbytes(5))
         key = self.identity.curve_public
+        if key not in other.core.ctx.registry.peer_of_key:  # it shows its certificate at the door
+            other.core.on_presented(self.certificate())
         there = Pipe(self.world, lambda m, p: other.tell(e.MessageArrived(session, key, m, p)))
         back = Pipe(self.world, lambda m, _: self.tell(e.LinkMessage(peer, m)))
         other.pipes[session] = back
         self.links[peer] = (there, back, session)
         self.tell(e.LinkUp(peer))
+
+    def certificate(self) -> Certificate:
+        return verifier(self.world.authority.key)(self.world.certify(self.identity))
 
     def cut(self, peer: PeerId) -> None:
         self._let_go(peer)

@@ -68,11 +68,11 @@ def test_three_directories_are_one_mesh_with_the_same_bytes(tmp_path: Path) -> N
     first, *others = [d.load() for d in directories]
     assert [f.name for f in read_founders(first.genesis)] == ["peer1", "peer2", "peer3"]
     assert first.authority == Authority.from_recovery(recovery)
-    assert first.holds_registry and first.genesis.registry_peer == first.identity.peer_id
+    assert first.genesis.registry_peer == first.identity.peer_id
     assert (first.genesis.mesh_name, first.genesis.slots, first.genesis.replicas) == ("plant", 256, 3)
     assert len({x.identity.peer_id for x in (first, *others)}) == 3
     for other in others:
-        assert other.authority is None and not other.holds_registry
+        assert other.authority is None and not other.is_only_founder
         assert other.mesh_id == first.mesh_id and other.keyring == first.keyring
         assert verify(other.signed_certificate, first.genesis.authority_key, NOW) == other.certificate
 
@@ -152,7 +152,7 @@ def test_a_host_that_joined_has_a_directory_of_the_same_mesh(tmp_path: Path) -> 
     joined = join(issuer, tmp_path / "joined", "fourth").load()
     assert joined.identity.name == joined.certificate.name == "fourth"
     assert joined.genesis == issuer.load().genesis and joined.keyring == issuer.load().keyring
-    assert joined.authority is None and not joined.holds_registry
+    assert joined.authority is None and not joined.is_only_founder
 
 
 def test_a_join_that_did_not_finish_goes_on_with_the_same_keys(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshq.batch import NO_PRODUCER, BatchHeader
-from meshq.entries import Entry, EntryKind
+from meshq.entries import GENESIS_CHAIN, Entry, EntryKind, make_entry
 from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt, UnknownProducer
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
 from meshq.limits import PRODUCER_IDLE_MS
-from meshq.replication.log import SlotLog
 from meshq.streams import producers
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import PublishBody, encode_publish
@@ -41,31 +40,43 @@ def ref(n: int) -> Ref:
     return (("clients", b"s"), n)
 
 
+def next_entry(last: Entry | None, kind: EntryKind, body: bytes, timestamp_ms: int) -> Entry:
+    chain, index = (last.chain, last.index) if last else (GENESIS_CHAIN, 0)
+    return make_entry(chain, index=index + 1, term=1, kind=kind, timestamp_ms=timestamp_ms, body=body)
+
+
 class Rig:
     """A stream with its log and a disk that keeps what it is told to."""
 
     def __init__(self) -> None:
-        self.log = SlotLog(Slot(1))
+        self.last: Entry | None = None  # in the log
         self.stream = SlotStream(Slot(1))
         self.entries: list[Entry] = []  # durable
         self.waiting: list[Entry] = []
         self.rows: dict[bytes, bytes] = {}
         self.now = 1_000
 
+    def time(self) -> int:
+        return max(self.now, self.last.timestamp_ms if self.last else 0)
+
+    def append(self, kind: EntryKind, body: bytes) -> Entry:
+        self.last = next_entry(self.last, kind, body, self.time())
+        return self.last
+
     def publish(self, partition: PartitionKey, head: BatchHeader, n: int = 0) -> Any:
         """The offset it will have, or what was said instead."""
-        timestamp_ms = max(self.now, self.log.last_timestamp_ms)
+        timestamp_ms = self.time()
         body = self.stream.judge(partition, head, CLIENT, ref(n), timestamp_ms=timestamp_ms)
         if not isinstance(body, PublishBody):
             return body
         data = encode_publish(body, PAYLOAD)
-        (entry,) = self.log.propose(EntryKind.PUBLISH, data, wall_ms=self.now).entries
+        entry = self.append(EntryKind.PUBLISH, data)
         self.stream.on_proposed(entry, body, ref(n))
         self.waiting.append(entry)
         return body.base_offset
 
     def drop(self, topic_id: TopicId) -> None:
-        self.waiting += self.log.propose(EntryKind.DROP_TOPIC, topic_id, wall_ms=self.now).entries
+        self.waiting.append(self.append(EntryKind.DROP_TOPIC, topic_id))
 
     def commit(self, count: int | None = None) -> list[Stored | Dropped]:
         done = self.waiting[: len(self.waiting) if count is None else count]
@@ -73,11 +84,11 @@ class Rig:
         self.entries += done
         if not done:
             return []
-        return [self.stream.apply(e) for e in self.log.on_appended(done[-1].index).entries]
+        return [self.stream.apply(e) for e in done]
 
     def fail(self) -> list[Ref]:
         self.waiting.clear()
-        self.log.on_append_failed()
+        self.last = self.entries[-1] if self.entries else None
         return self.stream.on_append_failed()
 
     def checkpoint(self) -> None:
@@ -166,7 +177,7 @@ def check_rebuilt(steps: list[Any]) -> None:
 def probes(rig: Rig, stream: SlotStream) -> list[Any]:
     """What it says to every batch that might come next."""
     answers: list[Any] = []
-    now = max(rig.now, rig.log.last_timestamp_ms)
+    now = rig.time()
     for where in [at(t + 10 * g, p) for t in range(3) for g in range(2) for p in range(2)]:
         for producer in range(4):
             for first in range(8 if producer else 1):
@@ -223,7 +234,7 @@ def test_an_entry_out_of_order_or_at_another_offset_stops_the_peer() -> None:
     rig.stream.apply(first)
     with pytest.raises(InternalError, match="entry 1 after 1"):
         rig.stream.apply(first)
-    twice = SlotLog(Slot(1), last=first).propose(EntryKind.PUBLISH, first.body, wall_ms=0).entries[0]
+    twice = next_entry(first, EntryKind.PUBLISH, first.body, 0)
     with pytest.raises(InternalError, match="offsets are dense"):
         rig.stream.apply(twice)
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from meshq import limits
 from meshq.errors import Forbidden, MeshqError, Overloaded, UnknownTopic, UsageError
-from meshq.ids import PartitionKey, PeerId, Session, TopicId, show_id
+from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Session, TopicId, show_id
 from meshq.messages import Answer, Ask, Failure, TopicInfo
 from meshq.peer.core.context import Context
 from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
 from meshq.peer.core.links import LinkFacts, Links
-from meshq.peer.core.registrar import Registrar
+from meshq.peer.core.registrar import LEVEL, Registrar
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry.commands import AnyCommand, CreateTopic, DeleteTopic, RegisterClient, SetTopic
@@ -63,15 +63,17 @@ class Admin:
 
     # -------------------------------------------------------------------------------------- listing
     def _status(self, session: Session, _: Principal, message: Ask) -> None:
-        registry, me = self.ctx.registry, self.ctx.me
+        registry, me, leader = self.ctx.registry, self.ctx.me, self.registrar.leader()
+        leads = registry.peers.get(leader) if leader is not None else None
         value = {
             "mesh": show_id(registry.mesh),
             "peer": show_id(me.peer),
             "name": me.name,
             "registry": {
-                "holder": registry.peers[me.registry_peer].facts.name,
+                "holder": leads.facts.name if leads else None,
                 "version": registry.version,
-                "reachable": me.registry_peer in self.links.reachable(),
+                "reachable": self.registrar.is_reachable(),
+                "voters": self.registrar.voter_names(),
             },
             "peers": len(registry.peers),
             "peers_reachable": len(self.links.reachable()),
@@ -87,21 +89,22 @@ class Admin:
     def _slots_status(self) -> dict[str, int]:
         """Of the mesh, and of those that this peer leads: how many lack a copy, or are moving."""
         alive = self.slots.supports | {self.ctx.me.peer}
-        led = list(self.slots.led())
+        hosts = [h for h in self.slots.hosts.values() if h.slot != SYSTEM_SLOT]
+        led = [h for h in hosts if h.leads]
         lacking = sum(any(n.peer not in alive for n in h.replica.config.nodes()) for h in led)
         moving = sum(h.replica.config.is_joint or not h.replica.is_settled for h in led)
         return {
             "total": self.ctx.registry.slots,
-            "replicas": len(self.slots.hosts),
+            "replicas": len(hosts),
             "led": len(led),
             "under_replicated": lacking,
             "moving": moving,
-            "leaderless": sum(h.replica.leader is None for h in self.slots.hosts.values()),
+            "leaderless": sum(h.replica.leader is None for h in hosts),
             "written": self.slots.written(),
         }
 
     def _peers(self, session: Session, _: Principal, message: Ask) -> None:
-        rows, counts = [], self.whereabouts.counts()
+        rows, counts, voters = [], self.whereabouts.counts(), self.registrar.voters()
         for peer, registered in sorted(self.ctx.registry.peers.items(), key=lambda x: x[1].facts.name):
             here = peer == self.ctx.me.peer
             link = self.links.states.get(peer)
@@ -116,7 +119,7 @@ class Admin:
                     "link": "self" if here else (link.state.value if link else "down"),
                     "reason": link.reason if link and link.state.value == "down" else None,
                     "slots": counts[peer],
-                    "holds_registry": peer == self.ctx.me.registry_peer,
+                    "holds_registry": peer in voters,
                     "certificate_until_s": registered.facts.not_after_s,
                     "server_key": show_key(registered.facts.curve_key),
                 }
@@ -184,6 +187,9 @@ class Admin:
                 state = self.slots.partition(slot, partition)
                 result[p] = {"earliest": state.low, "end": state.end, "bytes": state.bytes}
         return result
+
+    def _registry_level(self, session: Session, _: Principal, message: Ask) -> None:
+        self.registrar.on_ask_level(session, message.request)
 
     # ------------------------------------------------------------------------------------- changing
     def _topic_create(self, session: Session, _: Principal, message: Ask) -> None:
@@ -274,6 +280,7 @@ _HANDLERS: dict[str, _Handler] = {
     "topic.delete": Admin._topic_delete,
     "client.register": Admin._client_register,
     "offsets": Admin._offsets,
+    LEVEL: Admin._registry_level,
 }
 _OPEN_TO_ALL = {"topics", "topic.show"}
 

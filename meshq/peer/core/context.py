@@ -14,7 +14,7 @@ from meshq.messages import ReadEnded, ServerMessage, TopicInfo, failure
 from meshq.peer.core.disk import Disk
 from meshq.peer.core.events import Effect, SendSession
 from meshq.peer.core.sessions import Sessions
-from meshq.registry.state import GENESIS_DISK, Registry
+from meshq.registry.state import GENESIS_DISK, CertificateFacts, Registry
 from meshq.ring import slot_of
 from meshq.security.authorization import Principal
 from meshq.security.certificates import Certificate
@@ -23,8 +23,9 @@ from meshq.streams.delivery import Deliveries
 
 @dataclass(frozen=True, slots=True)
 class Me:
-    """This peer: its id and name, its CURVE key, this run's boot id, the mesh's registry holder; the disk it
-    has, how often that was started, and how often the peer was, whatever disk it had.
+    """This peer: its id and name, its CURVE key, this run's boot id; the founder that comes first in the
+    system slot's genesis; the disk it has, how often that was started, and how often the peer was, whatever
+    disk it had.
     """
 
     peer: PeerId
@@ -105,6 +106,13 @@ class Context:
 
     def topic(self, topic_id: bytes) -> TopicInfo | None:
         return self.registry.topics.get(TopicId(topic_id))
+
+    def known_peers(self) -> dict[PeerId, CertificateFacts]:
+        """Registered here, or with a certificate that says so: a copy of the registry that is behind may know
+        nobody yet of those from whom it has to come.
+        """
+        shown = {c.peer_id: c for c in self.presented.values()}
+        return {**shown, **{peer: r.facts for peer, r in self.registry.peers.items()}}
 
     def principal(self, key: bytes) -> Principal:
         """Whose key this is and what it may. Raises: Forbidden for a key nobody registered, or an expired

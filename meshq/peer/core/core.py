@@ -1,12 +1,12 @@
 """The peer's core: takes each event to the part that decides, and collects what is to be done.
 
     MessageArrived ──> principal (by key) ──> Hello/Ping        sessions
-                                              Resolve/Watch     naming     ──> registrar ──> registry
+                                              Resolve/Watch     naming     ──> registrar ──> slots
                                               Produce           publishing ──> slots ──> disk ──> receipts
                                               Read/Credit       reading    <── deliveries <─┘
                                               Ask               admin
                                               Replicate, Beat   replicating ──> slots, liveness
-    LinkMessage    ──> registrar (its copy of the registry), admin
+    LinkMessage    ──> registrar (answers of who leads it), admin
     Ticked         ──> links, registrar, liveness, slots (elections, checkpoints), placing, sessions
 
 Nothing here does I/O, reads a clock or draws a random number: the shell and the simulator drive the same
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, assert_never
 from meshq.batch import Buffer
 from meshq.entries import Entry
 from meshq.errors import Forbidden, MeshqError, NotOwner, RemoteProtocolError, TopicGone, UsageError
-from meshq.ids import PeerId, Session, Slot, TopicId
+from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session, Slot, TopicId
 from meshq.messages import (
     VERSION_MAX,
     VERSION_MIN,
@@ -41,10 +41,7 @@ from meshq.messages import (
     Pong,
     Produce,
     ProposeRegistry,
-    PullRegistry,
     Read,
-    RegistryEntries,
-    RegistryMoved,
     Replicate,
     Resolve,
     Routes,
@@ -61,7 +58,6 @@ from meshq.peer.core.events import (
     PEERS,
     BatchesFetched,
     Effect,
-    EntriesRead,
     Event,
     LinkDown,
     LinkMessage,
@@ -97,7 +93,7 @@ from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing
 from meshq.peer.core.reading import Reading
-from meshq.peer.core.registrar import Registrar
+from meshq.peer.core.registrar import REGISTRY, Registrar
 from meshq.peer.core.replicating import Replicating
 from meshq.peer.core.slots import Host, Slots, Tail
 from meshq.peer.core.whereabouts import Whereabouts
@@ -113,6 +109,7 @@ from meshq.registry.state import (
 )
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Config, Node
+from meshq.replication.system import system_genesis
 from meshq.security.authorization import Principal
 from meshq.security.certificates import Certificate
 
@@ -142,7 +139,6 @@ class PeerCore:
             self._on_peer_gone,
         )  # fmt: skip
         self.disks = Disks(ctx, self._on_rolled_back)
-        self.registrar = Registrar(ctx, self.links, self._on_changes)
         self.replicating = Replicating(ctx, self.links)
         self.slots = Slots(
             Node(me.peer, me.disk),
@@ -155,14 +151,17 @@ class PeerCore:
             ctx.count,
         )
         self.publishing = Publishing(ctx, self.slots)
-        self.slots.on_stored, self.slots.on_refused = self.publishing.on_stored, self.publishing.on_refused
+        self.slots.on_stored, self.slots.on_refused = self.publishing.on_stored, self._on_refused
         self.reading = Reading(ctx, self.slots)
-        self.naming = Naming(ctx, self.registrar)
         self.placing = Placing(ctx, self.links, self.slots)
         self.liveness = Liveness(ctx, self.links, self.slots)
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
         self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
         self.membership = MembershipView(ctx, self.links)
+        leader = self.whereabouts.registry_leader
+        self.registrar = Registrar(ctx, self.links, self.slots, self._on_changes, leader)
+        self.slots.system = self.registrar.stream
+        self.naming = Naming(ctx, self.registrar)
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal
         )
@@ -171,8 +170,9 @@ class PeerCore:
         self._recheck_at = 0.0
 
     # ------------------------------------------------------------------------------------ beginning
-    def restore_registry(self, entries: Iterable[Entry]) -> None:
-        self.registrar.restore(entries)
+    def restore_registry(self, rows: Mapping[bytes, bytes], entries: Iterable[Entry]) -> None:
+        """Before any other slot; `entries` is the system slot's whole log."""
+        self.registrar.restore(rows, entries)
         self.placing.on_peers_changed()
 
     def restore_local(self, rows: Mapping[bytes, bytes]) -> None:
@@ -193,7 +193,8 @@ class PeerCore:
         self._set_time(now, wall_ms)
         self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
-        self.ctx.out.append(PeersRegistered(tuple(self.ctx.registry.peers)))
+        self._tell_peers()
+        self.slots.begin([SYSTEM_SLOT], now=now)
         self.slots.begin((Slot(i) for i in range(self.ctx.registry.slots)), now=now)
         self.slots.tick()
         return self._take()
@@ -202,7 +203,14 @@ class PeerCore:
         self.ctx.now, self.ctx.wall_ms = now, wall_ms
         self.slots.now, self.slots.wall_ms, self.ctx.disk.now = now, wall_ms, now
 
+    def _tell_peers(self) -> None:
+        self.liveness.on_peers_changed()
+        self.ctx.out.append(PeersRegistered(tuple(self.ctx.known_peers())))
+
     def _genesis_of(self, slot: Slot) -> Config:
+        if slot == SYSTEM_SLOT:
+            founders = [Node(peer, GENESIS_DISK) for peer in self.ctx.registry.founders]
+            return system_genesis(founders, first=Node(self.ctx.me.registry_peer, GENESIS_DISK))
         owners = self.ctx.registry.genesis_owners[slot]
         return genesis_config([Node(peer, GENESIS_DISK) for peer in owners])
 
@@ -211,7 +219,8 @@ class PeerCore:
         whole registry at hand: a copy that is behind has not heard of the newest topics and one that was lost
         knows none, so nothing is deleted on its word.
         """
-        if not (self.registrar.is_holder or self.registrar.is_level):
+        if not self.registrar.is_level:
+            self.registrar.seek_level()
             return
         self._look_for_deleted = False
         for topic_id in self.slots.topics_held():
@@ -227,6 +236,7 @@ class PeerCore:
         if len(self.ctx.presented) >= PRESENTED_MAX:
             self.ctx.presented.pop(next(iter(self.ctx.presented)))
         self.ctx.presented[certificate.curve_key] = certificate
+        self._tell_peers()
 
     def on_own_record(self, addresses: tuple[str, ...], incarnation: tuple[int, int]) -> None:
         """Where this peer can be found now, and the incarnation in which it says so."""
@@ -245,6 +255,7 @@ class PeerCore:
                 self.ctx.disk.on_done(event.tokens, event.room_bytes)
             case WritesFailed():
                 self.ctx.disk.on_failed(event.error, event.room_bytes)
+                self._look_for_deleted = True  # a deletion may be among what was taken back
             case BatchesFetched():
                 self.reading.on_fetched(event)
             case TimeSought():
@@ -259,8 +270,6 @@ class PeerCore:
                 self.whereabouts.changed |= self.membership.on_news(event)
             case LinkProbeWanted():
                 self.links.probe(event.peer, event.payload)
-            case EntriesRead():
-                self.registrar.on_entries_read(event.read, event.entries)
             case SlotLogRead():
                 self.slots.on_log_read(event.slot, event.read, damaged=event.damaged)
             case RowsRead():
@@ -289,7 +298,7 @@ class PeerCore:
         if self.ctx.now < self._next_tick:
             return
         self._next_tick = self.ctx.now + TICK_S
-        self.links.tick(self.ctx.registry.peers)
+        self.links.tick()
         self.registrar.tick()
         if self._look_for_deleted:
             self._drop_deleted()
@@ -329,6 +338,13 @@ class PeerCore:
         out = self.ctx.out[:]
         self.ctx.out.clear()
         return out
+
+    def _on_refused(self, ref: Ref, error: MeshqError) -> None:
+        (door, _), number = ref
+        if door == REGISTRY:
+            self.registrar.on_refused(number, error)
+        else:
+            self.publishing.on_refused(ref, error)
 
     def _on_proposal(self, event: ProposalMade) -> None:
         def done(result: int | MeshqError) -> None:
@@ -399,8 +415,7 @@ class PeerCore:
             case Ask():
                 self.admin.on_ask(session, principal, message)
             case (
-                PullRegistry()
-                | ProposeRegistry()
+                ProposeRegistry()
                 | Replicate()
                 | Beat()
                 | Leads()
@@ -419,8 +434,6 @@ class PeerCore:
         if peer is None or principal.kind != "peer" or session[0] != PEERS:
             raise Forbidden(f"{type(message).__name__} is between peers only")
         match message:
-            case PullRegistry():
-                self.registrar.on_pull(session, message)
             case ProposeRegistry():
                 self.registrar.on_propose(session, message)
             case Replicate():
@@ -438,8 +451,6 @@ class PeerCore:
 
     # ---------------------------------------------------------------------------------- other peers
     def _on_peer_up(self, peer: PeerId) -> None:
-        if peer == self.ctx.me.registry_peer:
-            self.registrar.pull()
         self.whereabouts.on_peer_up(peer)
         self.slots.on_peer_linked(peer)
 
@@ -463,16 +474,12 @@ class PeerCore:
         self.whereabouts.on_role(host)
         if host.leads:
             self._look_for_deleted = True
+            self.registrar.doubt_level()
         else:
             self._end_reads_of(host.slot)
 
     def _on_peer_message(self, peer: PeerId, message: ServerMessage) -> None:
-        from_holder = peer == self.ctx.me.registry_peer
         match message:
-            case RegistryMoved() if from_holder:
-                self.registrar.on_moved(message)
-            case RegistryEntries() if from_holder:
-                self.registrar.on_entries(message)
             case Answer() | Failure():
                 if not self.registrar.on_answer(message):
                     self.admin.on_answer(peer, message)
@@ -488,8 +495,7 @@ class PeerCore:
                 case PeersChanged():
                     self.ctx.forget_principals()
                     self.placing.on_peers_changed()
-                    self.liveness.on_peers_changed()
-                    self.ctx.out.append(PeersRegistered(tuple(self.ctx.registry.peers)))
+                    self._tell_peers()
                     self.whereabouts.changed = True
                 case ClientsChanged():
                     self.ctx.forget_principals()

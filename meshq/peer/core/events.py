@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from meshq.batch import Buffer
-from meshq.entries import Entry, StoredBatch, Write
+from meshq.entries import StoredBatch, Write
 from meshq.errors import MeshqError
 from meshq.ids import PartitionKey, PeerId, Session, Slot
 from meshq.messages import AnyMessage, ServerMessage
@@ -69,12 +69,6 @@ class TimeSought:
 
     seek: SeekTime
     offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class EntriesRead:
-    read: ReadEntries
-    entries: Sequence[Entry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +197,7 @@ class Ticked:
 
 Event = (
     MessageArrived | MalformedArrived | SessionClosed | WritesDone | WritesFailed | BatchesFetched
-    | TimeSought | EntriesRead | SlotLogRead | RowsRead | PayloadsRead | PayloadsDeleted | LinkUp
+    | TimeSought | SlotLogRead | RowsRead | PayloadsRead | PayloadsDeleted | LinkUp
     | LinkDown | LinkMessage | MemberSeen | UdpSeen | RoundTripsMeasured | MembershipNoticed
     | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
 )  # fmt: skip
@@ -237,15 +231,6 @@ class SeekTime:
     sub: SubKey
     partition: PartitionKey
     timestamp_ms: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReadEntries:
-    """Entries of the system slot in [from_index, end) for a peer that is behind."""
-
-    session: Session
-    from_index: int
     end: int
 
 
@@ -344,7 +329,7 @@ class Settle:
 
 
 Effect = (
-    SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadEntries | ReadSlotLog | ReadRows
+    SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadSlotLog | ReadRows
     | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | TellMembership
     | PeersRegistered | TellRolledBack | Settle
 )  # fmt: skip

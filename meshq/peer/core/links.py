@@ -8,7 +8,7 @@ side's Welcome has shown that it is the peer it should be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -120,14 +120,14 @@ class Links:
         for peer, link in self.states.items():
             link.gossip_rtt_ms = rtt_ms.get(peer)
 
-    def tick(self, registered: Collection[PeerId]) -> None:
+    def tick(self) -> None:
+        known = self.ctx.known_peers()
         for peer, link in self.states.items():
-            if peer not in registered:
+            if peer not in known:
                 continue
             if link.state is LinkState.DOWN and link.addresses and self.ctx.now >= link.try_at:
                 link.state, link.heard = LinkState.OPENING, self.ctx.now
-                key = self.ctx.registry.peers[peer].facts.curve_key
-                self.ctx.out.append(OpenLink(peer, link.addresses, key))
+                self.ctx.out.append(OpenLink(peer, link.addresses, known[peer].curve_key))
             elif link.state is not LinkState.DOWN:
                 self._keep_alive(peer, link)
 

@@ -52,7 +52,7 @@ class Liveness:
     def tick(self) -> None:
         if self._partners_dirty:
             self._partners_dirty = False
-            partners = frozenset(self.ctx.registry.peers) - {self.ctx.me.peer}
+            partners = frozenset(self.ctx.known_peers()) - {self.ctx.me.peer}
             self._carry_out(self.support.on_partners(partners))
         self.support.on_disk(stalled=self.ctx.disk.waiting_s(self.ctx.now) > STALL_S)
         if self.ctx.now >= self.support.deadline():

@@ -43,7 +43,6 @@ class Naming:
                 self.ctx.send(session, Resolved(request, info))
             elif isinstance(result, TopicExists):
                 # Somebody else made it a moment ago and the news is still on its way: asking again finds it.
-                self.registrar.pull()
                 self.ctx.fail(
                     session, request, Unavailable(f"topic {name!r} is being made", retry_after_ms=50)
                 )
@@ -57,7 +56,7 @@ class Naming:
         self.registrar.propose(command, done)
 
     def on_watch(self, session: Session, principal: Principal, message: Watch) -> None:
-        """Raises: Forbidden, UsageError, Overloaded."""
+        """Raises: Forbidden, UsageError, Overloaded, Unavailable."""
         if message.prefixes:
             if not principal.admin:
                 raise Forbidden("watching by prefix is for peers: use a pattern")
@@ -65,6 +64,8 @@ class Naming:
             raise Forbidden(
                 f"{principal.name!r} may not subscribe to {message.pattern!r}: no capability covers it"
             )
+        if self.ctx.registry.version < message.version:
+            raise Unavailable("this peer has not heard of all those topics yet", retry_after_ms=50)
         state = self.ctx.sessions.states[session]
         state.check_subscription(message.request in state.watches)
         watching = Watching(message.pattern, tuple(message.prefixes))

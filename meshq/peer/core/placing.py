@@ -1,16 +1,20 @@
-"""Placing: at every leader, act on what placement decides for the slots led here."""
+"""Placing: at every leader, act on what placement decides for the slots led here.
+
+The ring says where data slots live; the system slot has members of its own (replication/system.py).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from meshq.errors import MeshqError
-from meshq.ids import PeerId, Slot
+from meshq.ids import SYSTEM_SLOT, PeerId, Slot
 from meshq.peer.core.context import Context
 from meshq.peer.core.links import Links
-from meshq.peer.core.slots import Slots
-from meshq.replication.placement import ChangeMembers, MoveLeadership, Situation, steps
+from meshq.peer.core.slots import Host, Slots
+from meshq.replication.placement import ChangeMembers, MoveLeadership, Situation, Step, steps
 from meshq.replication.quorum import Node
+from meshq.replication.system import system_step
 from meshq.ring import owners
 
 ROUND_S = 1.0
@@ -40,8 +44,17 @@ class Placing:
         if self._ring_changed or gone != self._gone:
             self._ring_changed, self._gone = False, gone
             self._look_at_ring()
-        alive = self.slots.supports | {self.ctx.me.peer}
-        for step in steps(self._situations(), self.wanted, self._nodes(), alive):
+        alive, nodes = self.slots.supports | {self.ctx.me.peer}, self._nodes()
+        found = steps(self._situations(), self.wanted, nodes, alive)
+        system = self.slots.hosts.get(SYSTEM_SLOT)
+        if system is not None and system.leads:
+            peers = set(self.ctx.registry.peers) - self._gone
+            step = system_step(self._situation(system), peers, nodes, alive)
+            found += [step] if step is not None else []
+        self._take(found)
+
+    def _take(self, found: list[Step]) -> None:
+        for step in found:
             try:
                 match step:
                     case ChangeMembers(slot, target):
@@ -62,11 +75,11 @@ class Placing:
             host.replica.set_rank(order.index(self.ctx.me.peer) if self.ctx.me.peer in order else len(order))
 
     def _situations(self) -> list[Situation]:
-        found = []
-        for host in self.slots.led():
-            r = host.replica
-            found.append(Situation(host.slot, self.slots.me, r.config, r.is_settled, r.match(), r.last.index))
-        return found
+        return [self._situation(host) for host in self.slots.led() if host.slot != SYSTEM_SLOT]
+
+    def _situation(self, host: Host) -> Situation:
+        r = host.replica
+        return Situation(host.slot, self.slots.me, r.config, r.is_settled, r.match(), r.last.index)
 
     def _nodes(self) -> dict[PeerId, Node]:
         nodes = {peer: Node(peer, x.disk) for peer, x in self.links.states.items() if x.disk}

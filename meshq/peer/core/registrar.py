@@ -1,116 +1,277 @@
-"""The registrar: keeps this peer's copy of the registry, and takes new commands to the peer that holds it.
+"""The registrar: the registry is what the system slot's log means, and this is where commands enter that log.
 
-The holder appends commands to the system slot's log; they count when they are committed there. Every other
-peer pulls committed entries in order into its own copy of that log, durably, and applies them. So a topic
-that was used once is known to every peer even when the holder is away; only new things need it.
+The system slot is a slot like any other (slots.py), with every peer in it: up to five vote, the others copy.
+So a topic that was used once is known to every peer, whoever is away; only new things need the slot's leader,
+and that a majority of its voters.
+
+    propose ──> leads here? ──yes──> refused as things stand? ──> the log ──> committed ──> applied ──> done
+                    └──no──> ProposeRegistry to the leader ──> its index ──> applied here too ──> done
+
+A proposal is tried again for a while when its leader is lost, because that may be all that went wrong. A
+command may so enter the log twice: applying it the second time changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
-from meshq.entries import CHAIN_BYTES, Entry, EntryKind, decode_entry, follows
+from meshq.entries import GENESIS_CHAIN, Entry, EntryKind, follows
 from meshq.errors import (
+    InternalError,
     MeshqError,
+    NotOwner,
     Overloaded,
     RegistryUnavailable,
-    RemoteProtocolError,
     StoreCorrupt,
+    TopicGone,
 )
-from meshq.ids import SYSTEM_SLOT, PeerId, Session
-from meshq.messages import (
-    Answer,
-    Failure,
-    ProposeRegistry,
-    PullRegistry,
-    RegistryEntries,
-    RegistryMoved,
-    error_of,
-)
+from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session
+from meshq.messages import Answer, Ask, Failure, ProposeRegistry, error_of
 from meshq.peer.core.context import Context
-from meshq.peer.core.events import ReadEntries
 from meshq.peer.core.links import Links
+from meshq.peer.core.slots import Host, Slots, Tail
 from meshq.registry import commands
-from meshq.registry.commands import AnyCommand
+from meshq.registry.commands import AnyCommand, DeleteTopic
 from meshq.registry.state import Change
-from meshq.replication.log import SlotLog
+from meshq.replication.words import Item
+from meshq.streams.slot import SlotStream, applied_index
 
-PROPOSAL_S = 10.0
-PULL_S = 3.0
+PROPOSAL_S = 10.0  # in all, with everything that is tried again
+LEADERLESS_S = 3.0  # a proposal waits so long for somebody to lead: as long as a fail-over takes
+RETRY_S = 0.1
 PROPOSALS_MAX = 1_024  # changes under way; more: `Overloaded`, elsewhere `RegistryUnavailable`
-PULL_BYTES = 512 * 1024
+LEVEL_S = 1.0  # asked again after so long
+REGISTRY = "registry"  # in place of a session's door, where who waits is the registrar
+LEVEL = "registry.level"  # asked of the leader: up to where the log is decided
 
 Done = Callable[[int | MeshqError], None]
 
 
-@dataclass(slots=True)
+class RegistryStream(SlotStream):
+    """The system slot's stream: no partitions, and every entry of the registry goes to `on_entry`.
+
+    `waiting`: who proposed an entry here, by its index; nothing of it survives when its leader is replaced.
+    """
+
+    def __init__(self, on_entry: Callable[[Entry], None]) -> None:
+        super().__init__(SYSTEM_SLOT)
+        self._on_entry = on_entry
+        self.waiting: dict[int, Ref] = {}  # bounded by PROPOSALS_MAX
+
+    def apply(self, entry: Entry) -> None:
+        if entry.index != self.applied_index + 1:
+            raise InternalError(f"the registry's entry {entry.index} after {self.applied_index}")
+        self.applied_index = entry.index
+        match entry.kind:
+            case EntryKind.REGISTRY:
+                self._on_entry(entry)
+            case EntryKind.NOOP | EntryKind.CONFIG:
+                pass
+            case EntryKind.PUBLISH | EntryKind.DROP_TOPIC:
+                raise InternalError(f"the registry's entry {entry.index} is of kind {entry.kind.name}")
+
+    def on_append_failed(self) -> list[Ref]:
+        refs = list(self.waiting.values())
+        self.waiting.clear()
+        return refs
+
+
+@dataclass(slots=True, eq=False)
 class _Proposal:
+    """`request` while another peer is asked, `here` while it waits for this one's log, `index` when it is
+    committed and the copy here has yet to hear of it.
+    """
+
+    command: AnyCommand
     done: Done
     deadline: float
-    index: int = 0  # committed at; waits until the copy here has it
+    give_up_at: float  # when there is still nobody who leads
+    try_at: float = inf
+    tried_at: float = 0.0
+    tries: int = 0
+    request: int = 0
+    asked: PeerId | None = None
+    here: bool = False
+    index: int = 0
 
 
 @dataclass
 class Registrar:
-    """`on_changes` hears what every applied entry changed, in order."""
+    """`on_changes` hears what every applied entry changed, in order. `leader`: who leads the system slot, as
+    far as is known here.
+    """
 
     ctx: Context
     links: Links
+    slots: Slots
     on_changes: Callable[[list[Change]], None]
-    log: SlotLog = field(default_factory=lambda: SlotLog(SYSTEM_SLOT))
-    _waiting: dict[int, Done] = field(
-        default_factory=dict
-    )  # at the holder, by index; bounded by PROPOSALS_MAX
-    _proposals: dict[int, _Proposal] = field(default_factory=dict)  # elsewhere, by request; bounded
-    _pulled_at: float = float("-inf")
-    _holder_commit: int | None = None  # as last heard from the holder in this run
+    leader: Callable[[], PeerId | None]
+    stream: RegistryStream = field(init=False)
+    _dones: dict[int, Done] = field(default_factory=dict)  # of entries proposed here; bounded
+    _proposals: dict[_Proposal, None] = field(default_factory=dict)  # of this host; bounded
+    _asked: dict[int, _Proposal] = field(default_factory=dict)  # of these, by request
+    _committed: dict[int, list[_Proposal]] = field(default_factory=dict)  # of these, by index
+    _level_from: int | None = None
+    _doubts: int = 0
+    _level_request: int = 0
+    _level_asked_at: float = -inf
 
-    @property
-    def is_holder(self) -> bool:
-        return self.ctx.me.peer == self.ctx.me.registry_peer
+    def __post_init__(self) -> None:
+        self.stream = RegistryStream(self._on_entry)
 
-    @property
-    def is_level(self) -> bool:
-        """Whether the copy here is known to hold all that the holder had committed."""
-        return self._holder_commit is not None and self.log.commit_index >= self._holder_commit
+    # ---------------------------------------------------------------------------------------- restart
+    def restore(self, rows: Mapping[bytes, bytes], entries: Iterable[Entry]) -> None:
+        """The log on this disk from its first entry on, which is never trimmed: it is the registry.
 
-    def restore(self, entries: Iterable[Entry]) -> None:
-        """The copy on this disk, from its first entry on. Raises: StoreCorrupt when its chain is broken."""
-        chain, last = bytes(CHAIN_BYTES), None
+        What the rows call applied goes into the registry at once and not into memory; the rest is the
+        replica's to decide. Raises: StoreCorrupt.
+        """
+        chain, last, applied, tail = GENESIS_CHAIN, 0, applied_index(rows), list[Item]()
         for entry in entries:
-            if not follows(chain, entry):
+            if entry.index != last + 1 or not follows(chain, entry):
                 raise StoreCorrupt(f"the registry's entry {entry.index} does not continue the log before it")
-            self.ctx.registry.apply(entry.index, commands.decode(entry.body))
-            chain, last = entry.chain, entry
-        self.log = SlotLog(SYSTEM_SLOT, last=last)
+            chain, last = entry.chain, entry.index
+            if entry.index > applied:
+                tail.append(Item(entry))
+            elif entry.kind is EntryKind.REGISTRY:
+                self.ctx.registry.apply(entry.index, commands.decode(entry.body))
+        if last < applied:
+            raise StoreCorrupt(f"the registry's log ends at {last}, and {applied} entries were applied")
+        self.slots.restore(SYSTEM_SLOT, rows, tail=Tail(tail), aside={}, now=self.ctx.now)
 
-    # ------------------------------------------------------------------------------------ proposing
+    def _on_entry(self, entry: Entry) -> None:
+        result = self.ctx.registry.apply(entry.index, commands.decode(entry.body))
+        if not isinstance(result, MeshqError):
+            self.on_changes(result)
+        self.stream.waiting.pop(entry.index, None)
+        done = self._dones.pop(entry.index, None)
+        if done is not None:
+            done(result if isinstance(result, MeshqError) else entry.index)
+        for proposal in self._committed.pop(entry.index, ()):
+            self._settle(proposal, entry.index)
+
+    # ------------------------------------------------------------------------------------- proposing
     def propose(self, command: AnyCommand, done: Done) -> None:
         """Commit a command; `done` gets its index once this peer's own copy has it, or the error."""
-        if self.is_holder:
-            self._append(command, done)
+        if len(self._proposals) >= PROPOSALS_MAX:
+            done(Overloaded("as many changes of the registry wait here as may", retry_after_ms=200))
             return
-        request = self.ctx.next_request()
-        message = ProposeRegistry(request, commands.encode(command))
-        if len(self._proposals) >= PROPOSALS_MAX or not self.links.send(self.ctx.me.registry_peer, message):
-            holder = self.ctx.registry.peers[self.ctx.me.registry_peer].facts.name
-            done(
-                RegistryUnavailable(
-                    f"peer {holder!r}, which holds the registry, cannot be reached from here: "
-                    "what exists goes on, new things wait until it is back",
-                    retry_after_ms=500,
-                )
-            )
+        now = self.ctx.now
+        proposal = _Proposal(command, done, now + PROPOSAL_S, now + LEADERLESS_S)
+        self._proposals[proposal] = None
+        self._try(proposal)
+
+    def _try(self, p: _Proposal) -> None:
+        p.tries += 1
+        p.try_at, p.tried_at = inf, self.ctx.now
+        if self._leads():
+            p.here = True
+            self._append(p.command, lambda result: self._on_tried(p, result))
             return
-        self._proposals[request] = _Proposal(done, self.ctx.now + PROPOSAL_S)
+        leader, request = self.leader(), self.ctx.next_request()
+        message = ProposeRegistry(request, commands.encode(p.command))
+        if leader is not None and self.links.send(leader, message):
+            p.request, p.asked = request, leader
+            self._asked[request] = p
+        else:
+            p.try_at = self.ctx.now + RETRY_S
+
+    def _on_tried(self, p: _Proposal, result: int | MeshqError) -> None:
+        self._asked.pop(p.request, None)
+        p.request, p.asked, p.here = 0, None, False
+        if isinstance(result, NotOwner):
+            # At once: it does not lead. Later: it did, and does not any more, so another one may soon.
+            if self.ctx.now - p.tried_at > RETRY_S:
+                p.give_up_at = self.ctx.now + LEADERLESS_S
+            p.try_at = self.ctx.now + RETRY_S
+        elif isinstance(result, TopicGone) and isinstance(p.command, DeleteTopic) and p.tries > 1:
+            self._settle(p, self.ctx.registry.version)  # an earlier try deleted it
+        elif isinstance(result, MeshqError) or result <= self.stream.applied_index:
+            self._settle(p, result)
+        else:
+            p.index = result
+            self._committed.setdefault(result, []).append(p)
+
+    def _settle(self, p: _Proposal, result: int | MeshqError) -> None:
+        self._asked.pop(p.request, None)
+        if p in self._proposals:
+            del self._proposals[p]
+            p.done(result)
+
+    def tick(self) -> None:
+        for p in list(self._proposals):
+            if self.ctx.now >= p.deadline:
+                self._forget_committed(p)
+                self._give_up(p, "was not done in time")
+            elif p.try_at < inf and self.ctx.now >= p.give_up_at:
+                who = ", ".join(self.voter_names()) or "its voters"
+                text = "has to wait: the registry has no leader that can be reached from here"
+                self._give_up(p, f"{text}, and needs a majority of {who}")
+            elif self.ctx.now >= p.try_at:
+                self._try(p)
+
+    def _forget_committed(self, p: _Proposal) -> None:
+        rest = [x for x in self._committed.pop(p.index, ()) if x is not p]
+        if rest:
+            self._committed[p.index] = rest
+
+    def _give_up(self, p: _Proposal, why: str) -> None:
+        tried = p.here or p.request or p.index or p.tries > 1
+        doubt = "; it may or may not be made" if tried else "; what exists goes on"
+        self._settle(p, RegistryUnavailable(f"the change {why}{doubt}", retry_after_ms=500))
+
+    def voter_names(self) -> list[str]:
+        peers = self.ctx.registry.peers
+        return sorted(peers[v].facts.name for v in self.voters() if v in peers)
+
+    def is_reachable(self) -> bool:
+        """Whether a command would come to whoever leads the registry, as it looks from here."""
+        return self._leads() or self.leader() in self.links.reachable() - {self.ctx.me.peer}
+
+    def voters(self) -> set[PeerId]:
+        """Who votes for the system slot, as far as this peer knows."""
+        host = self._host()
+        return {n.peer for n in host.replica.config.voters} if host else set()
+
+    def on_link_down(self, peer: PeerId) -> None:
+        for p in [p for p in self._asked.values() if p.asked == peer]:
+            self._on_tried(p, NotOwner("the connection broke"))
+        self._level_request = 0
+
+    def on_answer(self, answer: Answer | Failure) -> bool:
+        """Whether it was the answer to something asked here."""
+        if answer.request == self._level_request:
+            self._level_request = 0
+            if isinstance(answer, Answer) and isinstance(answer.value, int):
+                self._level_from = answer.value
+            return True
+        proposal = self._asked.get(answer.request)
+        if proposal is None:
+            return False
+        if isinstance(answer, Failure):
+            self._on_tried(proposal, error_of(answer))
+        elif isinstance(answer.value, int):
+            self._on_tried(proposal, answer.value)
+        return True
+
+    # --------------------------------------------------------------------------------- at the leader
+    def _host(self) -> Host | None:
+        return self.slots.hosts.get(SYSTEM_SLOT)
+
+    def _leads(self) -> bool:
+        host = self._host()
+        return host is not None and host.leads
+
+    def check_leads(self) -> None:
+        """Raises: NotOwner."""
+        if not self._leads():
+            raise NotOwner(f"{self.ctx.me.name!r} does not lead the registry", retry_after_ms=50)
 
     def on_propose(self, session: Session, message: ProposeRegistry) -> None:
-        """Another peer's command. Raises: RegistryUnavailable when we are not the holder,
-        RemoteProtocolError.
-        """
-        if not self.is_holder:
-            raise RegistryUnavailable(f"{self.ctx.me.name!r} does not hold the registry")
+        """Another peer's command. Raises: NotOwner, RemoteProtocolError."""
+        self.check_leads()
 
         def done(result: int | MeshqError) -> None:
             if isinstance(result, MeshqError):
@@ -121,122 +282,64 @@ class Registrar:
         self._append(commands.decode(message.command), done)
 
     def _append(self, command: AnyCommand, done: Done) -> None:
-        if len(self._waiting) >= PROPOSALS_MAX:
+        if len(self._dones) >= PROPOSALS_MAX:
             text = "the registry has as many changes on their way to disk as it may"
             done(Overloaded(text, retry_after_ms=200))
             return
-        refusal = self.ctx.registry.refusal(command)
-        if refusal is not None:
-            done(refusal)
+        result = self.ctx.registry.made_at(command) or self.ctx.registry.refusal(command)
+        if result is not None:
+            done(result)
             return
-        body = commands.encode(command)
-        entry = self.log.propose(EntryKind.REGISTRY, body, wall_ms=self.ctx.wall_ms).entries[0]
-        self._waiting[entry.index] = done
-        self._persist(entry)
+        try:
+            entry = self.slots.append(SYSTEM_SLOT, EntryKind.REGISTRY, commands.encode(command))
+        except NotOwner as e:  # it hands over
+            done(e)
+            return
+        self.stream.waiting[entry.index] = (REGISTRY, b""), entry.index
+        self._dones[entry.index] = done
 
-    def _persist(self, entry: Entry) -> None:
-        self.ctx.disk.submit(
-            SYSTEM_SLOT,
-            entries=(entry,),
-            done=lambda: self._on_appended(entry.index),
-            failed=self._on_append_failed,
-        )
+    def on_refused(self, index: int, error: MeshqError) -> None:
+        """What was appended here at this index was not committed by this leader."""
+        done = self._dones.pop(index, None)
+        if done is not None:
+            lost = not self._leads()
+            done(NotOwner("the registry has another leader now", retry_after_ms=50) if lost else error)
 
-    def _on_appended(self, index: int) -> None:
-        for entry in self.log.on_appended(index).entries:
-            result = self.ctx.registry.apply(entry.index, commands.decode(entry.body))
-            if not isinstance(result, MeshqError):
-                self.on_changes(result)
-            done = self._waiting.pop(entry.index, None)
-            if done is not None:
-                done(result if isinstance(result, MeshqError) else entry.index)
-        self._tell_followers()
-        self._settle_proposals()
+    # ----------------------------------------------------------------------------- as new as the leader
+    @property
+    def is_level(self) -> bool:
+        """Whether the copy here has all that was decided when it was last doubted."""
+        return self._level_from is not None and self.stream.applied_index >= self._level_from
 
-    def _on_append_failed(self, error: MeshqError) -> None:
-        for entry in self.log.on_append_failed():
-            done = self._waiting.pop(entry.index, None)
-            if done is not None:
-                done(error)
+    def doubt_level(self) -> None:
+        self._level_from, self._level_request, self._level_asked_at = None, 0, -inf
+        self._doubts += 1
 
-    # --------------------------------------------------------------------------------------- holder
-    def on_pull(self, session: Session, message: PullRegistry) -> None:
-        """Raises: RemoteProtocolError."""
-        if message.from_index < 1:
-            raise RemoteProtocolError("the registry's entries count from 1")
-        self.ctx.sessions.states[session].pulls_registry = True
-        self.ctx.out.append(ReadEntries(session, message.from_index, self.log.commit_index + 1))
+    def seek_level(self) -> None:
+        """Ask the leader, unless it has been asked or has told."""
+        if self._level_from is not None or self.ctx.now < self._level_asked_at + LEVEL_S:
+            return
+        leader, doubts = self.leader(), self._doubts
+        if self._leads():
+            self._level_asked_at = self.ctx.now
+            self.slots.read(SYSTEM_SLOT, lambda index: self._on_level(index, doubts))
+        elif leader is not None:
+            request = self.ctx.next_request()
+            if self.links.send(leader, Ask(request, LEVEL)):
+                self._level_request, self._level_asked_at = request, self.ctx.now
 
-    def on_entries_read(self, read: ReadEntries, entries: Iterable[Entry]) -> None:
-        encoded = [entry.encode() for entry in entries]
-        if read.session in self.ctx.sessions.states:
-            self.ctx.send(read.session, RegistryEntries(read.from_index, self.log.commit_index, encoded))
+    def _on_level(self, index: int | None, doubts: int) -> None:
+        if doubts == self._doubts:
+            self._level_from = index
 
-    def _tell_followers(self) -> None:
-        for session, state in self.ctx.sessions.states.items():
-            if state.pulls_registry:
-                self.ctx.send(session, RegistryMoved(self.log.commit_index))
+    def on_ask_level(self, session: Session, request: int) -> None:
+        """Linearizable: a majority said after this moment that this peer leads. Raises: NotOwner."""
+        self.check_leads()
 
-    # ------------------------------------------------------------------------------------ followers
-    def tick(self) -> None:
-        if not self.is_holder and self.ctx.now >= self._pulled_at + PULL_S:
-            self.pull()
-        for request in [r for r, p in self._proposals.items() if p.deadline <= self.ctx.now]:
-            text = (
-                "the peer that holds the registry did not answer in time: the change may or may not be made"
-            )
-            self._proposals.pop(request).done(RegistryUnavailable(text, retry_after_ms=500))
+        def done(index: int | None) -> None:
+            if index is None:
+                self.ctx.fail(session, request, NotOwner("the registry has another leader now"))
+            else:
+                self.ctx.send(session, Answer(request, index))
 
-    def pull(self) -> None:
-        self._pulled_at = self.ctx.now
-        self.links.send(self.ctx.me.registry_peer, PullRegistry(self.log.last_index + 1))
-
-    def on_link_down(self, peer: PeerId) -> None:
-        if peer == self.ctx.me.registry_peer:
-            lost, self._proposals = self._proposals, {}
-            for proposal in lost.values():
-                proposal.done(
-                    RegistryUnavailable("the connection to the registry's holder broke", retry_after_ms=200)
-                )
-
-    def on_moved(self, message: RegistryMoved) -> None:
-        self._holder_commit = message.commit
-        if message.commit > self.log.last_index:
-            self.pull()
-
-    def on_entries(self, message: RegistryEntries) -> None:
-        """The next piece of the holder's log. Raises: RemoteProtocolError, StoreCorrupt when it does not fit
-        ours.
-        """
-        self._holder_commit = message.commit
-        if message.from_index > self.log.last_index + 1:
-            return  # asked for before our disk refused what comes between: the next pull begins at our end
-        for i, data in enumerate(message.entries):
-            entry = decode_entry(message.from_index + i, data)
-            if entry.kind is not EntryKind.REGISTRY:
-                raise RemoteProtocolError(f"the registry's entry {entry.index} is of kind {entry.kind.name}")
-            if self.log.receive(entry) is not None:
-                self._persist(entry)
-        if message.entries and message.commit > self.log.last_index:
-            self.pull()
-
-    def on_answer(self, answer: Answer | Failure) -> bool:
-        """Whether it was the answer to a proposal of ours."""
-        proposal = self._proposals.get(answer.request)
-        if proposal is None:
-            return False
-        if isinstance(answer, Failure):
-            del self._proposals[answer.request]
-            proposal.done(error_of(answer))
-        elif isinstance(answer.value, int):
-            proposal.index = answer.value
-            self._settle_proposals()
-            if answer.request in self._proposals:
-                self.pull()
-        return True
-
-    def _settle_proposals(self) -> None:
-        version = self.ctx.registry.version
-        for request in [r for r, p in self._proposals.items() if 0 < p.index <= version]:
-            proposal = self._proposals.pop(request)
-            proposal.done(proposal.index)
+        self.slots.read(SYSTEM_SLOT, done)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from meshq.batch import Buffer
-from meshq.ids import PeerId, Slot
+from meshq.ids import SYSTEM_SLOT, PeerId, Slot
 from meshq.limits import MIB
 from meshq.messages import Replicate
 from meshq.peer.core.context import Context
@@ -63,5 +63,6 @@ class Replicating:
     ) -> None:
         """Raises: RemoteProtocolError."""
         for outer, inner in wire.decode(message, payloads, check=check_payload):
-            if outer.to_disk == self.ctx.me.disk and outer.slot < self.ctx.registry.slots:
+            exists = outer.slot < self.ctx.registry.slots or outer.slot == SYSTEM_SLOT
+            if outer.to_disk == self.ctx.me.disk and exists:
                 slots.on_message(Node(peer, outer.from_disk), Slot(outer.slot), inner)

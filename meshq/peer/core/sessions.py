@@ -42,7 +42,6 @@ class SessionState:
     reads: dict[int, set[PartitionKey]] = field(default_factory=dict)
     watches: dict[int, Watching] = field(default_factory=dict)
     seeks: dict[tuple[int, PartitionKey], SeekTime] = field(default_factory=dict)  # of partitions in `reads`
-    pulls_registry: bool = False
     readers: int = 0
 
     def has_room(self) -> bool:

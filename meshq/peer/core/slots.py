@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from meshq.batch import BatchHeader, Buffer
 from meshq.entries import Entry, EntryKind, PayloadKey
 from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded, StoreCorrupt
-from meshq.ids import PartitionKey, PeerId, Ref, Slot, TopicId
+from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Ref, Slot, TopicId
 from meshq.limits import (
     LOG_BYTES_MAX,
     LOG_ENTRIES_KEPT,
@@ -101,6 +101,7 @@ class Slots:
     count: Callable[[str], None]
     on_stored: Callable[[Stored, Buffer, int], None] = field(init=False)
     on_refused: Callable[[Ref, MeshqError], None] = field(init=False)
+    system: SlotStream = field(init=False)  # what the system slot's log means
     hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
     supports: set[PeerId] = field(default_factory=set)
     supported_by: set[PeerId] = field(default_factory=set)
@@ -135,7 +136,7 @@ class Slots:
 
         Raises: StoreCorrupt, where this is the only copy too.
         """
-        stream = SlotStream(slot)
+        stream = self._stream(slot)
         stream.restore(rows.items())
         hard, log, configs = restored(rows, self.genesis(slot), tail.items)
         if tail.damage is not None:
@@ -161,7 +162,10 @@ class Slots:
 
     def _begin(self, slot: Slot, now: float) -> Host:
         hard, log, configs = restored({}, self.genesis(slot), ())
-        return self._add(slot, SlotStream(slot), now, hard=hard, log=log, configs=configs)
+        return self._add(slot, self._stream(slot), now, hard=hard, log=log, configs=configs)
+
+    def _stream(self, slot: Slot) -> SlotStream:
+        return self.system if slot == SYSTEM_SLOT else SlotStream(slot)
 
     def _add(self, slot: Slot, stream: SlotStream, now: float, **state: object) -> Host:
         replica = Replica(
@@ -255,6 +259,18 @@ class Slots:
     def _propose(self, host: Host, kind: EntryKind, body: bytes, payload: Buffer = b"") -> Entry:
         self._dirty[host] = None
         return host.replica.propose(kind, body, payload, wall_ms=self.wall_ms)
+
+    def append(self, slot: Slot, kind: EntryKind, body: bytes) -> Entry:
+        """An entry without a payload. Raises: NotOwner."""
+        return self._propose(self.hosts[slot], kind, body)
+
+    def read(self, slot: Slot, done: Callable[[int | None], None]) -> None:
+        """Linearizable: `done` gets the index up to which the applied state may be read, or None when this
+        peer lost the lead over it. Raises: NotOwner, Overloaded.
+        """
+        host = self.hosts[slot]
+        host.replica.read(done)
+        self._dirty[host] = None
 
     def change(self, slot: Slot, target: Config) -> None:
         """Raises: NotOwner, UsageError."""
@@ -376,7 +392,11 @@ class Slots:
                     self.refuse_waiting(host, self._failing.get(host, DiskFull("the disk is full")))
                 case words.Damaged():
                     self.damaged += 1
-                case words.TellConfig() | words.ReadReady() | words.ReadFailed():
+                case words.ReadReady() | words.ReadFailed():
+                    index = effect.index if isinstance(effect, words.ReadReady) else None
+                    for done in effect.refs:
+                        done(index)  # type: ignore[operator]
+                case words.TellConfig():
                     pass
                 case words.ReadSnapshot():
                     self.sending.on_order(host, effect)
@@ -499,6 +519,8 @@ class Slots:
         """The first entry to keep, or 0. Few are kept for nobody; for followers that lack them, and for one
         that a snapshot is on its way to, as many as a bound allows: beyond it they get a snapshot.
         """
+        if host.slot == SYSTEM_SLOT:
+            return 0  # the log is the registry
         log = host.replica.log
         keep_from = applied - LOG_ENTRIES_KEPT + 1
         if host.replica.role is Role.LEADER:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from meshq.ids import PeerId, Slot
+from meshq.ids import SYSTEM_SLOT, PeerId, Slot
 from meshq.limits import ADDRESSES_MAX
 from meshq.messages import Leads, PeerRoute, Routes
 from meshq.peer.core.context import Context
@@ -37,7 +37,7 @@ class Whereabouts:
 
     def on_leads(self, peer: PeerId, message: Leads) -> None:
         for slot, term in message.slots:
-            if slot < self.ctx.registry.slots:
+            if slot < self.ctx.registry.slots or slot == SYSTEM_SLOT:
                 self._note(Slot(slot), term, peer)
 
     def on_peer_up(self, peer: PeerId) -> None:
@@ -50,6 +50,11 @@ class Whereabouts:
             self._news.clear()
             for peer in self.links.reachable() - {self.ctx.me.peer}:
                 self.links.send(peer, message)
+
+    def registry_leader(self) -> PeerId | None:
+        """Who leads the system slot."""
+        known = self._leaders.get(SYSTEM_SLOT)
+        return known[1] if known else None
 
     def leader_of(self, slot: Slot) -> PeerId:
         known = self._leaders.get(slot)
