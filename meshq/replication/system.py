@@ -16,7 +16,7 @@ from meshq.ids import PeerId
 from meshq.replication.placement import Situation, Step, next_step
 from meshq.replication.quorum import Config, Node, config_of
 
-SYSTEM_VOTERS_MAX: Final = 5
+SYSTEM_VOTERS_MAX: Final = 5  # of the system slot; others copy it
 
 
 def _odd(count: int) -> int:
