@@ -75,7 +75,8 @@ async def test_req_dealer_pub_and_sub_reach_any_topic_at_any_peer(
                 status, body = await _call(req, [b"PUB", topic.encode(), b"k", b"by req"])
                 assert status == b"200", body
                 receipt = unpack(body)
-                assert (receipt["topic"], receipt["partition"], receipt["copies"]) == (topic, 0, 1)
+                assert (receipt["topic"], receipt["partition"]) == (topic, 0)
+                assert receipt["copies"] in (1, 2), "the other peer copies along"
                 assert receipt["offset"] == number
         dealer = plain(zmq.DEALER, client.peers[1].requests, *_keys(client, 1))
         headers = msgspec.msgpack.encode({"trace": b"\x00\x01"})
