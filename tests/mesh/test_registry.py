@@ -122,7 +122,7 @@ async def test_a_founder_that_lost_its_disk_gets_the_registry_from_the_others(
         for peer in peers:
             await eventually(lambda p=peer: _has(p, {"kept"}))
     shutil.rmtree(paths[0] / "store")
-    async with running(paths) as peers:
+    async with running(paths, begin_empty=True) as peers:
         for peer in peers:
             await eventually(lambda p=peer: _has(p, {"kept"}))
         await peers[0].ask("topic.create", {"topic": "new"})
