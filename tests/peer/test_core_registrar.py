@@ -111,6 +111,7 @@ def test_without_a_majority_nothing_is_registered_and_publishing_goes_on(seed: i
     made = client.ask(lambda t, d: facts.AskRequested(t, "topic.create", {"topic": "t", "partitions": 16}, d))
     client.wait(made)
     info = client.wait(client.ask(lambda t, d: facts.TopicWanted(t, "t", d)))
+    world.run(lambda: know(world, "t"))  # who is left could not learn of it any more
     for host in world.hosts[2:]:
         host.crash()
     outcome = Outcome(world.hosts[1], create(5))
