@@ -45,6 +45,7 @@ class CoreSettings:
     auto_create: bool = True
     record_bytes_max: int = RECORD_BYTES_MAX
     partitions: int = 8  # of topics made by `topic create`
+    evacuate_after_s: float = 300.0  # a peer that was away for so long is replaced
 
 
 @dataclass

@@ -74,12 +74,6 @@ class Links:
     def reachable(self) -> set[PeerId]:
         return {self.ctx.me.peer} | {p for p, x in self.states.items() if x.state is LinkState.UP}
 
-    def dead_for(self, seconds: float) -> set[PeerId]:
-        """Peers that membership has called dead for so long."""
-        before_ms = self.ctx.wall_ms - int(seconds * 1000)
-        seen = {peer: link.seen for peer, link in self.states.items() if link.seen is not None}
-        return {p for p, s in seen.items() if not s.alive and 0 < s.since_ms < before_ms}
-
     def send(self, peer: PeerId, message: AnyMessage, payloads: tuple[Buffer, ...] = ()) -> bool:
         """False when there is no link; otherwise it was sent (and may still be lost with the link)."""
         link = self.states.get(peer)
