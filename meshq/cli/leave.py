@@ -27,7 +27,7 @@ Progress = dict[str, Any]
 
 
 @click.command()
-@click.option("--peer", metavar="NAME", help="Another peer than this host's, perhaps one that is gone for good.")
+@click.option("--peer", metavar="NAME", help="Another peer than this host's, perhaps one that is gone.")
 @click.option("--stay", is_flag=True, help="Take it back, while it has not left yet.")
 @click.option("--no-wait", is_flag=True, help="Begin, and do not wait for the end.")
 @json_option
@@ -75,7 +75,7 @@ async def _leave(where: Where, args: dict[str, Any], *, wait: bool, own: bool) -
             if own and DataDirectory(where.data).has_left:
                 return {**last, "standing": "left", "left": 0, "votes": False}
             if time.monotonic() > end:
-                raise NotReachable(f"{args['peer']} goes on leaving, but nobody tells how far it is: {e}") from e
+                raise NotReachable(f"{args['peer']} goes on leaving, but nobody tells how far: {e}") from e
             await asyncio.sleep(LOOK_S)
         if last["standing"] == "member":
             raise Failed(f"{args['peer']} stays: somebody took it back")

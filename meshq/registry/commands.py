@@ -59,8 +59,8 @@ MEMBER, LEAVING, LEFT = 0, 1, 2
 
 
 class SetStanding(Command, frozen=True, tag=6):
-    """Whether a peer belongs: MEMBER; LEAVING, while its slots walk to others; LEFT, when nothing is there any
-    more. Who has left is let in again by a new certificate.
+    """Whether a peer belongs: MEMBER; LEAVING, while its slots walk to others; LEFT, when nothing is there.
+    Who has left is let in again by a new certificate.
     """
 
     peer: Id16

@@ -118,8 +118,8 @@ class DataDirectory:
         """Raises: UsageError."""
         if self.has_left:
             raise UsageError(
-                f"the peer in {self.path} has left its mesh: `meshq join TOKEN --data {self.path}` makes it a "
-                "new one, without the records that were here"
+                f"the peer in {self.path} has left its mesh: `meshq join TOKEN --data {self.path}` makes it "
+                "another one, without the records that were here"
             )
 
     def _clear_left(self) -> None:

@@ -11,11 +11,14 @@ from meshq.client import facts
 from meshq.errors import OutcomeUnknown, Refused, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, TopicId
 from meshq.messages import Accepted, TopicInfo
+from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings
+from meshq.registry import commands
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Node
 from meshq.ring import owners
-from tests.peer.world import Client, Host, World, committed
+from meshq.security.certificates import Verb, issue
+from tests.peer.world import WALL_MS, Client, Host, World, committed
 
 PARTITIONS, SLOTS = 12, 16
 EVACUATE_S = 20.0
@@ -26,6 +29,7 @@ class Writing:
 
     def __init__(self, world: World) -> None:
         self.world, self.client = world, Client(world)
+        self.client.key = register(world)  # a peer's own would be refused when that peer has left
         made = self.client.ask(
             lambda t, d: facts.AskRequested(t, "topic.create", {"topic": "t", "partitions": PARTITIONS}, d)
         )
@@ -77,13 +81,30 @@ class Writing:
                     assert value not in log
 
 
+def register(world: World) -> bytes:
+    """An application's key, with all rights."""
+    key = world.rng.randbytes(32)
+    rights: list[tuple[Verb, str]] = [("publish", "#"), ("subscribe", "#"), ("admin", "#")]
+    certificate = issue(
+        world.authority, kind="client", name="app", curve_key=key, serial=bytes(16), now=WALL_MS / 1000,
+        capabilities=rights,
+    )  # fmt: skip
+    command = commands.encode(commands.RegisterClient(certificate.encode()))
+    world.run(lambda: any(h.core.registrar.leads() for h in world.hosts))
+    next(h for h in world.hosts if h.core.registrar.leads()).tell(e.ProposalMade(0, command))
+    world.run(lambda: all(key in h.core.ctx.registry.clients for h in world.hosts if h.up))
+    return key
+
+
 def is_settled(world: World) -> bool:
     """Every slot has the members that the ring wants of those who are up."""
     hosts = {h.identity.peer_id: h for h in world.hosts if h.up and not h.has_left}
     registry = next(iter(hosts.values())).core.ctx.registry
     peers = [p for p in registry.ring_peers() if p.peer in hosts]
-    wanted = owners(peers, slots=SLOTS, replicas=3)
-    for slot in range(SLOTS):
+    if len(peers) < len(hosts):
+        return False
+    wanted = owners(peers, slots=world.slots, replicas=3)
+    for slot in range(world.slots):
         target = genesis_config([Node(peer, hosts[peer].disk.id) for peer in wanted[slot]])
         found = [hosts[p].core.slots.hosts.get(slot) for p in wanted[slot]]  # type: ignore[call-overload]
         replicas = [h.replica for h in found if h is not None]
@@ -124,8 +145,7 @@ def test_peers_join_and_leave_down_to_one_and_nothing_is_lost(seed: int) -> None
         world.run(lambda: is_settled(world))
     for name in ("p0", "p2", "p1"):
         leave(world, name, at=3)
-        registry = world.hosts[3].core.ctx.registry
-        assert registry.standing(next(h for h in world.hosts if h.identity.name == name).identity.peer_id) == "left"
+        assert ask(world, 3, "peer.leaving", peer=name)["standing"] == "left"
     writing.check()
     assert system_voters(world.hosts[3]) == {"p3"}
     assert writing.pause() < 2.0
@@ -133,7 +153,7 @@ def test_peers_join_and_leave_down_to_one_and_nothing_is_lost(seed: int) -> None
 
 def test_the_last_peer_does_not_leave() -> None:
     world = World(1, peers=1, slots=4)
-    world.run(lambda: world.hosts[0].core.registrar.leads())
+    world.run(world.hosts[0].core.registrar.leads)
     answer = ask(world, 0, "peer.leave", peer="p0")
     assert isinstance(answer, Refused)
     assert "last peer" in str(answer) and "meshq invite" in str(answer)
@@ -212,10 +232,8 @@ def test_a_dead_peer_is_replaced_and_gets_its_place_back(seed: int) -> None:
     writing.check()
 
 
-def seen(host: Host) -> Any:
-    from meshq.peer.core.events import MemberSeen
-
-    return MemberSeen(host.identity.peer_id, (f"{host.identity.name}:7700",), True)
+def seen(host: Host) -> e.MemberSeen:
+    return e.MemberSeen(host.identity.peer_id, (f"{host.identity.name}:7700",), True)
 
 
 def test_a_founder_that_never_came_is_replaced() -> None:

@@ -121,7 +121,9 @@ def where_of(x: PayloadKey | Payload) -> tuple[int, int, int]:
 
 
 class World:
-    def __init__(self, seed: int, *, peers: int = 1, slots: int = 8, settings: CoreSettings | None = None) -> None:
+    def __init__(
+        self, seed: int, *, peers: int = 1, slots: int = 8, settings: CoreSettings | None = None
+    ) -> None:
         self.settings = settings or CoreSettings()
         self.rng = random.Random(seed)
         self.now = 0.0

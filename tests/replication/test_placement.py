@@ -96,7 +96,7 @@ def test_a_wiped_disk_is_another_node_and_takes_the_old_ones_place() -> None:
 
 
 def test_nothing_moves_toward_what_could_not_decide() -> None:
-    """C is dead, and not yet given up: with it as the only voter, or one of two that lag, nothing would go on."""
+    """C is dead, and not yet given up: with it as the only voter nothing would go on."""
     assert one(config_of([A, B, C]), [C, B], alive=[A, B]) is None
     behind = {A: 1_000, B: 0, C: 1_000}
     assert one(config_of([A, B, C], [D]), [B, C, D], alive=[A, B, D], match={**behind, D: 1_000}) is None

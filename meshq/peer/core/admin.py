@@ -23,6 +23,7 @@ from meshq.peer.core.registrar import LEVEL, Registrar
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry.commands import AnyCommand, CreateTopic, DeleteTopic, RegisterClient, SetTopic
+from meshq.registry.state import CertificateFacts
 from meshq.ring import slot_of
 from meshq.security.authorization import Principal
 from meshq.security.text import show_key
@@ -104,6 +105,7 @@ class Admin:
                 {
                     "name": registered.facts.name,
                     "id": show_id(peer),
+                    "standing": self.ctx.registry.standing(peer),
                     **(self._own_state() if here else _state(link, self.ctx.me.name, registered.facts.name)),
                     "address": addresses[0] if addresses else None,
                     "addresses": list(addresses),
@@ -115,6 +117,7 @@ class Admin:
                     "server_key": show_key(registered.facts.curve_key),
                 }
             )
+        rows += [_left(peer, registered.facts) for peer, registered in self.ctx.registry.left.items()]
         self.ctx.send(session, Answer(message.request, rows))
 
     def _own_state(self) -> dict[str, Any]:
@@ -282,6 +285,24 @@ def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:
         "evidence": seen.evidence or (udp_blocked(here, there) if blocked else None),
         "udp": "blocked" if blocked else "open" if link.gossip_rtt_ms is not None else None,
         "rtt_ms": link.rtt_ms if blocked or link.gossip_rtt_ms is None else link.gossip_rtt_ms,
+    }
+
+
+def _left(peer: PeerId, facts: CertificateFacts) -> dict[str, Any]:
+    """One that has left, with the fields of the others."""
+    nothing = ("since_ms", "incarnation", "evidence", "udp", "rtt_ms", "address", "reason")
+    return {
+        "name": facts.name,
+        "id": show_id(peer),
+        "standing": "left",
+        "state": "left",
+        **dict.fromkeys(nothing),
+        "addresses": [],
+        "link": "down",
+        "slots": 0,
+        "holds_registry": False,
+        "certificate_until_s": facts.not_after_s,
+        "server_key": show_key(facts.curve_key),
     }
 
 

@@ -32,6 +32,7 @@ from meshq.messages import (
     CarryGossip,
     Credit,
     Failure,
+    HasLeft,
     Hello,
     Leads,
     MembershipAsked,
@@ -167,7 +168,7 @@ class PeerCore:
         self.slots.system = self.registrar.stream
         self.naming = Naming(ctx, self.registrar)
         fan_out = FanOut(ctx, self.links)
-        self.draining = Draining(ctx, fan_out, self.registrar, self.slots, self.absences)
+        self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining,
@@ -431,6 +432,7 @@ class PeerCore:
                 | CarryGossip()
                 | MembershipAsked()
                 | NotMember()
+                | HasLeft()
             ):
                 self._on_peers_request(session, principal, message, payloads)
             case _:
@@ -455,6 +457,8 @@ class PeerCore:
                 self.leaving.on_asked(peer, message)
             case NotMember():
                 self.leaving.on_answer(message)
+            case HasLeft():
+                self.draining.on_has_left(message)
             case CarryGossip():
                 self.ctx.out.append(TellMembership(peer, message.payload))
 

@@ -1,32 +1,40 @@
 """Draining: a peer that is to leave gives its slots to others first, and goes when nothing is there any more.
 
     `meshq leave` ──> SetStanding(LEAVING) ──> the ring is without it: every leader walks its slots off it
-                                           ──> the registry's leader surveys: no slot has it, it votes on nothing
+                                           ──> the registry's leader surveys: no slot has it, nor does it vote
                                            ──> SetStanding(LEFT) ──> it stops, and is let in no more
 
 A survey asks every peer that can be reached for the slots it leads, and which of them are without the one in
 question. It is over when every slot is told of by a leader whose registry knows that the peer is leaving: one
 that did not would place it again. A slot that nobody leads keeps a peer from leaving, as it must.
+
+Who has left is told so by everybody that still has a connection to it: its own are refused from then on.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from meshq.errors import MeshqError, Refused, UsageError
 from meshq.ids import SYSTEM_SLOT, PeerId, Session
-from meshq.messages import Answer, Ask
+from meshq.messages import Answer, Ask, HasLeft
 from meshq.peer.core.absences import Absences
 from meshq.peer.core.context import Context
 from meshq.peer.core.events import PeerLeft
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.links import Links
 from meshq.peer.core.registrar import Registrar
 from meshq.peer.core.slots import Slots
 from meshq.registry.commands import LEAVING, LEFT, MEMBER, SetStanding
 
 SURVEY_S = 1.0
+FAIL_OVER_S = 5.0  # how long slots without a leader are waited for before a request is refused
+AGAIN_S, AGAIN_MAX = 0.5, 64
+GOODBYE_S = 2.0  # a connection to who has left is kept so long
 PLACEMENT = "placement"  # asked of other peers: what they lead, and what of it a peer has no part of
 
 
@@ -45,23 +53,52 @@ class Survey:
 @dataclass
 class Draining:
     ctx: Context
+    links: Links
     fan_out: FanOut
     registrar: Registrar
     slots: Slots
     absences: Absences
     _round_at: float = 0.0
-    _told: bool = False
+    _gone: bool = False
+    _again: list[tuple[float, Callable[[], None]]] = field(default_factory=list)  # AGAIN_MAX
+    _told: dict[PeerId, float] = field(default_factory=dict)  # who has left, and when it was told
 
     def tick(self) -> None:
         registry = self.ctx.registry
-        if self.ctx.me.peer in registry.left and not self._told:
-            self._told = True
-            self.ctx.out.append(PeerLeft())
+        due = [call for at, call in self._again if at <= self.ctx.now]
+        self._again = [x for x in self._again if x[0] > self.ctx.now]
+        for call in due:
+            self._when_possible(call)
+        if self.ctx.me.peer in registry.left:
+            self._go()
+        for peer in registry.left.keys() - self._told.keys():
+            self._told[peer] = self.ctx.now
+            self.links.send(peer, HasLeft(registry.version))
+        for peer in [p for p, at in self._told.items() if at < self.ctx.now - GOODBYE_S]:
+            if peer in registry.left:
+                self.links.forget(peer)
+            else:
+                del self._told[peer]  # it is here again
         if self.ctx.now < self._round_at or not registry.leaving or not self.registrar.leads():
             return
         self._round_at = self.ctx.now + SURVEY_S
         for peer in list(registry.leaving):
-            self.survey(peer, lambda found, peer=peer: self._on_survey(peer, found))  # type: ignore[misc]
+            self._when_possible(partial(self.survey, peer, partial(self._on_survey, peer)))
+
+    def _when_possible(self, call: Callable[[], None]) -> None:
+        with contextlib.suppress(MeshqError):  # too many questions under way: this one is left
+            call()
+
+    def on_has_left(self, message: HasLeft) -> None:
+        """Another peer knows it already."""
+        mine = self.ctx.registry.peers.get(self.ctx.me.peer)
+        if mine is not None and message.version > mine.version:
+            self._go()
+
+    def _go(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self.ctx.out.append(PeerLeft())
 
     def _on_survey(self, peer: PeerId, found: Survey) -> None:
         gone = found.clear == found.total and not self._votes(peer)
@@ -117,9 +154,14 @@ class Draining:
         """Begin; answered when that is registered. Raises: Refused, UsageError."""
         peer = self._peer(message)
         self._check_others(peer)
+        until = self.ctx.now + FAIL_OVER_S
 
         def begin(found: Survey) -> None:
             lost = found.total - found.clear - found.held
+            waits = self.ctx.now < until and len(self._again) < AGAIN_MAX
+            if lost and waits:  # perhaps one is just being elected
+                self._again.append((self.ctx.now + AGAIN_S, lambda: self.survey(peer, begin)))
+                return
             if lost and peer not in self.ctx.registry.leaving:
                 name = self._name(peer)
                 text = (

@@ -189,6 +189,11 @@ class Links:
                 self.ctx.count("links_broken_by_content")
                 self._break(peer, str(e))
 
+    def forget(self, peer: PeerId) -> None:
+        """It is no peer of the mesh any more."""
+        if self.states.pop(peer, None) is not None:
+            self.ctx.out.append(CloseLink(peer))
+
     def probe(self, peer: PeerId, payload: bytes = b"") -> None:
         """Ask now whether it is there; `answered` is the hint that it is. With what gossip has to tell it."""
         link = self.states.get(peer)
