@@ -21,6 +21,7 @@ from meshq.errors import MeshqError, OutcomeUnknown, Unavailable
 from meshq.security.directory import DataDirectory
 
 LOOK_S: Final = 0.5
+ANSWER_S: Final = 3.0  # more than a survey of the others takes; a peer that stopped does not answer at all
 TELL_S: Final = 2.0  # between two lines of progress
 LOST_S: Final = 20.0  # how long a peer that does not answer is looked for again
 Progress = dict[str, Any]
@@ -83,7 +84,7 @@ async def _leave(where: Where, args: dict[str, Any], *, wait: bool, own: bool) -
 
 
 async def _progress(mesh: Mesh, args: dict[str, Any]) -> Progress:
-    answer: Progress = await mesh.ask("peer.leaving", args)
+    answer: Progress = await mesh.ask("peer.leaving", args, timeout=ANSWER_S)
     return answer
 
 
