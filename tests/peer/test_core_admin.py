@@ -100,7 +100,7 @@ def test_a_fact_that_did_not_come_in_time_is_null_and_never_zero() -> None:
     assert ends["a"] == 0
     assert ends["b"] is None
     assert peer.tell(e.LinkMessage(B, Answer(ask.request, {}))) == [], "too late"
-    assert not peer.core.admin._fan_outs
+    assert not peer.core.admin.fan_out._asked
 
 
 def test_questions_to_other_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
