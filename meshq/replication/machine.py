@@ -260,25 +260,32 @@ class Replica:
         """A linearizable read: ReadReady or ReadFailed will name `ref`. Raises: NotOwner, Overloaded."""
         self._lead().read(ref)
 
-    def recover(self, lost: Collection[PeerId], *, draw: int, wall_ms: int) -> Entry:
-        """Go on alone from what is here, in a new generation: the peers in `lost` are gone for good, and without
-        them no majority is left. The other members copy from here. What was decided and never came here is
-        lost; the entry returned is the first of the generation. See generations.py. `flush` sends it.
+    def recover(self, left: Collection[Node], *, draw: int, wall_ms: int) -> Entry:
+        """Go on alone from what is here, in a new generation: of the slot's nodes only those in `left` are left,
+        and they are no majority. They copy from here. What was decided and never came here is lost, see `kept`;
+        the entry returned is the first of the generation. See generations.py. `flush` sends it.
 
         Raises: UsageError where it could be wrong.
         """
         s = self._state
         s.wall_ms = wall_ms
-        left = [n for n in s.config.nodes() if n.peer not in lost]
-        if s.me.peer in lost or s.me not in s.config.nodes():
+        if s.me not in left or s.me not in s.config.nodes():
             raise UsageError("this peer is no member of the slot: another one has to go on")
         if s.config.has_majority(left):
             raise UsageError("a majority of the slot's voters is left: nothing has to be given up")
         if s.role is Role.LEADER or s.rolled_back or s.installing or s.is_stale:
             raise UsageError("this peer cannot go on by itself: it leads, or its copy is not whole")
-        others = tuple(sorted(n for n in left if n != s.me))
+        others = tuple(sorted(n for n in s.config.nodes() if n in left and n != s.me))
         self._elections.begin_generation(Config((s.me,), (), others), draw)
         return s.log.item(s.log.last.index).entry
+
+    @property
+    def kept(self) -> Position:
+        """Up to where nothing would be lost by `recover` here: what is behind may have been decided otherwise
+        elsewhere, or be missing.
+        """
+        log, index = self._state.log, self._state.delivered
+        return log.position(index) or Position(index, log.term_at(index) or 0, b"")
 
     def set_rank(self, rank: int) -> None:
         self._state.rank = rank
