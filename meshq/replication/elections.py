@@ -151,7 +151,9 @@ class Elections:
         free = m.term > s.term if m.pre else s.hard.vote in (None, frm) and s.leader in (None, frm)
         last = s.log.last
         level = (m.last_term, m.last_index) >= (last.term, last.index)
-        level = level and generation_of(m.last_term) >= generation_of(s.term)  # theirs may be as stale as ours
+        level = level and generation_of(m.last_term) >= generation_of(
+            s.term
+        )  # theirs may be as stale as ours
         granted = free and level and not s.frozen and (m.transfer or not self.follows_a_live_leader())
         if m.pre:
             s.promise(frm, VoteReply(m.term if granted else s.term, granted, True))

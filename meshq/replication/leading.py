@@ -57,7 +57,7 @@ class Leading:
 
     # ----------------------------------------------------------------------------------- beginning, end
     def begin(self, config: Config | None = None) -> None:
-        """`config`: the term begins by it instead of by an empty entry, and whoever led before is no matter."""
+        """`config`: the term begins with it instead of an empty entry: nobody was asked (generations.py)."""
         s = self._state
         self._term_began = s.log.last.index + 1
         self._told_serving = False

@@ -261,9 +261,9 @@ class Replica:
         self._lead().read(ref)
 
     def recover(self, left: Collection[Node], *, draw: int, wall_ms: int) -> Entry:
-        """Go on alone from what is here, in a new generation: of the slot's nodes only those in `left` are left,
-        and they are no majority. They copy from here. What was decided and never came here is lost, see `kept`;
-        the entry returned is the first of the generation. See generations.py. `flush` sends it.
+        """Go on alone from what is here, in a new generation (generations.py): of the slot's nodes only those
+        in `left` are left, and they are no majority. They copy from here. What was decided and never came
+        here is lost, see `kept`; the entry returned is the generation's first. `flush` sends it.
 
         Raises: UsageError where it could be wrong.
         """
@@ -279,7 +279,6 @@ class Replica:
         self._elections.begin_generation(Config((s.me,), (), others), draw)
         return s.log.item(s.log.last.index).entry
 
-    @property
     def kept(self) -> Position:
         """Up to where nothing would be lost by `recover` here: what is behind may have been decided otherwise
         elsewhere, or be missing.

@@ -295,9 +295,7 @@ class Host:
         """A person said that all others are gone for good."""
         before = copy.replica.term
         copy.replica.recover(left, draw=draw, wall_ms=self.wall_ms())
-        self.env.oracle.on_recover(
-            copy.slot, copy.node, self.disk.images[copy.slot], copy.replica, before
-        )
+        self.env.oracle.on_recover(copy.slot, copy.node, self.disk.images[copy.slot], copy.replica, before)
         self.flush(copy)
 
     def write(self, slot: int, op: Op) -> None:

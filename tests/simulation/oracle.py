@@ -69,7 +69,7 @@ def advance(applied: Applied, item: Item) -> Applied:
 
 @dataclass(slots=True)
 class Timeline:
-    """What was decided in one generation of a slot. An older one may go on where the newer is not heard of."""
+    """What was decided in one generation of a slot. An older one may go on where it has not been heard of."""
 
     generation: int
     decided: list[Item] = field(default_factory=list)
@@ -82,7 +82,9 @@ class Oracle:
     def __init__(self, slots: int, has_it: HasIt, *, strict: bool = True) -> None:
         self._has_it = has_it
         self._strict = strict
-        self._timelines = [[Timeline(0, begun=True)] for _ in range(slots)]  # by slot, in the generations' order
+        self._timelines = [
+            [Timeline(0, begun=True)] for _ in range(slots)
+        ]  # by slot, in the generations' order
         self.lost = 0  # entries decided in one generation and not in the next
         self.leaders: dict[tuple[int, int], Node] = {}
         self._chains: list[dict[tuple[int, int], bytes]] = [{} for _ in range(slots)]
@@ -105,8 +107,8 @@ class Oracle:
         kept = len(old.decided)
         while kept and not has(image, replica, old.decided[kept - 1]):
             kept -= 1
-        if kept < replica.kept.index:
-            raise Wrong(f"{show(node)} said it keeps slot {slot} up to {replica.kept.index}, and keeps {kept}")
+        if kept < replica.kept().index:
+            raise Wrong(f"{show(node)} said it keeps slot {slot} up to {replica.kept().index}, it has {kept}")
         self.lost += len(old.decided) - kept
         new = Timeline(generation_of(replica.term), old.decided[:kept], old.states[: kept + 1])
         self._timelines[slot].append(new)
@@ -137,8 +139,8 @@ class Oracle:
     def on_commit(
         self, slot: int, node: Node, config: Config | None, image: Image, items: tuple[Item, ...], term: int
     ) -> int:
-        """`config`: the leader's that decided it, if it still leads. `term` is the node's. Returns how many of
-        them are news.
+        """`config`: the leader's that decided it, if it still leads. `term` is the node's. Returns how many
+        of them are news.
         """
         line = self.of(slot, term)
         line.begun = True

@@ -259,7 +259,7 @@ class Story:
     def do_recover(self, number: str, *words: str) -> None:
         host, copy = self._copy(number)
         _, lost = _members(["learning" if w == "without" else w for w in words])
-        kept = copy.replica.kept
+        kept = copy.replica.kept()
         self.lines.append(f"n{number}: keeps all up to {kept.index}/{show_term(kept.term)}")
         host.recover(copy, {h.node for n, h in self.hosts.items() if n not in lost}, draw=0)
 
@@ -368,7 +368,8 @@ class Story:
         for number, host in self.hosts.items():
             if host.up and host.copies[0].replica.config.voters:
                 r = host.copies[0].replica
-                text = f"{r.role.name.lower()} in term {show_term(r.term)}, log ends {r.last.index}/{show_term(r.last.term)}"
+                text = f"{r.role.name.lower()} in term {show_term(r.term)}"
+                text += f", log ends {r.last.index}/{show_term(r.last.term)}"
                 text += f", decided {r.commit_index}, members {show_config(r.config)}"
                 self.lines.append(f"n{number}: {text}" + ", frozen" * r.frozen)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meshq.entries import EntryKind
-from meshq.replication.generations import show_term
+from meshq.replication.generations import show_term as at
 from meshq.replication.quorum import Config, Node, decode_config
 from meshq.replication.words import (
     AppendEntries,
@@ -45,7 +45,7 @@ from tests.simulation.oracle import show
 def show_item(item: Item) -> str:
     """Index/term, and what it is."""
     entry = item.entry
-    place = f"{entry.index}/{show_term(entry.term)}"
+    place = f"{entry.index}/{at(entry.term)}"
     if entry.kind is EntryKind.CONFIG:
         return f"{place} config {show_config(decode_config(entry.body))}"
     if entry.kind is EntryKind.NOOP:
@@ -76,22 +76,25 @@ def show_message(m: Message) -> str:
     match m:
         case RequestVote():
             name = "RequestPreVote" if m.pre else "RequestVote"
-            return f"{name} term {show_term(m.term)}, log ends {m.last_index}/{show_term(m.last_term)}" + ", transfer" * m.transfer
+            return (
+                f"{name} term {at(m.term)}, log ends {m.last_index}/{at(m.last_term)}"
+                + ", transfer" * m.transfer
+            )
         case VoteReply():
-            return f"{'Pre' * m.pre}VoteReply term {show_term(m.term)}, {'granted' if m.granted else 'refused'}"
+            return f"{'Pre' * m.pre}VoteReply term {at(m.term)}, {'granted' if m.granted else 'refused'}"
         case AppendEntries():
-            text = f"AppendEntries term {show_term(m.term)} after {m.prev.index}/{show_term(m.prev.term)} {show_items(m.items)}"
-            return f"{text} commit {m.commit}" + f" round {m.round}" * bool(m.round)
+            text = f"AppendEntries term {at(m.term)} after {m.prev.index}/{at(m.prev.term)}"
+            return f"{text} {show_items(m.items)} commit {m.commit}" + f" round {m.round}" * bool(m.round)
         case AppendReply():
-            text = f"ok up to {m.match}" if m.ok else f"go back to {m.match}/{show_term(m.match_term)}"
-            return f"AppendReply term {show_term(m.term)}, {text}" + f" round {m.round}" * bool(m.round)
+            text = f"ok up to {m.match}" if m.ok else f"go back to {m.match}/{at(m.match_term)}"
+            return f"AppendReply term {at(m.term)}, {text}" + f" round {m.round}" * bool(m.round)
         case InstallSnapshot():
-            text = f"InstallSnapshot term {show_term(m.term)} of {m.meta.last.index}/{show_term(m.meta.last.term)}"
+            text = f"InstallSnapshot term {at(m.term)} of {m.meta.last.index}/{at(m.meta.last.term)}"
             return f"{text} from byte {m.position}, {len(m.data)} bytes" + ", the last" * m.done
         case SnapshotReply():
-            return f"SnapshotReply term {show_term(m.term)} of {m.index}, next byte {m.position}"
+            return f"SnapshotReply term {at(m.term)} of {m.index}, next byte {m.position}"
         case TimeoutNow():
-            return f"TimeoutNow term {show_term(m.term)}"
+            return f"TimeoutNow term {at(m.term)}"
     raise AssertionError(m)
 
 
@@ -110,11 +113,11 @@ def show_event(event: object) -> str:
         case SupportGiven() | SupportGot():
             return show_effect(event)
         case LeaderGone(peer, term):
-            return f"n{int.from_bytes(peer, 'big')} does not lead in term {show_term(term)}"
+            return f"n{int.from_bytes(peer, 'big')} does not lead in term {at(term)}"
         case SnapshotRead():
             return f"read for {show(event.to)}: snapshot of {event.meta.last.index} from {event.position}"
         case GenerationSeen(term):
-            return f"somebody leads in term {show_term(term)}"
+            return f"somebody leads in term {at(term)}"
         case SnapshotStored():
             return (
                 f"snapshot of {event.meta.last.index} is on disk up to {event.position}"
@@ -132,7 +135,8 @@ def show_effect(e: object) -> str:
             if e.hard is not None:
                 vote = f", voted for {show(e.hard.vote)}" if e.hard.vote else ""
                 parts.append(
-                    f"term {show_term(e.hard.term)}{vote}" + f", repair until {e.hard.repair_until}" * bool(e.hard[2])
+                    f"term {at(e.hard.term)}{vote}"
+                    + f", repair until {e.hard.repair_until}" * bool(e.hard[2])
                 )
             if e.truncate_from is not None:
                 parts.append(f"truncate from {e.truncate_from}")
@@ -143,7 +147,10 @@ def show_effect(e: object) -> str:
             return f"decided: {show_items(e.items)}"
         case TellRole():
             leader = f", leader {show(e.leader)}" if e.leader and e.role.name != "LEADER" else ""
-            return f"{e.role.name.lower().replace('_', '-')} in term {show_term(e.term)}{leader}" + ", serves" * e.serves
+            return (
+                f"{e.role.name.lower().replace('_', '-')} in term {at(e.term)}{leader}"
+                + ", serves" * e.serves
+            )
         case TellConfig():
             return f"members are {show_config(e.config)}, by entry {e.index}"
         case ReadReady():

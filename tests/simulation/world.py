@@ -413,10 +413,20 @@ class World:
         """Leaders tell everybody what they lead, members or not."""
         if not host.up or self.paused[host.number] > self.now:
             return
-        led = [(c.slot, c.replica.term) for c in host.copies if generation_of(c.replica.term) and c.replica.serves]
+        led = [
+            (c.slot, c.replica.term)
+            for c in host.copies
+            if generation_of(c.replica.term) and c.replica.serves
+        ]
         for there in self.hosts if led else ():
             link = self.network.links[host.number][there.number] if there is not host else None
-            if link is not None and there.up and link.up and not link.cut and self.paused[there.number] <= self.now:
+            if (
+                link is not None
+                and there.up
+                and link.up
+                and not link.cut
+                and self.paused[there.number] <= self.now
+            ):
                 for slot, term in led:
                     self._step(there, there.copies[slot], GenerationSeen(term))
 
@@ -428,8 +438,8 @@ class World:
             self.crash(host)
 
     def recover(self, draw: Callable[[], int]) -> bool:
-        """What `meshq recover` does: of every slot that lost its majority, the most advanced copy that is left
-        goes on, when all that are left are there. Whether there was anything to do.
+        """What `meshq recover` does: of every slot that lost its majority the most advanced copy that is left
+        goes on, if all that are left are there. Whether there was anything to do.
         """
         there = [h for h in self.hosts if h.number not in self.gone]
         if any(not h.up or self.paused[h.number] > self.now or h.rolled_back for h in there):
