@@ -151,9 +151,7 @@ class Elections:
         free = m.term > s.term if m.pre else s.hard.vote in (None, frm) and s.leader in (None, frm)
         last = s.log.last
         level = (m.last_term, m.last_index) >= (last.term, last.index)
-        level = level and generation_of(m.last_term) >= generation_of(
-            s.term
-        )  # theirs may be as stale as ours
+        level = level and not self._is_of_old(m.last_term)
         granted = free and level and not s.frozen and (m.transfer or not self.follows_a_live_leader())
         if m.pre:
             s.promise(frm, VoteReply(m.term if granted else s.term, granted, True))
@@ -162,6 +160,10 @@ class Elections:
             s.set_hard(s.term, frm)
             self._arm_again()
         s.promise(frm, VoteReply(s.term, granted))
+
+    def _is_of_old(self, last_term: int) -> bool:
+        """Whether a candidate's log is as stale as this node's may be."""
+        return generation_of(last_term) < generation_of(self._state.term)
 
     def follows_a_live_leader(self) -> bool:
         s = self._state

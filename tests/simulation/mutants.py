@@ -220,7 +220,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
     "pieces sent twice": (Edit(Sending, "on_reply", "and reply.of == p.position", ""),),
     "stale logs elect": (
         Edit(Elections, "may_campaign", "and not s.is_stale", ""),
-        Edit(Elections, "on_request", "level = level and generation_of(m.last_term) >= g", "pass"),
+        Edit(Elections, "on_request", "level = level and not self._is_of_old(m.last_term)", "pass"),
     ),
     "decisions outlive their generation": (
         Edit(Elections, "become_follower", "if s.is_stale:", "if False:"),
