@@ -306,7 +306,7 @@ class Host:
         image = self.disk.images[copy.slot]
         config = self.env.deciding_config(copy)
         term = copy.replica.term
-        news = self.env.oracle.on_commit(copy.slot, copy.node, config, image, items, term)
+        news = self.env.oracle.on_commit(copy.slot, copy.node, term, config, image, items)
         begin = copy.applied.position.index
         if items[0].entry.index != begin + 1:
             raise Wrong(f"entry {items[0].entry.index} is handed on after {begin}")

@@ -73,6 +73,7 @@ class Timeline:
 
     generation: int
     decided: list[Item] = field(default_factory=list)
+    terms: list[int] = field(default_factory=list)  # of who first told of each
     states: list[Applied] = field(default_factory=lambda: [Applied()])  # after each index
     seen: dict[int, bytes] = field(default_factory=dict)  # (index, chain) that a read may show
     begun: bool = False
@@ -82,9 +83,7 @@ class Oracle:
     def __init__(self, slots: int, has_it: HasIt, *, strict: bool = True) -> None:
         self._has_it = has_it
         self._strict = strict
-        self._timelines = [
-            [Timeline(0, begun=True)] for _ in range(slots)
-        ]  # by slot, in the generations' order
+        self._timelines = [[Timeline(0, begun=True)] for _ in range(slots)]  # by slot, generations rising
         self.lost = 0  # entries decided in one generation and not in the next
         self.leaders: dict[tuple[int, int], Node] = {}
         self._chains: list[dict[tuple[int, int], bytes]] = [{} for _ in range(slots)]
@@ -110,7 +109,8 @@ class Oracle:
         if kept < replica.kept().index:
             raise Wrong(f"{show(node)} said it keeps slot {slot} up to {replica.kept().index}, it has {kept}")
         self.lost += len(old.decided) - kept
-        new = Timeline(generation_of(replica.term), old.decided[:kept], old.states[: kept + 1])
+        states = old.states[: kept + 1]
+        new = Timeline(generation_of(replica.term), old.decided[:kept], old.terms[:kept], states)
         self._timelines[slot].append(new)
         self._timelines[slot].sort(key=lambda t: t.generation)
 
@@ -121,9 +121,12 @@ class Oracle:
         other = self.leaders.setdefault((slot, told.term), node)
         if other != node:
             raise Wrong(f"slot {slot} has two leaders in term {told.term}: {show(other)} and {show(node)}")
-        decided = self.of(slot, told.term).decided
-        if decided:
-            last = decided[-1].entry
+        line = self.of(slot, told.term)
+        index = len(line.decided)
+        while index and line.terms[index - 1] >= told.term:
+            index -= 1  # one that leads no more and does not know it yet need not have this
+        if index:
+            last = line.decided[index - 1].entry
             here = replica.log.position(last.index)
             if replica.log.term_at(last.index) != last.term or (here and here.chain != last.chain):
                 raise Wrong(f"{show(node)} leads slot {slot} in term {told.term} without entry {last.index}")
@@ -137,11 +140,9 @@ class Oracle:
                 raise Wrong(f"slot {slot}: two entries {entry.index} of term {entry.term}")
 
     def on_commit(
-        self, slot: int, node: Node, config: Config | None, image: Image, items: tuple[Item, ...], term: int
+        self, slot: int, node: Node, term: int, config: Config | None, image: Image, items: tuple[Item, ...]
     ) -> int:
-        """`config`: the leader's that decided it, if it still leads. `term` is the node's. Returns how many
-        of them are news.
-        """
+        """`term`: the node's. `config`: the leader's, if it still leads. Tells how many are new."""
         line = self.of(slot, term)
         line.begun = True
         decided = line.decided
@@ -162,6 +163,7 @@ class Oracle:
             if decided and decided[-1].entry.timestamp_ms > entry.timestamp_ms:
                 raise Wrong(f"slot {slot}: time goes back at entry {index}")
             decided.append(item)
+            line.terms.append(term)
             self._check_seen(slot, line, item)
             line.states.append(advance(line.states[-1], item))
         last = items[-1].entry

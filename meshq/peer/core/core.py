@@ -152,6 +152,7 @@ class PeerCore:
             self._genesis_of,
             self.replicating.send,
             self._on_role,
+            self._on_members,
             ctx.count,
         )
         self.publishing = Publishing(ctx, self.slots)
@@ -482,7 +483,12 @@ class PeerCore:
     def _on_peer_gone(self, peer: PeerId) -> None:
         self.liveness.on_gone(peer)
 
+    def _on_members(self) -> None:
+        self.liveness.on_roles_changed()  # the leader tells those that keep a copy, whatever its role did
+        self.placing.on_slot_changed()
+
     def _on_role(self, host: Host) -> None:
+        self.placing.on_slot_changed()
         self.liveness.on_roles_changed()
         self.whereabouts.on_role(host)
         if host.leads:
