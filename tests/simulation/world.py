@@ -467,6 +467,7 @@ class World:
         self.clients_run = False
         self.network.heal()
         self.network.weather.loss = min(self.network.weather.loss, 0.02)
+        self.network.weather.late = 0.0  # what holds a link up for longer than support lasts is a fault
         self.stuck_disks.clear()
         for host in self.hosts:
             self.paused[host.number] = min(self.paused[host.number], self.now)
