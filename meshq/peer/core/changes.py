@@ -62,6 +62,6 @@ class Changes:
             self.core.registrar.seek_level()
             return
         self.look_for_deleted = False
-        for topic_id in self.core.slots.topics_held():
+        for topic_id in sorted(self.core.slots.topics_held()):
             if self.core.ctx.registry.version > 0 and self.core.ctx.topic(topic_id) is None:
                 self.core.slots.drop_topic(topic_id)

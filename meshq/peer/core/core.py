@@ -130,6 +130,7 @@ class PeerCore:
         )
         self.publishing = Publishing(ctx, self.slots)
         self.slots.on_stored, self.slots.on_refused = self.publishing.on_stored, self._on_refused
+        self.slots.on_lost = self.publishing.receipts.on_lost
         self.reading = Reading(ctx, self.slots)
         self.absences = Absences(ctx, self.links, self.slots)
         self.placing = Placing(ctx, self.links, self.slots, self.absences)
@@ -278,6 +279,7 @@ class PeerCore:
         self.disks.tick()
         self.admin.tick()
         self.ctx.sessions.tick(self.ctx.now)
+        self.publishing.receipts.tick()
         if self.ctx.now >= self._recheck_at:
             self._recheck_at = self.ctx.now + RECHECK_S
             self.ctx.recheck_sessions()
@@ -304,7 +306,7 @@ class PeerCore:
                     self.ctx.send(session, routes)
         self.whereabouts.flush()
         self.replicating.flush()
-        self.publishing.flush()
+        self.publishing.receipts.flush()
         self.reading.flush()
         out = self.ctx.out[:]
         self.ctx.out.clear()
@@ -315,7 +317,7 @@ class PeerCore:
         if door == REGISTRY:
             self.registrar.on_refused(number, error)
         else:
-            self.publishing.on_refused(ref, error)
+            self.ctx.fail(*ref, error)
 
     def _on_proposal(self, event: ProposalMade) -> None:
         def done(result: int | MeshqError) -> None:

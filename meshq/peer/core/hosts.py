@@ -100,7 +100,7 @@ class Hosting:
             slot, stream, now, hard=hard, log=log, configs=configs, partial=partial, repair_until=until
         )
         host.incoming, host.touched = incoming, touched
-        for partition in stream.dropping:
+        for partition in sorted(stream.dropping):
             self.slots.out.append(DeletePayloads(slot, partition))
 
     def begin(self, slots: Iterable[Slot], *, now: float) -> None:
