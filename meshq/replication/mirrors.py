@@ -40,7 +40,7 @@ class Mirrors:
         *,
         now: float,
     ) -> None:
-        """Who is one now. `match`: what each node has on disk; `supports`: the peers treated as alive here."""
+        """Who is one now. `match`: what each node has on disk; `supports`: peers treated as alive."""
         if len(config.voters) > 1 or config.is_joint or not config.learners:
             self.nodes.clear()
             self._behind.clear()
