@@ -310,7 +310,7 @@ def begun_rows(index: int, dropping: Iterable[PartitionKey]) -> list[tuple[bytes
     """Rows of this replica alone where its state is replaced: the index that is at, what is to be deleted."""
     return [
         (_APPLIED, _encoder.encode(index)),
-        *((_dropping_row(p), _encoder.encode(True)) for p in dropping),
+        *((_dropping_row(p), _encoder.encode(True)) for p in sorted(dropping)),
     ]
 
 

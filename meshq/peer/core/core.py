@@ -233,7 +233,7 @@ class PeerCore:
             self.registrar.seek_level()
             return
         self._look_for_deleted = False
-        for topic_id in self.slots.topics_held():
+        for topic_id in sorted(self.slots.topics_held()):
             if self.ctx.registry.version > 0 and self.ctx.topic(topic_id) is None:
                 self.slots.drop_topic(topic_id)
 

@@ -155,7 +155,7 @@ class Slots:
             slot, stream, now, hard=hard, log=log, configs=configs, partial=partial, repair_until=until
         )
         host.incoming, host.touched = incoming, touched
-        for partition in stream.dropping:
+        for partition in sorted(stream.dropping):
             self.out.append(DeletePayloads(slot, partition))
 
     def begin(self, slots: Iterable[Slot], *, now: float) -> None:
@@ -344,7 +344,7 @@ class Slots:
     def on_peer_linked(self, peer: PeerId) -> None:
         for host in list(self.hosts.values()):
             if host.replica.role is Role.LEADER:
-                for node in host.replica.config.nodes():
+                for node in sorted(host.replica.config.nodes()):
                     if node.peer == peer:
                         self.tell(host, words.PeerLinked(node))
 
