@@ -25,6 +25,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import inf
 
 from meshq.ids import PeerId, Slot
@@ -119,7 +120,7 @@ class Support:
     # --------------------------------------------------------------------------------------------- events
     def on_partners(self, peers: Collection[PeerId]) -> list[SupportEffect]:
         """These share slots with this host."""
-        for peer in set(self._partners) - set(peers):
+        for peer in sorted(set(self._partners) - set(peers)):
             self._drop(peer, self._partners.pop(peer))
         for peer in sorted(set(peers) - set(self._partners)):
             self._partners[peer] = _Partner()
@@ -231,5 +232,6 @@ class Support:
         return out
 
 
+@lru_cache(maxsize=512)  # asked for at every beat, of what changes only when leaders do
 def checksum(led: Led) -> int:
     return zlib.crc32(repr(led).encode()) if led else 0

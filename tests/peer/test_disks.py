@@ -8,7 +8,7 @@ import pytest
 
 from meshq.ids import SYSTEM_SLOT, PartitionKey, TopicId
 from meshq.messages import Accepted, TopicInfo
-from meshq.peer.core import slots
+from meshq.peer.core import saving
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Node
 from meshq.ring import owners
@@ -52,8 +52,7 @@ def check(world: World, client: Client, info: TopicInfo, sent: dict[int, tuple[i
                 assert log[result.base_offset] == value
 
 
-@pytest.mark.parametrize("seed", (2, 5, 8))
-def test_a_wiped_disk_rejoins_as_another_and_nothing_is_lost(seed: int) -> None:
+def wiped(seed: int) -> World:
     world, client, info, sent = placing.play(seed)  # four peers by now
     world.run(lambda: lives_where_it_should(world))
     host = world.hosts[1 + seed % 3]
@@ -63,7 +62,12 @@ def test_a_wiped_disk_rejoins_as_another_and_nothing_is_lost(seed: int) -> None:
     host.start()
     world.run(lambda: lives_where_it_should(world))
     check(world, client, info, sent)
-    assert counted(world)["snapshots_installed"] > 0
+    return world
+
+
+@pytest.mark.parametrize("seed", (2, 5, 8))
+def test_a_wiped_disk_rejoins_as_another_and_nothing_is_lost(seed: int) -> None:
+    assert counted(wiped(seed))["snapshots_installed"] > 0
 
 
 @pytest.mark.parametrize("seed", (2, 5, 8))
@@ -93,7 +97,7 @@ def test_a_peer_that_a_slot_left_deletes_it_and_can_be_added_again(seed: int) ->
     # The ring turns back: the one that joined is taken for dead, and its slots go to who had them before.
     gone = world.hosts[-1]
     for host in world.hosts[:-1]:
-        host.core.links.dead_for = lambda seconds, p=gone.identity.peer_id: {p}  # type: ignore[method-assign]
+        host.core.absences.longer_than = lambda _, p=gone.identity.peer_id: frozenset([p])  # type: ignore[method-assign]
     gone.crash()
     rest = {h.identity.peer_id for h in world.hosts[:-1]}
 
@@ -155,8 +159,8 @@ def test_a_clone_that_runs_beside_its_original_is_told() -> None:
 
 @pytest.mark.parametrize("seed", (2, 5, 8, 11))
 def test_a_damaged_entry_comes_again_from_another_replica(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "CHECKPOINT_S", 1e9)  # all that is applied is to be applied again
-    monkeypatch.setattr(slots, "CHECKPOINT_ENTRIES", 10**9)
+    monkeypatch.setattr(saving, "CHECKPOINT_S", 1e9)  # all that is applied is to be applied again
+    monkeypatch.setattr(saving, "CHECKPOINT_ENTRIES", 10**9)
     world, client, info, sent = placing.play(seed)
     world.run(lambda: lives_where_it_should(world))
     host = world.hosts[seed % 3]

@@ -32,7 +32,8 @@ from meshq.streams.publish import payload_key_of
 from meshq.streams.slot import EMPTY, SlotStream, begun_rows, partition_of_row
 
 if TYPE_CHECKING:
-    from meshq.peer.core.slots import Host, Slots
+    from meshq.peer.core.hosts import Host
+    from meshq.peer.core.slots import Slots
 
 _TOUCHED, _META = b"t", b"m"
 Begun = tuple[bytes | None, tuple[tuple[bytes, bytes], ...]]  # what is cleared aside, and put there
@@ -196,7 +197,7 @@ class Receiving:
         )
         host.stream, host.checkpointed = stream, stream.applied_index
         host.incoming, host.touched = None, {}
-        for partition in stream.dropping:
+        for partition in sorted(stream.dropping):
             self.slots.out.append(DeletePayloads(host.slot, partition))
         self.slots.count("snapshots_installed")
         self.slots.tell(host, words.SnapshotStored(incoming.meta, incoming.position, True))

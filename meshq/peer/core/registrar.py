@@ -30,8 +30,9 @@ from meshq.errors import (
 from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session
 from meshq.messages import Answer, Ask, Failure, ProposeRegistry, error_of
 from meshq.peer.core.context import Context
+from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.links import Links
-from meshq.peer.core.slots import Host, Slots, Tail
+from meshq.peer.core.slots import Slots
 from meshq.registry import commands
 from meshq.registry.commands import AnyCommand, DeleteTopic
 from meshq.registry.state import Change
@@ -139,7 +140,7 @@ class Registrar:
                 self.ctx.registry.apply(entry.index, commands.decode(entry.body))
         if last < applied:
             raise StoreCorrupt(f"the registry's log ends at {last}, and {applied} entries were applied")
-        self.slots.restore(SYSTEM_SLOT, rows, tail=Tail(tail), aside={}, now=self.ctx.now)
+        self.slots.hosting.restore(SYSTEM_SLOT, rows, tail=Tail(tail), aside={}, now=self.ctx.now)
 
     def _on_entry(self, entry: Entry) -> None:
         result = self.ctx.registry.apply(entry.index, commands.decode(entry.body))
@@ -166,7 +167,7 @@ class Registrar:
     def _try(self, p: _Proposal) -> None:
         p.tries += 1
         p.try_at, p.tried_at = inf, self.ctx.now
-        if self._leads():
+        if self.leads():
             p.here = True
             self._append(p.command, lambda result: self._on_tried(p, result))
             return
@@ -228,7 +229,7 @@ class Registrar:
 
     def is_reachable(self) -> bool:
         """Whether a command would come to whoever leads the registry, as it looks from here."""
-        return self._leads() or self.leader() in self.links.reachable() - {self.ctx.me.peer}
+        return self.leads() or self.leader() in self.links.reachable() - {self.ctx.me.peer}
 
     def voters(self) -> set[PeerId]:
         """Who votes for the system slot, as far as this peer knows."""
@@ -260,13 +261,13 @@ class Registrar:
     def _host(self) -> Host | None:
         return self.slots.hosts.get(SYSTEM_SLOT)
 
-    def _leads(self) -> bool:
+    def leads(self) -> bool:
         host = self._host()
         return host is not None and host.leads
 
     def check_leads(self) -> None:
         """Raises: NotOwner."""
-        if not self._leads():
+        if not self.leads():
             raise NotOwner(f"{self.ctx.me.name!r} does not lead the registry", retry_after_ms=50)
 
     def on_propose(self, session: Session, message: ProposeRegistry) -> None:
@@ -302,7 +303,7 @@ class Registrar:
         """What was appended here at this index was not committed by this leader."""
         done = self._dones.pop(index, None)
         if done is not None:
-            lost = not self._leads()
+            lost = not self.leads()
             done(NotOwner("the registry has another leader now", retry_after_ms=50) if lost else error)
 
     # ----------------------------------------------------------------------------- as new as the leader
@@ -320,7 +321,7 @@ class Registrar:
         if self._level_from is not None or self.ctx.now < self._level_asked_at + LEVEL_S:
             return
         leader, doubts = self.leader(), self._doubts
-        if self._leads():
+        if self.leads():
             self._level_asked_at = self.ctx.now
             self.slots.read(SYSTEM_SLOT, lambda index: self._on_level(index, doubts))
         elif leader is not None:

@@ -13,9 +13,10 @@ from meshq.ids import SYSTEM_SLOT, PeerId, Slot
 from meshq.limits import ADDRESSES_MAX
 from meshq.messages import Leads, PeerRoute, Routes
 from meshq.peer.core.context import Context
+from meshq.peer.core.hosts import Host
 from meshq.peer.core.links import Links
 from meshq.peer.core.placing import Placing
-from meshq.peer.core.slots import Host, Slots
+from meshq.peer.core.slots import Slots
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Whereabouts:
         if self._news:
             message = Leads(sorted((int(slot), term) for slot, term in self._news.items()))
             self._news.clear()
-            for peer in self.links.reachable() - {self.ctx.me.peer}:
+            for peer in sorted(self.links.reachable() - {self.ctx.me.peer}):
                 self.links.send(peer, message)
 
     def registry_leader(self) -> PeerId | None:
@@ -60,8 +61,8 @@ class Whereabouts:
         known = self._leaders.get(slot)
         if known is not None and known[1] in self.ctx.registry.peers:
             return known[1]
-        wanted = self.placing.wanted.get(slot) or self.ctx.registry.genesis_owners[slot]
-        return wanted[0]
+        guesses = (*self.placing.wanted.get(slot, ()), *self.ctx.registry.genesis_owners[slot])
+        return next((p for p in guesses if p in self.ctx.registry.peers), self.ctx.me.peer)
 
     def counts(self) -> Counter[PeerId]:
         """How many slots each peer leads, as far as is known here."""
