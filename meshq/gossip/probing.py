@@ -3,11 +3,11 @@
 Members are asked in a shuffled order, shuffled again after each round: so each is asked once in n periods
 (twice that at the latest), and not, as with free choice, perhaps never. SWIM, sections 3.1 and 4.3.
 
-A probe begins with a ping. While that is not answered, the same question is asked once more, and by way of a
-few others, every `ping_s` until the probe has failed: SWIM asks helpers once, but a failed probe is told to
-all, and a third and fourth question to one are cheaper than that. A helper says so when it did not get through
-(a *nack*, Lifeguard IV-A): who gets neither an answer nor a nack knows that it is itself the one who does not
-hear.
+A probe begins with a ping. While that is not answered, the same question is asked once more, and by way of
+a few others, every `ping_s` until the probe has failed: SWIM asks helpers once, but a failed probe is told
+to all, and a third and fourth question to one are cheaper than that. A helper says so when it did not get
+through (a *nack*, Lifeguard IV-A): who gets neither an answer nor a nack knows that it is itself the one who
+does not hear.
 """
 
 from __future__ import annotations
