@@ -164,7 +164,7 @@ class PeerCore:
         self.liveness = Liveness(ctx, self.links, self.slots)
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
         self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
-        self.membership = MembershipView(ctx, self.links)
+        self.membership = MembershipView(ctx, self.links, self.liveness)
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self._on_changes, leader)
         self.slots.system = self.registrar.stream

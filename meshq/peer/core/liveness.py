@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from meshq.ids import PeerId
 from meshq.messages import Beat
 from meshq.peer.core.context import Context
+from meshq.peer.core.events import MemberSeen
 from meshq.peer.core.links import Links
 from meshq.peer.core.slots import Slots
 from meshq.replication.support import LeadsOnly, Led, PeerRestarted, SendBeat, Support, SupportEffect
@@ -48,6 +49,10 @@ class Liveness:
 
     def on_gone(self, peer: PeerId) -> None:
         self._carry_out(self.support.on_gone(peer))
+
+    def on_member(self, seen: MemberSeen) -> None:
+        """Membership suspects it or does not: a hint that shortens the wait, and no more."""
+        self.support.on_suspected(seen.peer, seen.state in ("suspect", "dead"))
 
     def tick(self) -> None:
         if self._partners_dirty:
