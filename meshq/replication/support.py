@@ -9,8 +9,8 @@ Support is extended only by a beat that echoes one of one's own recent beats: th
 hear it, so a cut in one direction ends it in both. A peer whose disk does not finish its writes, or whose
 loop stands still, sends no beats: it could not lead either.
 
-Whoever membership suspects is supported for `suspect_s` behind its last beat, not for `support_s`: a hint that
-shortens the wait. It takes nothing away while beats come, so blocked datagrams cost no election.
+Whoever membership suspects is supported for `suspect_s` behind its last beat, not for `support_s`: a hint
+that shortens the wait. It takes nothing away while beats come, so blocked datagrams cost no election.
 
     A                                              B
     │ beat 7, echoes 3 ───────────────────────────>│ sent its 3 less than `support_s` ago: supports A until
