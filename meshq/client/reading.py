@@ -225,7 +225,7 @@ class Reading:
                 return
             part.started = True
             part.attempt = 0
-            # Further on than asked for: the records in between are not there any more, and the leader says so.
+            # Further on than asked for: the records in between are gone, and the leader says so.
             part.position = item.offset if part.position is None else max(part.position, item.offset)
             self._common.effects.append(Place(s.sub, part.topic, part.number, part.position))
             s.not_started.discard(part.key)
