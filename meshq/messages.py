@@ -333,11 +333,20 @@ class NotMember(Message, frozen=True, tag=66):
     ]
 
 
+class HasLeft(Message, frozen=True, tag=67):
+    """The receiver has left the mesh, by the registry's entry of this index: what it connects is refused from
+    then on, so it would not hear of that otherwise."""
+
+    version: U63
+
+
 BulkyMessage = (
     Watch | Produce | Read | Unread | ProposeRegistry | Replicate | Beat | Leads | MembershipAsked | NotMember
 )  # fmt: skip
 ClientMessage = Hello | Ping | Resolve | Watch | Unwatch | Produce | Read | Credit | Unread | Ask
-PeerMessage = ProposeRegistry | Replicate | Beat | Leads | CarryGossip | MembershipAsked | NotMember
+PeerMessage = (
+    ProposeRegistry | Replicate | Beat | Leads | CarryGossip | MembershipAsked | NotMember | HasLeft
+)  # fmt: skip
 ServerMessage = (
     Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
     | ReadEnded | Answer

@@ -55,7 +55,19 @@ class DeleteTopic(Command, frozen=True, tag=5):
     topic_id: Id16
 
 
-AnyCommand = RegisterPeer | RegisterClient | CreateTopic | SetTopic | DeleteTopic
+MEMBER, LEAVING, LEFT = 0, 1, 2
+
+
+class SetStanding(Command, frozen=True, tag=6):
+    """Whether a peer belongs: MEMBER; LEAVING, while its slots walk to others; LEFT, when nothing is there.
+    Who has left is let in again by a new certificate.
+    """
+
+    peer: Id16
+    standing: Annotated[int, Meta(ge=MEMBER, le=LEFT)]
+
+
+AnyCommand = RegisterPeer | RegisterClient | CreateTopic | SetTopic | DeleteTopic | SetStanding
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)

@@ -97,7 +97,9 @@ class Trial:
             self.mesh.wait("every partition is published to", every, deadline_s)
         except AssertionError:
             last = {p: round(t[-1] - since, 2) for p, t in sorted(self.history.times.items())}
-            raise AssertionError(f"not every partition is published to after {deadline_s} s: {last}") from None
+            raise AssertionError(
+                f"not every partition is published to after {deadline_s} s: {last}"
+            ) from None
 
     def settled(self, deadline_s: float = SETTLED_S) -> None:
         """Until every peer reaches every other one and every slot is led and has all its copies."""

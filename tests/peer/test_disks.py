@@ -93,7 +93,7 @@ def test_a_peer_that_a_slot_left_deletes_it_and_can_be_added_again(seed: int) ->
     # The ring turns back: the one that joined is taken for dead, and its slots go to who had them before.
     gone = world.hosts[-1]
     for host in world.hosts[:-1]:
-        host.core.links.dead_for = lambda seconds, p=gone.identity.peer_id: {p}  # type: ignore[method-assign]
+        host.core.absences.longer_than = lambda _, p=gone.identity.peer_id: frozenset([p])  # type: ignore[method-assign]
     gone.crash()
     rest = {h.identity.peer_id for h in world.hosts[:-1]}
 

@@ -32,6 +32,7 @@ from meshq.messages import (
     CarryGossip,
     Credit,
     Failure,
+    HasLeft,
     Hello,
     Leads,
     MembershipAsked,
@@ -51,9 +52,11 @@ from meshq.messages import (
     Watch,
     Welcome,
 )
+from meshq.peer.core.absences import Absences
 from meshq.peer.core.admin import Admin
 from meshq.peer.core.context import Context, CoreSettings, Me
 from meshq.peer.core.disks import Disks
+from meshq.peer.core.draining import Draining
 from meshq.peer.core.events import (
     PEERS,
     BatchesFetched,
@@ -85,6 +88,7 @@ from meshq.peer.core.events import (
     WritesDone,
     WritesFailed,
 )
+from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
@@ -154,7 +158,8 @@ class PeerCore:
         self.publishing = Publishing(ctx, self.slots)
         self.slots.on_stored, self.slots.on_refused = self.publishing.on_stored, self._on_refused
         self.reading = Reading(ctx, self.slots)
-        self.placing = Placing(ctx, self.links, self.slots)
+        self.absences = Absences(ctx, self.links, self.slots)
+        self.placing = Placing(ctx, self.links, self.slots, self.absences)
         self.liveness = Liveness(ctx, self.links, self.slots)
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
         self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
@@ -163,9 +168,12 @@ class PeerCore:
         self.registrar = Registrar(ctx, self.links, self.slots, self._on_changes, leader)
         self.slots.system = self.registrar.stream
         self.naming = Naming(ctx, self.registrar)
+        fan_out = FanOut(ctx, self.links)
+        self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
         self.admin = Admin(
-            ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal
-        )
+            ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
+            fan_out, self.draining,
+        )  # fmt: skip
         self._look_for_deleted = True  # of slots led here
         self._next_tick = 0.0
         self._recheck_at = 0.0
@@ -296,15 +304,17 @@ class PeerCore:
     def _on_tick(self) -> None:
         self.liveness.tick()
         self.slots.tick()
-        if self.ctx.now < self._next_tick:
-            return
+        if self.ctx.now < self._next_tick - TICK_S / 2:
+            return  # what is nearly due is done with a beat: every waking costs an idle host
         self._next_tick = self.ctx.now + TICK_S
         self.links.tick()
         self.registrar.tick()
         if self._look_for_deleted:
             self._drop_deleted()
+        self.absences.tick()
         self.placing.tick()
         self.leaving.tick()
+        self.draining.tick()
         self.disks.tick()
         self.admin.tick()
         self.ctx.sessions.tick(self.ctx.now)
@@ -423,6 +433,7 @@ class PeerCore:
                 | CarryGossip()
                 | MembershipAsked()
                 | NotMember()
+                | HasLeft()
             ):
                 self._on_peers_request(session, principal, message, payloads)
             case _:
@@ -447,6 +458,8 @@ class PeerCore:
                 self.leaving.on_asked(peer, message)
             case NotMember():
                 self.leaving.on_answer(message)
+            case HasLeft():
+                self.draining.on_has_left(message)
             case CarryGossip():
                 self.ctx.out.append(TellMembership(peer, message.payload))
 

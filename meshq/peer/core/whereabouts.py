@@ -60,8 +60,8 @@ class Whereabouts:
         known = self._leaders.get(slot)
         if known is not None and known[1] in self.ctx.registry.peers:
             return known[1]
-        wanted = self.placing.wanted.get(slot) or self.ctx.registry.genesis_owners[slot]
-        return wanted[0]
+        guesses = (*self.placing.wanted.get(slot, ()), *self.ctx.registry.genesis_owners[slot])
+        return next((p for p in guesses if p in self.ctx.registry.peers), self.ctx.me.peer)
 
     def counts(self) -> Counter[PeerId]:
         """How many slots each peer leads, as far as is known here."""
