@@ -3,9 +3,9 @@
     python -m tests.lab.load publish --credentials app.meshq --topic numbers --rate 2000 > history
     python -m tests.lab.load read    --credentials app.meshq --topic numbers [--count N] > read
 
-The publisher prints a line for every record's end: `+ number partition offset time`, `? number`: outcome not
-known, `- number error`: certainly not published. SIGTERM ends its sending; when all has been answered `= count`
-is its last line. A reader prints `partition offset number time`; number -1 is a value that nobody sent.
+The publisher prints a line for every record's end: `+ number partition offset time`, `? number`: outcome
+unknown, `- number error`: certainly not published. SIGTERM ends its sending; when all has been answered,
+`= count` is its last line. A reader prints `partition offset number time`; number -1 is a value that nobody sent.
 `Load` is the other end: it starts both and makes a History of what they print.
 """
 

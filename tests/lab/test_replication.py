@@ -39,7 +39,7 @@ def _report(what: str, t: Trial, report: Report) -> None:
 
 
 def _kill(t: Trial, n: int) -> Round:
-    return t.suffer(lambda: t.peers[n].kill(), lambda: t.restart(t.peers[n]), hold_s=2.5)
+    return t.suffer(t.peers[n].kill, lambda: t.restart(t.peers[n]), hold_s=2.5)
 
 
 @pytest.mark.long
