@@ -38,7 +38,7 @@ class FanOut:
         if len(self._asked) >= FAN_OUTS_MAX:
             raise Overloaded("this peer asks others as much as it may", retry_after_ms=200)
         asked = _Asked(set(), [], self.ctx.now + FAN_OUT_S, done)
-        for peer in self.links.reachable() - {self.ctx.me.peer}:
+        for peer in sorted(self.links.reachable() - {self.ctx.me.peer}):
             request = self.ctx.next_request()
             if self.links.send(peer, Ask(request, what, args)):
                 asked.waiting.add(request)
