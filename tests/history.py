@@ -16,9 +16,8 @@ disks what lies on them. `check` then counts, each of which must be nought:
 from __future__ import annotations
 
 import itertools
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import NamedTuple
 
@@ -170,8 +169,3 @@ def by_partition(rows: Iterable[tuple[int, int, int]]) -> dict[int, dict[int, in
         else:
             log[offset] = n
     return view
-
-
-def wall_clock() -> Callable[[], float]:
-    """Processes on one machine share it."""
-    return time.time

@@ -5,7 +5,7 @@
 
 The publisher prints a line for every record's end: `+ number partition offset time`, `? number`: outcome
 unknown, `- number error`: certainly not published. SIGTERM ends its sending; when all has been answered,
-`= count` is its last line. A reader prints `partition offset number time`; number -1 is a value that nobody sent.
+`= count` is its last line. A reader prints `partition offset number time`; number -1: nobody sent that.
 `Load` is the other end: it starts both and makes a History of what they print.
 """
 

@@ -1,7 +1,7 @@
 """A trial: peers on hosts of their own, a publisher and a reader on another, a fault, and the judgement.
 
     with trial(tmp_path, 3) as t:
-        t.suffer(lambda: t.peers[1].kill(), lambda: t.restart(t.peers[1]), hold_s=2.5)
+        t.suffer(t.peers[1].kill, lambda: t.restart(t.peers[1]), hold_s=2.5)
         t.judge()
 
 `judge` lets all that was sent be answered, reads everything back, stops the peers and reads their disks; it
@@ -39,12 +39,12 @@ KEPT = Path(os.environ.get("MESHQ_LAB_KEEP", "/tmp/meshq-lab-histories"))
 
 @dataclass(slots=True)
 class Round:
-    """`gap`: the longest time that any partition went without a receipt while the fault was there; `after`:
-    from its end until all was well again; `back_s`: from its end until every partition had a receipt."""
+    """The longest time without a receipt: `none` in the whole topic and `gap` in some partition while the
+    fault was there, `after` in some partition from its end until all was well again."""
 
+    none: float
     gap: float
     after: float
-    back_s: float
 
 
 @dataclass
@@ -73,15 +73,19 @@ class Trial:
         healed = time.time()
         heal()
         self.flows(healed)
-        back = min_after(self.history, healed)
         self.settled()
         whole = time.time()
         self.flows(whole)
-        found = Round(
-            self.history.gap_of_any(at, healed), self.history.gap_of_any(healed, whole), back - healed
-        )
+        h = self.history
+        found = Round(h.gap(at, healed), h.gap_of_any(at, healed), h.gap_of_any(healed, whole))
         self.rounds.append(found)
+        self.note(f"at {at:.3f}: {found}")
         return found
+
+    def note(self, text: str) -> None:
+        """Into the diary that is kept with the histories."""
+        with (self.where / "diary").open("a") as diary:
+            diary.write(f"{time.time():.3f} {text}\n")
 
     def _wait_until(self, moment: float) -> None:
         self.mesh.wait("time has passed", lambda: time.time() >= moment, moment - time.time() + 5)
@@ -208,11 +212,6 @@ def trial(
         except BaseException as e:
             e.add_note(f"kept: {t.keep(name)}")
             raise
-
-
-def min_after(history: History, since: float) -> float:
-    """When the last partition had its first receipt since then."""
-    return max(next(t for t in times if t > since) for times in history.times.values())
 
 
 def disk_view(store: Path) -> View:

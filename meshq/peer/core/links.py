@@ -153,6 +153,14 @@ class Links:
         self.ctx.out.append(SendPeer(peer, hello))
 
     def on_link_down(self, peer: PeerId, reason: str) -> None:
+        """The transport lost it, or could not open it."""
+        link = self.states.get(peer)
+        was_steady = link is not None and link.state is LinkState.UP and self.ctx.now - link.up_at > STEADY_S
+        self._go_down(peer, reason)
+        if link is not None and was_steady:
+            self._open(peer, link)  # at once: whether somebody is still there is worth knowing
+
+    def _go_down(self, peer: PeerId, reason: str) -> None:
         link = self.states.setdefault(peer, LinkFacts())
         was_up = link.state is LinkState.UP
         link.state, link.reason, link.moved_at = LinkState.DOWN, reason, None
@@ -160,8 +168,6 @@ class Links:
             link.try_at = self.ctx.now
             self.ctx.out.append(HintMembership(peer, "broken"))
             self.on_down(peer)
-            if self.ctx.now - link.up_at > STEADY_S:
-                self._open(peer, link)  # at once: whether somebody is still there is worth knowing
             return
         link.try_at = self.ctx.now + link.pause_s
         link.pause_s = min(link.pause_s * 2, PAUSE_S_MAX)
@@ -169,7 +175,7 @@ class Links:
 
     def _break(self, peer: PeerId, reason: str) -> None:
         self.ctx.out.append(CloseLink(peer))
-        self.on_link_down(peer, reason)
+        self._go_down(peer, reason)
 
     def on_link_message(self, peer: PeerId, message: ServerMessage) -> None:
         link = self.states.setdefault(peer, LinkFacts())
