@@ -591,7 +591,7 @@ class World:
         """What a replica needs for what it lacks, where so few appends are on the way at a time."""
         plan, weather = self.plan, self.network.weather
         one_s = 2 * (weather.delay_s + weather.jitter_s) + 2 * plan.fsync_s
-        ends = [len(decided) for decided in self.oracle.decided]
+        ends = [len(self.oracle.decided(slot)) for slot in range(self.plan.slots)]
         lacks = [ends[c.slot] - c.applied.position.index for h in self.hosts for c in h.copies]
         return one_s * max(lacks, default=0) / plan.in_flight
 
