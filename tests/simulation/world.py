@@ -406,6 +406,10 @@ class World:
         self.at(self.now + 0.2, self._operator)
         for host in self.hosts:
             host.check_configs()
+            if host.up and self.paused[host.number] <= self.now:
+                for copy in host.copies:
+                    if copy.receipts:
+                        host.give_receipts(copy)
             self._tell_generations(host)
         for slot, (voters, learners) in enumerate(self.wanted):
             for host, copy in self.leaders(slot):
@@ -604,6 +608,8 @@ class World:
         leader = max(self.leaders(slot), key=lambda x: x[1].replica.term, default=None)
         if leader is None:
             return f"slot {slot} lost its leader"
+        if leader[1].receipts:
+            return f"slot {slot} holds back the receipt for entry {leader[1].receipts[0]}"
         for node in sorted(leader[1].replica.config.nodes()):
             host = self._by_peer[node.peer]
             if host.number not in self.excluded and host.node == node:
