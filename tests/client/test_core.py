@@ -257,7 +257,7 @@ def test_the_pipeline_behind_a_refused_batch_is_sent_again_in_order() -> None:
 
 
 def test_a_window_of_batches_that_is_sent_away_is_one_failed_attempt() -> None:
-    """Each refusal for itself doubled the pause: a window of sixteen sent away once waited for two seconds."""
+    """Each refusal doubled the pause: a window of sixteen sent away once waited for two seconds."""
     m = Machine()
     for ticket in range(8):
         m.seal(ticket)
