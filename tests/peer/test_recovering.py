@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from meshq.errors import Refused, UsageError
+from meshq import batch, messages
+from meshq.client import facts
+from meshq.errors import RecordsLost, Refused, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, TopicId
 from meshq.messages import Accepted
 from meshq.replication.generations import generation_of, number_of
 from tests.peer.test_draining import PARTITIONS, SLOTS, Writing, ask, is_settled, seen
-from tests.peer.world import Host, World, committed
+from tests.peer.world import Client, Host, World, committed
 
 
 def lose(world: World, *hosts: Host) -> None:
@@ -113,3 +115,56 @@ def test_it_is_refused_while_it_could_be_wrong() -> None:
     other = ask(world, 0, "recover.run", gone=["p1", "p2"], plan="another one")
     assert isinstance(other, Refused) and "changed" in str(other)
     assert all(number_of(generation_of(x.replica.term)) == 0 for x in p0.core.slots.hosts.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_read_what_is_lost_is_told_and_others_are_not(seed: int) -> None:
+    """The copy that will be left stands still while records are published and read: those are lost."""
+    world = World(seed, peers=3, slots=4)
+    writing = Writing(world)
+    writing._on = False
+    world.run(lambda: is_settled(world) and all(t in writing.client.results for t in writing.sent))
+    left, *gone = world.hosts
+    ahead = Client(world)
+    subscribe(ahead)
+    publish(writing, 5)
+    world.run_for(1.0)
+    left.disk.full = True
+    kept = end(left, writing)
+    publish(writing, 5)
+    world.run(lambda: len(ahead.read["t", 0]) == kept + 5)
+    for host in gone:
+        host.crash()
+        host.bury()
+    left.disk.full = False
+    world.run_for(3.0)
+    recover(world, 0, *gone)
+    publish(writing, 30)  # more than was lost: the same offsets are given again
+    world.run(lambda: bool(ahead.ended))
+    assert isinstance(ahead.ended[0], RecordsLost)
+    assert f"t/0@{kept}:" in str(ahead.ended[0])
+    assert len(ahead.read["t", 0]) == kept + 5, "nothing of what took their place was handed out"
+    fresh = Client(world)
+    subscribe(fresh)
+    world.run(lambda: len(fresh.read["t", 0]) == kept + 30)
+    assert fresh.read["t", 0][:kept] == ahead.read["t", 0][:kept] and not fresh.ended
+
+
+def publish(writing: Writing, count: int) -> None:
+    client, rng = writing.client, writing.world.rng
+    for _ in range(count):
+        body = batch.seal([batch.RawRecord(None, rng.randbytes(8))], base_timestamp_ms=0)
+        ticket = client.ask(
+            lambda t, d, b=body: facts.BatchSealed(t, 1, writing.info, 0, b, d, 8), timeout=60.0
+        )
+        assert isinstance(client.wait(ticket), Accepted)
+
+
+def subscribe(client: Client) -> None:
+    start = facts.Start(messages.EARLIEST, 0)
+    client.ask(lambda t, _: facts.SubscribeRequested(t, "t", start, 1 << 20, 10_000, t))
+
+
+def end(host: Host, writing: Writing) -> int:
+    key = PartitionKey(TopicId(writing.info.topic_id), 0)
+    return host.core.slots.partition(host.core.ctx.slot_of(key), key).end
