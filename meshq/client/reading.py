@@ -402,7 +402,7 @@ class Reading:
 
 def _records_lost(part: Part, end: int) -> RecordsLost:
     return RecordsLost(
-        f"{part.topic}/{part.number}@{end}: records from this offset on were read (up to {part.position}) and "
-        "are lost; others stand, or will stand, in their places. The slot went on without them after most of "
-        "its copies were lost (`meshq recover`). Subscribe again from that offset"
+        f"{part.topic}/{part.number}@{end}: records from this offset on were read (up to {part.position}) "
+        "and are lost, and their offsets go to others. The slot went on without them after most of its "
+        "copies were lost (`meshq recover`). Subscribe again from that offset"
     )
