@@ -286,7 +286,9 @@ class Registry:
             return []
         self._check_create(command)
         topic_id = TopicId(command.topic_id)
-        info = TopicInfo(command.name, topic_id, command.partitions, index, command.record_bytes_max)
+        info = TopicInfo(
+            command.name, topic_id, command.partitions, index, command.record_bytes_max, command.copies_min
+        )
         insort(self._names, command.name)
         return [self._keep(info)]
 
@@ -300,7 +302,8 @@ class Registry:
         old = self._check_set(command)
         partitions = command.partitions or old.partitions
         size = command.record_bytes_max or old.record_bytes_max
-        return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size))]
+        copies = command.copies_min or old.copies_min
+        return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size, copies))]
 
     def _delete_topic(self, command: DeleteTopic) -> list[Change]:
         info = self._existing(command.topic_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -127,6 +128,7 @@ class World:
         self.settings = settings or CoreSettings()
         self.rng = random.Random(seed)
         self.now = 0.0
+        self.trace = 0  # of all that was sent, and when
         self.wall_offset_ms = 0  # everybody's wall clock was set
         self.clients: list[Client] = []
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -159,6 +161,10 @@ class World:
         for other in self.hosts[:-1]:
             other.tell(e.MemberSeen(identity.peer_id, (f"{name}:7700",), True))
         return host
+
+    def note(self, message: Any, payloads: tuple[bytes, ...] = ()) -> None:
+        said = b"".join([repr(self.now).encode(), messages.encode(message), *map(bytes, payloads)])
+        self.trace = zlib.crc32(said, self.trace)
 
     def at(self, delay: float, call: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (self.now + delay, next(self._order), call))
@@ -194,6 +200,7 @@ class Pipe:
     def send(self, *args: Any) -> None:
         at = max(self._last, self.world.now + self.world.rng.uniform(0.0001, 0.01))
         self._last = at
+        self.world.note(*args)
         self.world.at(at - self.world.now, lambda: None if self.broken else self.deliver(*args))
 
 

@@ -216,7 +216,9 @@ class Admin:
         name = check_topic(_text(message, "topic"))
         partitions = _number(message, "partitions", self.ctx.settings.partitions, limits.PARTITIONS_MAX)
         size = _record_bytes(message, self.ctx.settings.record_bytes_max)
-        self._commit(session, message, CreateTopic(name, self.ctx.random_id(), partitions, size), name)
+        copies = self._copies_min(message, 1)
+        command = CreateTopic(name, self.ctx.random_id(), partitions, size, copies)
+        self._commit(session, message, command, name)
 
     def _topic_set(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
@@ -225,9 +227,13 @@ class Admin:
             _number(message, "partitions", 1, limits.PARTITIONS_MAX) if "partitions" in args else None
         )
         size = _record_bytes(message, 1) if "record_bytes_max" in args else None
-        if partitions is None and size is None:
-            raise UsageError("nothing to set: give `partitions` or `record_bytes_max`")
-        self._commit(session, message, SetTopic(info.topic_id, partitions, size), info.name)
+        copies = self._copies_min(message, 1) if "copies_min" in args else None
+        if partitions is None and size is None and copies is None:
+            raise UsageError("nothing to set: give `partitions`, `record_bytes_max` or `copies_min`")
+        self._commit(session, message, SetTopic(info.topic_id, partitions, size, copies), info.name)
+
+    def _copies_min(self, message: Ask, default: int) -> int:
+        return _number(message, "copies_min", default, self.ctx.registry.replicas)
 
     def _topic_delete(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
@@ -330,6 +336,7 @@ def _describe(info: TopicInfo) -> dict[str, Any]:
         "id": info.topic_id.hex(),
         "partitions": info.partitions,
         "record_bytes_max": info.record_bytes_max,
+        "copies_min": info.copies_min,
     }
 
 

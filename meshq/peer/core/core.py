@@ -158,6 +158,7 @@ class PeerCore:
         )
         self.publishing = Publishing(ctx, self.slots)
         self.slots.on_stored, self.slots.on_refused = self.publishing.on_stored, self._on_refused
+        self.slots.on_lost = self.publishing.receipts.on_lost
         self.reading = Reading(ctx, self.slots)
         self.absences = Absences(ctx, self.links, self.slots)
         self.placing = Placing(ctx, self.links, self.slots, self.absences)
@@ -233,7 +234,7 @@ class PeerCore:
             self.registrar.seek_level()
             return
         self._look_for_deleted = False
-        for topic_id in self.slots.topics_held():
+        for topic_id in sorted(self.slots.topics_held()):
             if self.ctx.registry.version > 0 and self.ctx.topic(topic_id) is None:
                 self.slots.drop_topic(topic_id)
 
@@ -319,6 +320,7 @@ class PeerCore:
         self.disks.tick()
         self.admin.tick()
         self.ctx.sessions.tick(self.ctx.now)
+        self.publishing.receipts.tick()
         if self.ctx.now >= self._recheck_at:
             self._recheck_at = self.ctx.now + RECHECK_S
             self.ctx.recheck_sessions()
@@ -345,7 +347,7 @@ class PeerCore:
                     self.ctx.send(session, routes)
         self.whereabouts.flush()
         self.replicating.flush()
-        self.publishing.flush()
+        self.publishing.receipts.flush()
         self.reading.flush()
         out = self.ctx.out[:]
         self.ctx.out.clear()
@@ -356,7 +358,7 @@ class PeerCore:
         if door == REGISTRY:
             self.registrar.on_refused(number, error)
         else:
-            self.publishing.on_refused(ref, error)
+            self.ctx.fail(*ref, error)
 
     def _on_proposal(self, event: ProposalMade) -> None:
         def done(result: int | MeshqError) -> None:

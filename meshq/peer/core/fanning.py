@@ -46,7 +46,7 @@ class FanOut:
         if len(self._asked) >= FAN_OUTS_MAX:
             raise Overloaded("this peer asks others as much as it may", retry_after_ms=200)
         asked = _Asked(set(), [], self.ctx.now + FAN_OUT_S, done)
-        for peer in self.links.reachable() - {self.ctx.me.peer}:
+        for peer in sorted(self.links.reachable() - {self.ctx.me.peer}):
             if each is not None and peer not in each:
                 continue
             request = self.ctx.next_request()

@@ -53,7 +53,7 @@ class Whereabouts:
         if self._news:
             message = Leads(sorted((int(slot), term) for slot, term in self._news.items()))
             self._news.clear()
-            for peer in self.links.reachable() - {self.ctx.me.peer}:
+            for peer in sorted(self.links.reachable() - {self.ctx.me.peer}):
                 self.links.send(peer, message)
 
     def registry_leader(self) -> PeerId | None:
