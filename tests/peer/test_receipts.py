@@ -11,6 +11,8 @@ from meshq.client import facts
 from meshq.errors import NotEnoughCopies, OutcomeUnknown, UsageError
 from meshq.ids import PartitionKey, Slot, TopicId
 from meshq.messages import ACKS_LEADER, ACKS_NONE, ACKS_QUORUM, Accepted, TopicInfo
+from meshq.replication.mirrors import PATIENCE_S
+from meshq.replication.placement import LEVEL_COUNT
 from tests.peer.world import Client, Host, World, is_level
 
 
@@ -37,6 +39,11 @@ class Bench:
         return self.client.ask(
             lambda t, d: facts.BatchSealed(t, 1, self.info, 0, body, d, 8, acks), timeout=timeout
         )
+
+    def begin_on(self, lane: int) -> int:
+        """By a producer of its own, so that it waits for no other batch."""
+        body = batch.seal([batch.RawRecord(None, b"x")], base_timestamp_ms=0)
+        return self.client.ask(lambda t, d: facts.BatchSealed(t, 100 + lane, self.info, 0, body, d, 8))
 
     def send(self, acks: int = ACKS_QUORUM, *, timeout: float = 30.0) -> Any:
         return self.client.wait(self.begin(acks, timeout=timeout))
@@ -147,3 +154,31 @@ def test_a_mirror_that_is_cut_off_is_waited_for_no_longer_than_it_is_supported(s
     assert bench.send().copies == 1
     assert bench.world.now - begun < 3.0
     assert sync is not None
+
+
+def test_a_mirror_whose_disk_is_full_does_not_hold_up_receipts_for_long() -> None:
+    bench = Bench(1, 2)
+    (mirror,) = bench.others
+    mirror.disk.full = True
+    begun = bench.world.now
+    assert bench.send().copies == 1
+    assert bench.world.now - begun < PATIENCE_S + 0.5
+    begun = bench.world.now
+    assert bench.send().copies == 1
+    assert bench.world.now - begun < 0.5, "the next ones know"
+    mirror.disk.full = False
+    bench.world.run(lambda: bench.send().copies == 2)
+
+
+def test_a_mirror_that_lags_is_waited_for() -> None:
+    """More than it may be behind to begin with."""
+    bench = Bench(2, 2)
+    (mirror,) = bench.others
+    sync = mirror.disk.sync
+    mirror.disk.sync = list  # type: ignore[method-assign]
+    tickets = [bench.begin_on(lane) for lane in range(LEVEL_COUNT + 50)]
+    stored = lambda: bench.leader.core.slots.partition(bench.slot, bench.key).end  # noqa: E731
+    bench.world.run(lambda: stored() > LEVEL_COUNT + 40, most_s=0.5)
+    assert not any(t in bench.client.results for t in tickets)
+    mirror.disk.sync = sync  # type: ignore[method-assign]
+    assert {bench.client.wait(t).copies for t in tickets} == {2}

@@ -21,6 +21,7 @@ from meshq.replication.elections import Elections
 from meshq.replication.following import Following
 from meshq.replication.leading import Leading
 from meshq.replication.machine import Replica
+from meshq.replication.mirrors import Mirrors
 from meshq.replication.quorum import Config
 from meshq.replication.snapshots import Receiving, Sending
 from meshq.replication.state import State
@@ -244,6 +245,16 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
             "if not self._told_serving and self.serves:",
             "if not self._told_serving and self._state.commit >= self._term_began:",
         ),
+    ),
+    "mirror not waited for": (
+        Edit(Mirrors, "have", "match.get(node, 0) >= index", "match.get(node, 0) >= 0"),
+    ),
+    "mirror that lags is given up": (
+        Edit(Mirrors, "look", "((self.nodes & there) | level) - stuck", "level - stuck"),
+    ),
+    "mirror waited for without support": (Edit(Mirrors, "look", "if n.peer in supports", "if n.peer"),),
+    "mirror waited for although it is full": (
+        Edit(Mirrors, "look", "((self.nodes & there) | level) - stuck", "(self.nodes & there) | level"),
     ),
 }
 

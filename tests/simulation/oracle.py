@@ -6,6 +6,7 @@
     state machine        what is decided at an index is the same bytes everywhere, and never changes
     durability           what is decided is on the disks of a majority; what is applied is on this one
     promises             a vote, a candidacy, an acknowledgement leave after their cause is on disk
+    receipts             whoever one counts has the record on disk
     density              offsets are 0, 1, 2, ...; time never goes back
     linearizable reads   a read sees everything that was decided before it was asked
     generations          each holds to all of this by itself; a new one begins with all that it said it keeps
@@ -197,6 +198,15 @@ class Oracle:
             raise Wrong(f"{show(node)} has another state of slot {slot} at entry {index}: {applied}")
 
     # ---------------------------------------------------------------------------------------- promises
+    def on_receipt(self, slot: int, term: int, index: int, on: list[Node]) -> None:
+        """A client is told that these nodes have it."""
+        decided = self.of(slot, term).decided
+        if len(decided) < index:
+            raise Wrong(f"slot {slot}: a receipt for entry {index}, which is not decided")
+        for node in on:
+            if not self._has_it(slot, node, index, decided[index - 1].entry.chain):
+                raise Wrong(f"slot {slot}: a receipt counts {show(node)}, which has no entry {index}")
+
     def on_send(
         self,
         slot: int,

@@ -406,6 +406,10 @@ class World:
         self.at(self.now + 0.2, self._operator)
         for host in self.hosts:
             host.check_configs()
+            if host.up and self.paused[host.number] <= self.now:
+                for copy in host.copies:
+                    if copy.receipts:
+                        host.give_receipts(copy)
             self._tell_generations(host)
         for slot, (voters, learners) in enumerate(self.wanted):
             for host, copy in self.leaders(slot):
@@ -591,7 +595,7 @@ class World:
         """What a replica needs for what it lacks, where so few appends are on the way at a time."""
         plan, weather = self.plan, self.network.weather
         one_s = 2 * (weather.delay_s + weather.jitter_s) + 2 * plan.fsync_s
-        ends = [len(decided) for decided in self.oracle.decided]
+        ends = [len(self.oracle.decided(slot)) for slot in range(self.plan.slots)]
         lacks = [ends[c.slot] - c.applied.position.index for h in self.hosts for c in h.copies]
         return one_s * max(lacks, default=0) / plan.in_flight
 
@@ -604,6 +608,8 @@ class World:
         leader = max(self.leaders(slot), key=lambda x: x[1].replica.term, default=None)
         if leader is None:
             return f"slot {slot} lost its leader"
+        if leader[1].receipts:
+            return f"slot {slot} holds back the receipt for entry {leader[1].receipts[0]}"
         for node in sorted(leader[1].replica.config.nodes()):
             host = self._by_peer[node.peer]
             if host.number not in self.excluded and host.node == node:

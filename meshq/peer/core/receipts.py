@@ -5,8 +5,8 @@
     leader   once it is on the leader's disk: lost with it, if no other came   no       1
     quorum   once it is committed, and on as many disks as the topic asks for  yes      those that have it
 
-A slot with one voter has a mirror where the mesh has two peers: receipts wait for it as long as it is
-supported and level, and leave with `copies=1` when it is not.
+A slot with one voter has a mirror where the mesh has two peers: receipts wait for it while it can be expected
+to answer (replication/mirrors.py), and leave with `copies=1` when it can't.
 
 What waits here is bounded by what producers may have in flight, and by `WAIT_S`; what waits for longer, or
 for a leader that is one no more, ends as `OutcomeUnknown`.
@@ -15,6 +15,7 @@ for a leader that is one no more, ends as `OutcomeUnknown`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -22,8 +23,10 @@ from meshq.errors import MeshqError, NotEnoughCopies, OutcomeUnknown
 from meshq.ids import Ref, Session, Slot
 from meshq.messages import ACKS_NONE, Accepted, Produced, TopicInfo
 from meshq.peer.core.context import Context
-from meshq.peer.core.slots import Host, Slots
-from meshq.replication.placement import LEVEL_COUNT
+from meshq.peer.core.hosts import Host
+from meshq.peer.core.slots import Slots
+from meshq.replication.mirrors import Mirrors
+from meshq.replication.quorum import Node
 
 WAIT_S: Final = 30.0
 RECEIPTS_PER_MESSAGE: Final = 1_024
@@ -43,6 +46,7 @@ class Receipts:
     slots: Slots
     _ready: dict[Session, list[Accepted]] = field(default_factory=dict)  # of this turn
     _waiting: dict[Slot, deque[_Waiting]] = field(default_factory=dict)
+    _mirrors: dict[Slot, Mirrors] = field(default_factory=dict)  # of slots led, while they have one voter
 
     # --------------------------------------------------------------------------------- what happens
     def check(self, slot: Slot, info: TopicInfo) -> None:
@@ -71,7 +75,7 @@ class Receipts:
     ) -> None:
         """Committed."""
         host = self.slots.hosts[slot]
-        if copies >= copies_min and not self._wants_mirror(host, index):
+        if copies >= copies_min and self._mirrors_have(host, host.replica.match(), index):
             for ref in refs:
                 self._answer(ref, base_offset, copies)
         elif refs:
@@ -80,6 +84,8 @@ class Receipts:
     def on_lost(self, host: Host, error: MeshqError) -> None:
         """What was not committed was taken back, or this peer leads the slot no more."""
         kept: deque[_Waiting] = deque()
+        if not host.leads:
+            self._mirrors.pop(host.slot, None)
         for w in self._waiting.pop(host.slot, ()):
             if w.base_offset is not None and host.leads:
                 kept.append(w)
@@ -106,14 +112,15 @@ class Receipts:
     # ------------------------------------------------------------------------------- how it is done
     def _look_again(self, slot: Slot) -> None:
         host, kept = self.slots.hosts[slot], deque[_Waiting]()
-        durable = host.replica.log.durable
+        durable, match = host.replica.log.durable, host.replica.match()
+        mirrors = self._look_at_mirrors(host, match)
         for w in self._waiting[slot]:
             if w.base_offset is None:
                 copies = 1 if durable >= w.entry else 0
                 is_done = copies == 1
             else:
-                copies = self.slots.copies(slot, w.entry)
-                is_done = copies >= w.copies_min and not self._wants_mirror(host, w.entry)
+                copies = sum(have >= w.entry for have in match.values())
+                is_done = copies >= w.copies_min and (mirrors is None or mirrors.have(match, w.entry))
             if is_done:
                 for ref in w.refs:
                     self._answer(ref, w.base_offset, copies)
@@ -121,16 +128,18 @@ class Receipts:
                 kept.append(w)
         self._keep(slot, kept)
 
-    def _wants_mirror(self, host: Host, index: int) -> bool:
-        """Whether the only voter has a mirror that is there, has come level, and lacks this entry."""
-        config = host.replica.config
-        if len(config.voters) > 1 or config.outgoing or not config.learners:
-            return False
-        match = host.replica.match()
-        return any(
-            node.peer in self.slots.supports and index - LEVEL_COUNT <= match.get(node, 0) < index
-            for node in config.learners
-        )
+    def _mirrors_have(self, host: Host, match: Mapping[Node, int], index: int) -> bool:
+        mirrors = self._look_at_mirrors(host, match)
+        return mirrors is None or mirrors.have(match, index)
+
+    def _look_at_mirrors(self, host: Host, match: Mapping[Node, int]) -> Mirrors | None:
+        replica = host.replica
+        if len(replica.config.voters) > 1:
+            self._mirrors.pop(host.slot, None)
+            return None
+        mirrors = self._mirrors.setdefault(host.slot, Mirrors())
+        mirrors.look(replica.config, match, replica.commit_index, self.slots.supports, now=self.ctx.now)
+        return mirrors
 
     def _wait(self, slot: Slot, waiting: _Waiting) -> None:
         self._waiting.setdefault(slot, deque()).append(waiting)

@@ -24,8 +24,9 @@ from meshq.messages import Answer, Ask
 from meshq.peer.core.absences import Absences
 from meshq.peer.core.context import Context
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.hosts import Host
 from meshq.peer.core.links import Links
-from meshq.peer.core.slots import Host, Slots
+from meshq.peer.core.slots import Slots
 from meshq.replication.generations import generation_of, number_of, show_term
 from meshq.replication.quorum import Config, Node, decode_config, encode_config
 from meshq.replication.words import Role
