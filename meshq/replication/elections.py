@@ -182,8 +182,8 @@ class Elections:
         s = self._state
         if s.role is Role.LEADER or self.follows_a_live_leader():
             self.at = inf
-        elif s.config.nodes() == {s.me} and self.may_campaign():
-            self.at = s.now  # there is nobody to wait for; one that copies may know of a newer generation
+        elif s.config.voters == (s.me,) and not s.config.outgoing and self.may_campaign():
+            self.at = s.now  # there is nobody to wait for
         else:
             self._arm_again()
 
