@@ -304,7 +304,7 @@ class Beat(Message, frozen=True, tag=57):
     `echo` is the receiver's newest beat heard (0: none), of its run `echo_epoch`; `supports`: the sender
     treats the receiver as alive. `led` and `believed` are checksums: of what the sender leads among the
     receiver's slots, and of what it believes that the receiver leads. `slots` lists what it leads, (slot,
-    term), when the receiver was seen to believe something else.
+    term), when the receiver was seen to believe something else. `full`: the sender has no room for records.
     """
 
     epoch: U63
@@ -315,6 +315,7 @@ class Beat(Message, frozen=True, tag=57):
     led: U32
     believed: U32
     slots: Annotated[list[tuple[U16, U63]], Meta(max_length=1 << 16)] | None = None
+    full: bool = False
 
 
 class Leads(Message, frozen=True, tag=58):

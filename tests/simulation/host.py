@@ -85,6 +85,7 @@ class Copy:
     timer: float = float("inf")  # when the environment will look at its deadline
     snapshot: tuple[SnapshotMeta, bytes] | None = None  # what is being sent
     live: bool = True
+    leads: bool = False  # and serves, as it was told
     mirrors: Mirrors = field(default_factory=Mirrors)
     receipts: deque[int] = field(default_factory=deque)  # of decided entries, where there may be mirrors
 
@@ -261,6 +262,8 @@ class Host:
                 env.send(self, copy, e.to, e.message)
             elif kind is Persist:
                 env.oracle.on_persist(slot, e)
+                if copy.replica.role is Role.LEADER:
+                    env.oracle.on_change(slot, copy.replica, e)
                 if self.full and any(i.payload for i in e.items):
                     self.rebuild(slot)
                     return
@@ -269,6 +272,7 @@ class Host:
                 self._apply(copy, e.items)
             elif kind is TellRole:
                 env.oracle.on_role(slot, copy.node, copy.replica, e)
+                copy.leads = e.role is Role.LEADER and e.serves
                 if e.serves:
                     copy.next_offset = copy.applied.count
             elif kind is ReadLog:

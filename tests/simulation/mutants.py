@@ -50,6 +50,14 @@ class Edit:
         return there[self.function]
 
 
+# Legal, and what others do: our leader begins and goes back just as far as it must, so that it never tells of
+# decisions beyond what matches, and a follower that believes too much would not be seen.
+BEGINS_FURTHER_BACK = Edit(
+    Leading,
+    "_on_config_changed",
+    "Progress(next=max(s.log.last.index, 1))",
+    "Progress(next=max(s.log.last.index - 3, s.log.start.index + 1, 1))",
+)
 MUTANTS: dict[str, tuple[Edit, ...]] = {
     "ack before fsync": (
         Edit(
@@ -90,6 +98,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
             "s.commit_to(min(m.commit, match))",
             "s.commit_to(min(m.commit, s.log.last.index))",
         ),
+        BEGINS_FURTHER_BACK,
     ),
     "commit of an old term": (
         Edit(

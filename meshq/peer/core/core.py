@@ -138,7 +138,7 @@ class PeerCore:
         self.liveness = Liveness(ctx, self.links, self.slots)
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
         self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
-        self.membership = MembershipView(ctx, self.links)
+        self.membership = MembershipView(ctx, self.links, self.liveness)
         self.changes = Changes(self)
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)

@@ -62,6 +62,7 @@ class Slots:
     system: SlotStream = field(init=False)  # what the system slot's log means
     hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
     supports: set[PeerId] = field(default_factory=set)
+    full: set[PeerId] = field(default_factory=set)  # that said so: no room for records
     supported_by: set[PeerId] = field(default_factory=set)
     damaged: int = 0
     frozen: bool = False  # this disk was rolled back
