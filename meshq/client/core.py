@@ -3,7 +3,7 @@ own.
 
     routing      links, home, whose slot is whose
     asking       topics resolved and listed, administrative requests
-    producing    batches to the owners of their slots (pipeline: one partition's order and repeats)
+    producing    batches to the leaders of their slots (pipeline: one partition's order and repeats)
     reading      subscriptions, positions, credit
 
 Every shell drives this same machine: applications over TCP, a peer's own clients in its process, and the

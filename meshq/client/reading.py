@@ -1,7 +1,7 @@
 """Subscriptions: which topics match, where each of their partitions is read, and from which record on.
 
-The home peer tells which topics match and tells of every change. Each partition is read at the owner of its
-slot. Where it starts is what the subscriber said until the owner named an offset (`latest` only to an owner
+The home peer tells which topics match and tells of every change. Each partition is read at the leader of its
+slot. Where it starts is what the subscriber said until the leader named an offset (`latest` only to a leader
 that is asked at once; to any other it is the time of the first complete answer); from then on the position is
 known here, moves on with every batch, and is what any later Read asks for, so no record is skipped and
 none is handed out twice, whichever peer it comes from. A batch that would leave a gap is not taken: the
@@ -142,7 +142,7 @@ class Reading:
 
     def on_way_open(self, now: float) -> None:
         """A link came up or routes changed: read at once what waits, and move what is read at a former
-        owner.
+        leader.
         """
         for s in self._subs.values():
             for part in s.parts.values():
@@ -184,7 +184,7 @@ class Reading:
         if self._home_knows(s.version):
             for topic_id in [t for t in s.topics if t not in topics]:
                 self._drop_topic(s, topic_id)
-        # Else what is missing may only be news to this home. A topic that is gone in truth, its owner ends.
+        # Else what is missing may only be news to this home. A topic that is gone in truth, its leader ends.
         for info in topics.values():
             s.add(info)
         if not s.complete:
@@ -232,7 +232,7 @@ class Reading:
             part.started = True
             part.attempt = 0
             part.generation = item.generation
-            # Further on than asked for: the records in between are not there any more, and the owner says so.
+            # Further on than asked for: the records in between are gone, and the leader says so.
             part.position = item.offset if part.position is None else max(part.position, item.offset)
             self._common.effects.append(Place(s.sub, part.topic, part.number, part.position))
             s.not_started.discard(part.key)
@@ -350,7 +350,7 @@ class Reading:
 
     # ------------------------------------------------------------------------------- how it is done
     def _wait(self, s: Subscribed, part: Part, retry_at: float) -> None:
-        """Not read anywhere just now; to be read at its owner from then on."""
+        """Not read anywhere just now; to be read at its leader from then on."""
         flow = s.flows.get(part.server) if part.server else None
         if flow is not None:
             flow.readers -= 1

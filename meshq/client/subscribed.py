@@ -66,7 +66,7 @@ class Subscribed:
     flows: dict[bytes, Flow] = field(default_factory=dict)
 
     def not_latest(self, start: Start) -> Start:
-        """What this start is at an owner that is not asked at once."""
+        """What this start is at a leader that is not asked at once."""
         return self.later if start.kind == LATEST else start
 
     def add(self, info: TopicInfo) -> None:
