@@ -268,6 +268,13 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
 }
 
 
+# No invariant of the simulator breaks by these, so the search leaves them to their stories.
+HARMLESS = {
+    "pieces sent twice": "costs traffic and nothing else",
+    "serves before it applied": "what a node has is durable before it asks for votes: only a no-op lacks",
+}
+
+
 @contextmanager
 def built_in(name: str | None) -> Iterator[None]:
     """The code with this fault in it."""
