@@ -152,7 +152,7 @@ class ClientCore:
                 if not self._reading.on_topics(message):
                     self._asking.on_topics(message)
             case ReadStarted():
-                self._reading.on_started(key, message)
+                self._reading.on_started(key, message, now)
             case ReadEnded():
                 self._reading.on_ended(key, message, now)
             case Answer():

@@ -33,9 +33,9 @@ from meshq.client.subscribed import Part, Subscribed
 from meshq.errors import (
     Forbidden,
     MeshqError,
+    RecordsLost,
     RemoteProtocolError,
     SecurityError,
-    StoreCorrupt,
     TopicGone,
     Unavailable,
     UsageError,
@@ -212,7 +212,7 @@ class Reading:
         self._alarm.by(s.watch_retry_at)
         return True
 
-    def on_started(self, server_key: bytes, message: ReadStarted) -> None:
+    def on_started(self, server_key: bytes, message: ReadStarted, now: float) -> None:
         s = self._subs.get(message.sub)
         if s is None:
             return
@@ -220,11 +220,18 @@ class Reading:
             part = s.parts.get((item.topic_id, item.partition))
             if part is None or part.server != server_key:
                 continue
+            if part.generation is not None and item.generation < part.generation:
+                # It was cut off when the slot went on without it, and does not know it yet.
+                self._leave(s, part)
+                self._wait(s, part, now + delay_s(part.attempt, self._common.rng))
+                part.attempt += 1
+                continue
             if part.position is not None and item.offset < part.position:
                 self._refuse(s, _records_lost(part, item.offset))
                 return
             part.started = True
             part.attempt = 0
+            part.generation = item.generation
             # Further on than asked for: the records in between are gone, and the leader says so.
             part.position = item.offset if part.position is None else max(part.position, item.offset)
             self._common.effects.append(Place(s.sub, part.topic, part.number, part.position))
@@ -393,8 +400,9 @@ class Reading:
         self._common.effects.append(Send(server_key, message))
 
 
-def _records_lost(part: Part, end: int) -> StoreCorrupt:
-    return StoreCorrupt(
-        f"{part.topic}/{part.number} ends at offset {end}, but more was read ({part.position}): "
-        "its leader has lost records (its disk was replaced, or put back from an old copy). Subscribe again"
+def _records_lost(part: Part, end: int) -> RecordsLost:
+    return RecordsLost(
+        f"{part.topic}/{part.number}@{end}: records from this offset on were read (up to {part.position}) "
+        "and are lost, and their offsets go to others. The slot went on without them after most of its "
+        "copies were lost (`meshq recover`). Subscribe again from that offset"
     )

@@ -17,6 +17,8 @@ from meshq.peer.core.hosts import Host
 from meshq.peer.core.links import Links
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.slots import Slots
+from meshq.replication.generations import generation_of
+from meshq.replication.words import GenerationSeen
 
 
 @dataclass
@@ -40,6 +42,9 @@ class Whereabouts:
         for slot, term in message.slots:
             if slot < self.ctx.registry.slots or slot == SYSTEM_SLOT:
                 self._note(Slot(slot), term, peer)
+                host = self.slots.hosts.get(Slot(slot))
+                if host is not None and generation_of(term) > generation_of(host.replica.term):
+                    self.slots.tell(host, GenerationSeen(term))
 
     def on_peer_up(self, peer: PeerId) -> None:
         self.links.send(peer, Leads(sorted((int(h.slot), h.replica.term) for h in self.slots.led())))
