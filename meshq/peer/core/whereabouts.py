@@ -32,10 +32,9 @@ class Whereabouts:
     _news: dict[Slot, int] = field(default_factory=dict)  # slots led here since the last flush
 
     def on_role(self, host: Host) -> None:
-        leader = host.replica.leader
-        if leader is not None:
-            self._note(host.slot, host.replica.term, leader.peer)
+        """A leader is told of when it serves, by itself: who came sooner would be sent away again."""
         if host.leads:
+            self._note(host.slot, host.replica.term, self.ctx.me.peer)
             self._news[host.slot] = host.replica.term
 
     def on_leads(self, peer: PeerId, message: Leads) -> None:
