@@ -33,6 +33,7 @@ from meshq.messages import (
     Credit,
     Failure,
     Hello,
+    Join,
     Leads,
     MembershipAsked,
     NotMember,
@@ -46,13 +47,17 @@ from meshq.messages import (
     Resolve,
     Routes,
     ServerMessage,
+    Settle,
     Unread,
     Unwatch,
     Watch,
     Welcome,
 )
+from meshq.peer.core import events
 from meshq.peer.core.admin import Admin
+from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
+from meshq.peer.core.desks import GROUPS
 from meshq.peer.core.disks import Disks
 from meshq.peer.core.events import (
     PEERS,
@@ -75,7 +80,6 @@ from meshq.peer.core.events import (
     RoundTripsMeasured,
     RowsRead,
     SessionClosed,
-    Settle,
     SlotLogRead,
     TellMembership,
     TellRolledBack,
@@ -112,6 +116,7 @@ from meshq.replication.quorum import Config, Node
 from meshq.replication.system import system_genesis
 from meshq.security.authorization import Principal
 from meshq.security.certificates import Certificate
+from meshq.streams.slot import Stored
 
 if TYPE_CHECKING:
     import random
@@ -151,7 +156,13 @@ class PeerCore:
             ctx.count,
         )
         self.publishing = Publishing(ctx, self.slots)
-        self.slots.on_stored, self.slots.on_refused = self.publishing.on_stored, self._on_refused
+        self.slots.on_stored, self.slots.on_refused = self._on_stored, self._on_refused
+        self.consuming = Consuming(ctx, self.slots, rng)
+        self.slots.on_group, self.slots.on_groups_refused = (
+            self.consuming.desks.on_applied,
+            self.consuming.desks.on_refused,
+        )
+        ctx.sessions.on_closed = self._on_session_gone
         self.reading = Reading(ctx, self.slots)
         self.placing = Placing(ctx, self.links, self.slots)
         self.liveness = Liveness(ctx, self.links, self.slots)
@@ -243,7 +254,7 @@ class PeerCore:
         self.whereabouts.changed |= self.membership.on_own_record(addresses, incarnation)
 
     def deadline(self) -> float:
-        return min(self._next_tick, self.slots.wake(), self.liveness.wake())
+        return min(self._next_tick, self.slots.wake(), self.liveness.wake(), self.consuming.desks.wake())
 
     # ------------------------------------------------------------------------------------- handling
     def handle(self, event: Event, *, now: float, wall_ms: int) -> list[Effect]:
@@ -257,9 +268,15 @@ class PeerCore:
                 self.ctx.disk.on_failed(event.error, event.room_bytes)
                 self._look_for_deleted = True  # a deletion may be among what was taken back
             case BatchesFetched():
-                self.reading.on_fetched(event)
+                if event.fetch.sub[0][0] == GROUPS:
+                    self.consuming.desks.on_fetched(event)
+                else:
+                    self.reading.on_fetched(event)
             case TimeSought():
-                self.reading.on_sought(event)
+                if event.seek.sub[0][0] == GROUPS:
+                    self.consuming.on_sought(event)
+                else:
+                    self.reading.on_sought(event)
             case LinkMessage():
                 self.links.on_link_message(event.peer, event.message)
             case LinkUp():
@@ -295,6 +312,7 @@ class PeerCore:
     def _on_tick(self) -> None:
         self.liveness.tick()
         self.slots.tick()
+        self.consuming.desks.tick()
         if self.ctx.now < self._next_tick:
             return
         self._next_tick = self.ctx.now + TICK_S
@@ -325,6 +343,8 @@ class PeerCore:
 
     def _take(self) -> list[Effect]:
         self.slots.flush()
+        while self.consuming.desks.propose():
+            self.slots.flush()
         if self.whereabouts.changed:
             self.whereabouts.changed = False
             routes = self.routes()
@@ -335,9 +355,18 @@ class PeerCore:
         self.replicating.flush()
         self.publishing.flush()
         self.reading.flush()
+        self.consuming.desks.flush()
         out = self.ctx.out[:]
         self.ctx.out.clear()
         return out
+
+    def _on_stored(self, stored: Stored, payload: Buffer, copies: int) -> None:
+        self.publishing.on_stored(stored, payload, copies)
+        self.consuming.desks.on_stored(stored, payload)
+
+    def _on_session_gone(self, session: Session) -> None:
+        self.ctx.deliveries.on_session_gone(session)
+        self.consuming.on_session_gone(session)
 
     def _on_refused(self, ref: Ref, error: MeshqError) -> None:
         (door, _), number = ref
@@ -348,7 +377,7 @@ class PeerCore:
 
     def _on_proposal(self, event: ProposalMade) -> None:
         def done(result: int | MeshqError) -> None:
-            self.ctx.out.append(Settle(event.ticket, result))
+            self.ctx.out.append(events.Settle(event.ticket, result))
 
         try:
             self.registrar.propose(commands.decode(event.command), done)
@@ -411,7 +440,12 @@ class PeerCore:
             case Read():
                 self.reading.on_read(session, principal, message)
             case Unread():
+                self.consuming.on_unread(session, message)
                 self.reading.on_unread(session, message)
+            case Join():
+                self.consuming.on_join(session, principal, message)
+            case Settle():
+                self.consuming.on_settle(session, message)
             case Ask():
                 self.admin.on_ask(session, principal, message)
             case (
@@ -477,6 +511,7 @@ class PeerCore:
             self.registrar.doubt_level()
         else:
             self._end_reads_of(host.slot)
+            self.consuming.on_slot_lost(host.slot)
 
     def _on_peer_message(self, peer: PeerId, message: ServerMessage) -> None:
         match message:
@@ -511,6 +546,7 @@ class PeerCore:
         topic_id = TopicId(change.info.topic_id)
         self.naming.on_topic(change.info, gone=True)
         self.slots.drop_topic(topic_id)
+        self.consuming.on_topic_gone(topic_id, change.info.name)
         for partition in self.ctx.deliveries.readers_of(topic_id):
             self.reading.on_partition_gone(partition, TopicGone(f"topic {change.info.name!r} was deleted"))
 

@@ -37,6 +37,7 @@ from meshq.replication.quorum import Config, Node
 from meshq.replication.saved import hard_row, replica_row, restored, snapshot_row
 from meshq.replication.state import Settings
 from meshq.replication.words import GENESIS, Item, Position, Role
+from meshq.streams.groups.table import GroupApplied
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import encode_publish, payload_key_of, payload_of
 from meshq.streams.slot import EMPTY, Dropped, PartitionState, SlotStream, Stored, begun_rows
@@ -89,6 +90,7 @@ class Host:
 class Slots:
     """`genesis(slot)`: what it begins with. `send(to, slot, message)`: to another node. `on_role(host)`: who
     leads has changed. `on_stored`: a batch is committed, with the number of peers that have it on disk.
+    `on_group`: an entry about a group is; `on_groups_refused`: none of a slot that was under way will be.
     """
 
     me: Node
@@ -101,6 +103,8 @@ class Slots:
     count: Callable[[str], None]
     on_stored: Callable[[Stored, Buffer, int], None] = field(init=False)
     on_refused: Callable[[Ref, MeshqError], None] = field(init=False)
+    on_group: Callable[[GroupApplied], None] = field(init=False)
+    on_groups_refused: Callable[[Slot, MeshqError], None] = field(init=False)
     system: SlotStream = field(init=False)  # what the system slot's log means
     hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
     supports: set[PeerId] = field(default_factory=set)
@@ -450,6 +454,8 @@ class Slots:
             elif isinstance(applied, Stored) and host.leads:
                 copies = sum(index >= entry.index for index in match.values())
                 self.on_stored(applied, payload, copies)
+            elif isinstance(applied, GroupApplied) and host.leads:
+                self.on_group(applied)
         if host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
             self._checkpoint(host)
 
@@ -466,6 +472,7 @@ class Slots:
     def refuse_waiting(self, host: Host, error: MeshqError) -> None:
         for ref in host.stream.on_append_failed():
             self.on_refused(ref, error)
+        self.on_groups_refused(host.slot, error)
 
     # --------------------------------------------------------------------------------- housekeeping
     def tick(self) -> None:
@@ -551,7 +558,7 @@ class Slots:
         return sum(bool(h.stream.partitions) for h in self.hosts.values())
 
     def topics_held(self) -> set[TopicId]:
-        return {p.topic_id for h in self.hosts.values() if h.leads for p in h.stream.partitions}
+        return {t for h in self.hosts.values() if h.leads for t in h.stream.topics()}
 
 
 def _keys(items: Collection[Item]) -> Iterator[PayloadKey]:
