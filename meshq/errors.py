@@ -12,7 +12,8 @@
     │   ├── SequenceConflict    409  same producer sequence, other bytes
     │   ├── OutOfOrderSequence  409  a gap in the producer's sequence
     │   ├── UnknownProducer     409  the producer's state has expired here
-    │   └── Fenced              409  a newer epoch of this producer exists
+    │   ├── Fenced              409  a newer epoch of this producer exists
+    │   └── LeaseLost           409  the record is not this consumer's any more: it is handed out again
     ├── Unavailable             503  not now; the same call may succeed later
     │   ├── NotOwner            503  this peer does not own the slot; ask the one named
     │   ├── RegistryUnavailable 503  nothing new can be registered just now
@@ -95,6 +96,10 @@ class Fenced(Refused):
     status = 409
 
 
+class LeaseLost(Refused):
+    status = 409
+
+
 class Unavailable(MeshqError):
     status = 503
     retriable = True
@@ -144,9 +149,9 @@ _ON_THE_WIRE: dict[str, type[MeshqError]] = {
     c.__name__: c
     for c in (
         UsageError, RemoteProtocolError, Refused, Forbidden, UnknownTopic, TopicGone, TopicExists, TooLarge,
-        SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, Unavailable, NotOwner,
-        RegistryUnavailable, Overloaded, DiskFull, OutcomeUnknown, SecurityError, InternalError, StoreError,
-        StoreCorrupt,
+        SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, LeaseLost, Unavailable,
+        NotOwner, RegistryUnavailable, Overloaded, DiskFull, OutcomeUnknown, SecurityError, InternalError,
+        StoreError, StoreCorrupt,
     )
 }  # fmt: skip
 _BY_STATUS: dict[int, type[MeshqError]] = {

@@ -264,8 +264,9 @@ class Join(Message, frozen=True, tag=70):
     """Take part in a group: hand me records of these partitions under `sub`, as Read does with all of them.
 
     `member`: the same on all connections of one subscription, drawn at random. `start`: where a partition
-    begins that the group has not been in yet. At most `in_flight` records are out at this peer at a time;
-    sent again it counts anew, and items are added. Answers: ReadStarted, ReadEnded; ended by Unread.
+    begins that the group has not been in yet. At most `in_flight` records and about `in_flight_bytes` are out
+    at this peer at a time; sent again it counts anew, and items are added. Answers: ReadStarted, ReadEnded;
+    ended by Unread.
     """
 
     sub: U63
@@ -275,6 +276,7 @@ class Join(Message, frozen=True, tag=70):
     ack_wait_ms: U32  # a record that is not settled in this time is handed out again
     max_deliver: U32  # 0: as often as it takes
     in_flight: U32
+    in_flight_bytes: U63
     items: Annotated[list[ReadItem], Meta(max_length=Items)]
 
 

@@ -59,6 +59,7 @@ def join(
         "ack_wait_ms": 10_000,
         "max_deliver": 0,
         "in_flight": 100,
+        "in_flight_bytes": 1 << 20,
         "group": "g",
         "sub": 1,
     } | about
@@ -333,7 +334,7 @@ def test_a_client_needs_a_capability_and_consume_is_enough() -> None:
     key = peer.register("c", ("publish", "t"))
     peer.hello(session=TWO, key=key)
     item = ReadItem(info.topic_id, 0, info.version, EARLIEST)
-    terms = Join(1, "g", bytes(16), 1, 10_000, 0, 10, [item])
+    terms = Join(1, "g", bytes(16), 1, 10_000, 0, 10, 1 << 20, [item])
     (ended,) = peer.send(terms, session=TWO, key=key)
     assert (type(ended), ended.name) == (ReadEnded, "Forbidden")
     key = peer.register("d", ("consume", "t"))

@@ -30,8 +30,8 @@ from meshq.errors import (
 from meshq.ids import PartitionKey, Ref, Session, Slot, TopicId
 from meshq.limits import (
     ACK_WAIT_MS_MAX,
+    CREDIT_BYTES_MAX,
     GROUP_BYTES_MAX,
-    GROUP_IN_FLIGHT_BYTES,
     GROUP_IN_FLIGHT_MAX,
     GROUP_MEMBERS_MAX,
     GROUPS_PER_SLOT_MAX,
@@ -84,6 +84,7 @@ class Consuming:
             if joined.group != message.group:
                 raise UsageError(f"this subscription takes part in group {joined.group!r}")
             joined.member.records_max = min(message.in_flight, GROUP_IN_FLIGHT_MAX)
+            joined.member.bytes_max = min(message.in_flight_bytes, CREDIT_BYTES_MAX)
             for key in joined.keys:
                 self.desks.stir(key)
         except MeshqError as e:
@@ -121,7 +122,7 @@ class Consuming:
         self.ctx.sessions.states[ref[0]].check_subscription(False)
         # Whose it is goes into it: nobody can take another's place by saying its number.
         member_id = blake2b(principal.key + message.member, digest_size=16).digest()
-        member = Member(ref, member_id, message.in_flight, GROUP_IN_FLIGHT_BYTES)
+        member = Member(ref, member_id, 0, 0)
         opened = Open(message.mode, message.ack_wait_ms, message.max_deliver, 0)
         joined = self._joined[ref] = _Joined(member, message.group, opened)
         return joined
