@@ -20,6 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from meshq.client.connect import connect
+from meshq.client.group import GroupRecord, GroupSubscription
 from meshq.client.mesh import Mesh
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt, Record
@@ -60,6 +61,7 @@ __all__ = [
     "Fenced",
     "Forbidden",
     "GroupRecord",
+    "GroupSubscription",
     "InternalError",
     "LeaseLost",
     "Mesh",

@@ -115,6 +115,9 @@ class GroupSubscription(Subscription):
         self._tending: asyncio.TimerHandle | None = None
         super().__init__(driver, pattern, start, credit_bytes, credit_records, group=group)
 
+    def __aiter__(self) -> GroupSubscription:
+        return self
+
     async def __anext__(self) -> GroupRecord:
         self._touched = self._now()
         while True:

@@ -11,7 +11,7 @@ import math
 import secrets
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, overload
 
 from meshq.batch import Buffer
 from meshq.client.checking import Headers, check_group, check_seconds, check_start
@@ -25,6 +25,8 @@ from meshq.errors import MeshqError, TopicGone, UsageError
 from meshq.limits import KIB, PRODUCER_BUFFER_BYTES
 from meshq.messages import TopicInfo
 from meshq.topics import check_pattern
+
+StartLike = Literal["latest", "earliest"] | int | datetime | None
 
 PUBLISHERS_MAX: Final = 1_024  # topics whose shared producer is kept; an idle one makes room
 
@@ -108,13 +110,37 @@ class Mesh:
         self._producers.append(producer)
         return producer
 
+    @overload
+    def subscribe(
+        self,
+        pattern: str,
+        *,
+        group: None = None,
+        start: StartLike = None,
+        credit_bytes: int = CREDIT_BYTES,
+        credit_records: int | None = None,
+    ) -> Subscription: ...
+
+    @overload
+    def subscribe(
+        self,
+        pattern: str,
+        *,
+        group: str,
+        mode: Literal["queue"] = "queue",
+        start: StartLike = None,
+        ack_wait: float = ACK_WAIT_S,
+        credit_bytes: int = CREDIT_BYTES,
+        credit_records: int | None = None,
+    ) -> GroupSubscription: ...
+
     def subscribe(
         self,
         pattern: str,
         *,
         group: str | None = None,
         mode: Literal["queue"] = "queue",
-        start: Literal["latest", "earliest"] | int | datetime | None = None,
+        start: StartLike = None,
         ack_wait: float = ACK_WAIT_S,
         credit_bytes: int = CREDIT_BYTES,
         credit_records: int | None = None,

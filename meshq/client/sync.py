@@ -372,7 +372,7 @@ class Subscription:
 
 
 class GroupSubscription(Subscription):
-    """As the asynchronous one. Records come one at a time: those that wait, wait where their time is minded."""
+    """As the asynchronous one. Records come one at a time: they wait where their time is minded."""
 
     async def _take(self) -> list[Record]:
         taken = await self._subscription.take(1)

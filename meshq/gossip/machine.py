@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 _RECORDS_PER_ANSWER_MAX = 16  # who lacks more asks again for the rest
 _WANTS_MAX = 64
+_ALONE_S = 1.0  # between looks at the clock of one who has nobody to probe
 
 
 class Membership:
@@ -187,7 +188,8 @@ class Membership:
         self._errands.expire(now)
         self._table.expire(now)
         if now >= self._next_probe:
-            self._next_probe = now + self._awareness.scale(self._settings.probe_s)
+            period_s = self._settings.probe_s if self._table.known else _ALONE_S
+            self._next_probe = now + self._awareness.scale(period_s)
             self._probing.probe_next(now)
         if now >= self._next_sync:
             self._compare_notes(now)
@@ -376,6 +378,7 @@ class Membership:
         self._probing.add(new)
         self._mail.retransmits = self._settings.retransmits(len(self._table.known) + 1)
         if new:
+            self._next_probe = min(self._next_probe, now + self._settings.probe_s)
             self._reaching.suggestions.hurry(now=now)  # who answered there may be one of the new ones
 
     def _on_leave_requested(self, now: float) -> None:

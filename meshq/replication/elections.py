@@ -144,6 +144,8 @@ class Elections:
         granted = free and level and not s.frozen and (m.transfer or not self.follows_a_live_leader())
         if m.pre:
             s.promise(frm, VoteReply(m.term if granted else s.term, granted, True))
+            if s.role is Role.LEADER:
+                self._leading.on_linked(frm)  # it knows no leader, and an idle one would not come to tell it
             return
         if granted:
             s.set_hard(s.term, frm)

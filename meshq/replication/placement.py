@@ -93,6 +93,23 @@ def steps(
     return found
 
 
+def is_at_rest(
+    situations: Sequence[Situation],
+    wanted: Mapping[Slot, Sequence[PeerId]],
+    nodes: Mapping[PeerId, Node],
+    alive: Collection[PeerId],
+) -> bool:
+    """Whether there is nothing to do until a leader, members, the ring or who is alive change."""
+    for s in situations:
+        owners = [nodes[peer] for peer in wanted.get(s.slot, ()) if peer in nodes]
+        if not s.settled or not owners or len(owners) < len(wanted[s.slot]):
+            return False
+        voters, learners = members_of(owners)
+        if not _is_where(s.config, voters, learners) or (voters[0] != s.me and voters[0].peer in alive):
+            return False
+    return True
+
+
 def next_step(
     s: Situation, voters: Sequence[Node], learners: Sequence[Node], alive: Collection[PeerId]
 ) -> Step | None:

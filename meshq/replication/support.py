@@ -25,6 +25,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import inf
 
 from meshq.ids import PeerId, Slot
@@ -231,5 +232,6 @@ class Support:
         return out
 
 
+@lru_cache(maxsize=512)  # asked for at every beat, of what changes only when leaders do
 def checksum(led: Led) -> int:
     return zlib.crc32(repr(led).encode()) if led else 0

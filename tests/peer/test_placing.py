@@ -7,7 +7,7 @@ import pytest
 from meshq import batch
 from meshq.client import facts
 from meshq.errors import OutcomeUnknown
-from meshq.ids import PartitionKey, TopicId
+from meshq.ids import PartitionKey, Slot, TopicId
 from meshq.messages import Accepted, TopicInfo
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Node
@@ -84,3 +84,22 @@ def test_a_join_loses_nothing_and_ends_where_the_ring_wants_it(seed: int) -> Non
                 assert log[result.base_offset] == value
             elif p == partition and not isinstance(result, OutcomeUnknown):
                 assert value not in log
+
+
+@pytest.mark.parametrize("peers", [2, 3])
+def test_once_the_slots_have_moved_nobody_doubts_a_leader(peers: int) -> None:
+    """What peers tell each other of who leads has to follow the members, or idle slots lose their leaders."""
+    world = World(peers, peers=peers, slots=SLOTS)
+    world.run_for(5.0)
+    world.join("new")
+    world.run(lambda: is_settled(world))
+    world.run_for(10.0)  # leadership goes where the ring wants it, a few slots at a time
+    changes: list[Slot] = []
+    for host in world.hosts:
+        told = host.core.slots.on_role
+        host.core.slots.on_role = lambda h, told=told: (changes.append(h.slot), told(h))  # type: ignore[assignment,misc]
+    world.run_for(5.0)
+    assert changes == []
+    for host in world.hosts:
+        for copy in host.core.slots.hosts.values():
+            assert copy.replica.leader is not None or host.core.slots.me not in copy.replica.config.nodes()

@@ -282,7 +282,7 @@ class Host:
     def _apply(self, copy: Copy, items: tuple[Item, ...]) -> None:
         image = self.disk.images[copy.slot]
         config = self.env.deciding_config(copy)
-        news = self.env.oracle.on_commit(copy.slot, copy.node, config, image, items)
+        news = self.env.oracle.on_commit(copy.slot, copy.node, copy.replica.term, config, image, items)
         begin = copy.applied.position.index
         if items[0].entry.index != begin + 1:
             raise Wrong(f"entry {items[0].entry.index} is handed on after {begin}")

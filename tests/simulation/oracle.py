@@ -69,6 +69,7 @@ class Oracle:
         self._has_it = has_it
         self._strict = strict
         self.decided: list[list[Item]] = [[] for _ in range(slots)]
+        self.decided_in: list[list[int]] = [[] for _ in range(slots)]  # the term of who first told
         self.states: list[list[Applied]] = [[Applied()] for _ in range(slots)]  # after each index
         self.leaders: dict[tuple[int, int], Node] = {}
         self._chains: list[dict[tuple[int, int], bytes]] = [{} for _ in range(slots)]
@@ -83,9 +84,11 @@ class Oracle:
         other = self.leaders.setdefault((slot, told.term), node)
         if other != node:
             raise Wrong(f"slot {slot} has two leaders in term {told.term}: {show(other)} and {show(node)}")
-        decided = self.decided[slot]
-        if decided:
-            last = decided[-1].entry
+        index = len(self.decided[slot])
+        while index and self.decided_in[slot][index - 1] >= told.term:
+            index -= 1  # one that leads no more and does not know it yet need not have this
+        if index:
+            last = self.decided[slot][index - 1].entry
             here = replica.log.position(last.index)
             if replica.log.term_at(last.index) != last.term or (here and here.chain != last.chain):
                 raise Wrong(f"{show(node)} leads slot {slot} in term {told.term} without entry {last.index}")
@@ -99,9 +102,9 @@ class Oracle:
                 raise Wrong(f"slot {slot}: two entries {entry.index} of term {entry.term}")
 
     def on_commit(
-        self, slot: int, node: Node, config: Config | None, image: Image, items: tuple[Item, ...]
+        self, slot: int, node: Node, term: int, config: Config | None, image: Image, items: tuple[Item, ...]
     ) -> int:
-        """`config`: the leader's that decided it, if it still leads. Returns how many of them are news."""
+        """`term`: the node's. `config`: the leader's, if it still leads. Tells how many are new."""
         decided = self.decided[slot]
         known = len(decided)
         for item in items:
@@ -120,6 +123,7 @@ class Oracle:
             if decided and decided[-1].entry.timestamp_ms > entry.timestamp_ms:
                 raise Wrong(f"slot {slot}: time goes back at entry {index}")
             decided.append(item)
+            self.decided_in[slot].append(term)
             self._check_seen(slot, item)
             self.states[slot].append(advance(self.states[slot][-1], item))
         last = items[-1].entry

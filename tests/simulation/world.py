@@ -204,7 +204,8 @@ class World:
 
     def _check_support(self, host: Host, frm: Host, back: Link) -> None:
         """Whom a host treats as alive has heard it not long ago: support needs both directions."""
-        if back.cut and back.cut_at + 3.0 < self.now and frm.peer in host.support.given():
+        since = max(back.cut_at, self.paused[host.number])  # while it stands still it cannot take it back
+        if back.cut and since + 3.0 < self.now and frm.peer in host.support.given():
             raise Wrong(f"n{host.number} supports n{frm.number}, which has not heard it for 3 s")
 
     def _support_tick(self, host: Host, boots: int) -> None:
@@ -466,6 +467,7 @@ class World:
         self.clients_run = False
         self.network.heal()
         self.network.weather.loss = min(self.network.weather.loss, 0.02)
+        self.network.weather.late = 0.0  # what holds a link up for longer than support lasts is a fault
         self.stuck_disks.clear()
         for host in self.hosts:
             self.paused[host.number] = min(self.paused[host.number], self.now)

@@ -153,6 +153,7 @@ class PeerCore:
             self._genesis_of,
             self.replicating.send,
             self._on_role,
+            self._on_members,
             ctx.count,
         )
         self.publishing = Publishing(ctx, self.slots)
@@ -313,8 +314,8 @@ class PeerCore:
         self.liveness.tick()
         self.slots.tick()
         self.consuming.desks.tick()
-        if self.ctx.now < self._next_tick:
-            return
+        if self.ctx.now < self._next_tick - TICK_S / 2:
+            return  # what is nearly due is done with a beat: every waking costs an idle host
         self._next_tick = self.ctx.now + TICK_S
         self.links.tick()
         self.registrar.tick()
@@ -503,7 +504,12 @@ class PeerCore:
     def _on_peer_gone(self, peer: PeerId) -> None:
         self.liveness.on_gone(peer)
 
+    def _on_members(self) -> None:
+        self.liveness.on_roles_changed()  # the leader tells those that keep a copy, whatever its role did
+        self.placing.on_slot_changed()
+
     def _on_role(self, host: Host) -> None:
+        self.placing.on_slot_changed()
         self.liveness.on_roles_changed()
         self.whereabouts.on_role(host)
         if host.leads:

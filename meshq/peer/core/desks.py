@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 GROUPS: Final = "group"  # in the place of a door: who a fetch or a look-up by time is for
 PUSH_ITEMS: Final = 64
+POSTPONED_S: Final = 0.05
 PUSH_BYTES: Final = 1024 * 1024
 Refused = list[tuple[int, int]]  # records for which it does not hold
 
@@ -68,6 +69,7 @@ class Desks:
     _stirred: dict[GroupKey, None] = field(default_factory=dict)
     _settled: dict[Session, list[tuple[int, Refused]]] = field(default_factory=dict)  # of this turn
     _hands: list[tuple[GroupKey, Hand]] = field(default_factory=list)  # of this turn
+    _postponed: dict[GroupKey, None] = field(default_factory=dict)
     _wake: float = inf
 
     def begin(self, key: GroupKey, slot: Slot) -> Part:
@@ -182,6 +184,8 @@ class Desks:
         if self.ctx.now < self._wake:
             return
         self._wake = inf
+        self._stirred.update(self._postponed)
+        self._postponed.clear()
         for key, part in self.parts.items():
             at = part.desk.deadline() if part.desk is not None else inf
             if at <= self.ctx.now:
@@ -202,6 +206,10 @@ class Desks:
         return bool(stirred)
 
     def _take(self, part: Part) -> None:
+        if self.slots.hosts[part.slot].replica.is_handing_over:
+            self._postponed[part.key] = None  # it proposes nothing: the next leader will, or this one again
+            self._wake = min(self._wake, self.ctx.now + POSTPONED_S)
+            return
         ops, desk = part.ops, part.desk
         if desk is not None:
             desk.now = self.ctx.now

@@ -12,7 +12,7 @@ from meshq.ids import SYSTEM_SLOT, PeerId, Slot
 from meshq.peer.core.context import Context
 from meshq.peer.core.links import Links
 from meshq.peer.core.slots import Host, Slots
-from meshq.replication.placement import ChangeMembers, MoveLeadership, Situation, Step, steps
+from meshq.replication.placement import ChangeMembers, MoveLeadership, Situation, Step, is_at_rest, steps
 from meshq.replication.quorum import Node
 from meshq.replication.system import system_step
 from meshq.ring import owners
@@ -31,10 +31,16 @@ class Placing:
     _gone: frozenset[PeerId] = frozenset()
     _ring_changed: bool = True
     _round_at: float = 0.0
+    _rested: tuple[set[PeerId], dict[PeerId, Node]] | None = None  # who was alive when nothing was left to do
 
     def on_peers_changed(self) -> None:
         """The ring is computed at the next tick: a copy that catches up hears of many peers in one turn."""
         self._ring_changed = True
+        self._rested = None
+
+    def on_slot_changed(self) -> None:
+        """Who leads it, or who keeps copies."""
+        self._rested = None
 
     def tick(self) -> None:
         if self.ctx.now < self._round_at:
@@ -43,15 +49,27 @@ class Placing:
         gone = frozenset(self.links.dead_for(EVACUATE_S))
         if self._ring_changed or gone != self._gone:
             self._ring_changed, self._gone = False, gone
+            self._rested = None
             self._look_at_ring()
         alive, nodes = self.slots.supports | {self.ctx.me.peer}, self._nodes()
-        found = steps(self._situations(), self.wanted, nodes, alive)
+        self._take(self._data_steps(alive, nodes) + self._system_steps(alive, nodes))
+
+    def _data_steps(self, alive: set[PeerId], nodes: dict[PeerId, Node]) -> list[Step]:
+        if self._rested == (alive, nodes):
+            return []
+        situations = [self._situation(host) for host in self.slots.led() if host.slot != SYSTEM_SLOT]
+        found = steps(situations, self.wanted, nodes, alive)
+        if not found and is_at_rest(situations, self.wanted, nodes, alive):
+            self._rested = alive, nodes
+        return found
+
+    def _system_steps(self, alive: set[PeerId], nodes: dict[PeerId, Node]) -> list[Step]:
         system = self.slots.hosts.get(SYSTEM_SLOT)
-        if system is not None and system.leads:
-            peers = set(self.ctx.registry.peers) - self._gone
-            step = system_step(self._situation(system), peers, nodes, alive)
-            found += [step] if step is not None else []
-        self._take(found)
+        if system is None or not system.leads:
+            return []
+        peers = set(self.ctx.registry.peers) - self._gone
+        step = system_step(self._situation(system), peers, nodes, alive)
+        return [step] if step is not None else []
 
     def _take(self, found: list[Step]) -> None:
         for step in found:
@@ -73,9 +91,6 @@ class Placing:
         for host in self.slots.hosts.values():
             order = self.wanted.get(host.slot, ())
             host.replica.set_rank(order.index(self.ctx.me.peer) if self.ctx.me.peer in order else len(order))
-
-    def _situations(self) -> list[Situation]:
-        return [self._situation(host) for host in self.slots.led() if host.slot != SYSTEM_SLOT]
 
     def _situation(self, host: Host) -> Situation:
         r = host.replica

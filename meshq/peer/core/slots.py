@@ -79,6 +79,7 @@ class Host:
     log_bytes: int = 0  # that were applied since the start
     is_emptied: bool = False  # a write that leaves nothing of it is on its way
     damaged_below: int = 0  # entries below are unreadable: not to be kept for others
+    members: Config | None = None  # that were last told of
 
     @property
     def is_replaced(self) -> bool:
@@ -89,8 +90,9 @@ class Host:
 @dataclass
 class Slots:
     """`genesis(slot)`: what it begins with. `send(to, slot, message)`: to another node. `on_role(host)`: who
-    leads has changed. `on_stored`: a batch is committed, with the number of peers that have it on disk.
-    `on_group`: an entry about a group is; `on_groups_refused`: none of a slot that was under way will be.
+    leads has changed. `on_members()`: who keeps copies has. `on_stored`: a batch is committed, with the
+    number of peers that have it on disk. `on_group`: an entry about a group is; `on_groups_refused`: none of
+    a slot that was under way will be.
     """
 
     me: Node
@@ -100,6 +102,7 @@ class Slots:
     genesis: Callable[[Slot], Config]
     send: Callable[[Node, Slot, words.Message], None]
     on_role: Callable[[Host], None]
+    on_members: Callable[[], None]
     count: Callable[[str], None]
     on_stored: Callable[[Stored, Buffer, int], None] = field(init=False)
     on_refused: Callable[[Ref, MeshqError], None] = field(init=False)
@@ -401,11 +404,14 @@ class Slots:
                     for done in effect.refs:
                         done(index)  # type: ignore[operator]
                 case words.TellConfig():
-                    pass
+                    pass  # the newest appended one holds, decided or not: looked at below
                 case words.ReadSnapshot():
                     self.sending.on_order(host, effect)
                 case words.StoreSnapshot():
                     self.receiving.on_order(host, effect)
+        if host.replica.config is not host.members:
+            host.members = host.replica.config
+            self.on_members()
         self._mind(host)
 
     def _read_log(self, host: Host, effect: words.ReadLog) -> None:
