@@ -40,13 +40,13 @@ async def test_three_peers_share_out_what_is_published_and_each_record_is_done_o
         await eventually(lambda: all_linked(peers))
         await peers[0].ask("topic.create", {"topic": "jobs", "partitions": 8})
         done: Counter[bytes] = Counter()
-        workers = [asyncio.create_task(work(p, done, 900, credit_records=20)) for p in peers]
-        receipts = [peers[i % 3].publish("jobs", b"%d" % i, key=b"%d" % i) for i in range(900)]
+        workers = [asyncio.create_task(work(p, done, 300, credit_records=20)) for p in peers]
+        receipts = [peers[i % 3].publish("jobs", b"%d" % i, key=b"%d" % i) for i in range(300)]
         await asyncio.gather(*receipts)
         shares = await asyncio.gather(*workers)
         assert set(done.values()) == {1}
-        assert done.total() == 900
-        assert min(shares) > 100, "all of them worked"
+        assert done.total() == 300
+        assert min(shares) > 30, "all of them worked"
 
 
 @pytest.mark.deadline(60)

@@ -292,6 +292,25 @@ def test_no_more_is_out_than_a_member_asked_for() -> None:
     assert sum(end - first for first, end, *_ in got(peer)) == 3
 
 
+def test_what_a_member_is_through_with_in_one_partition_is_room_in_another() -> None:
+    peer = Single()
+    peer.hello()
+    info = peer.make_topic(partitions=3)
+    for partition in range(3):
+        peer.produce(info, b"x", partition=partition)
+    items = [ReadItem(info.topic_id, p, info.version, EARLIEST) for p in range(3)]
+    peer.out.clear()
+    peer.send(Join(1, "g", bytes(16), 1, 10_000, 0, 1, 1 << 20, items))
+    seen = set()
+    for _ in range(3):
+        peer.fetch()
+        (handed,) = [i for m in peer.heard() if isinstance(m, HandOut) for i in m.items]
+        seen.add(handed.partition)
+        peer.out.clear()
+        peer.send(Settle(1, [SettleItem(1, info.topic_id, handed.partition, ACK, [(0, 1, handed.lease)])]))
+    assert seen == {0, 1, 2}
+
+
 def test_a_group_has_a_bound_of_what_is_out_and_goes_on_below_it() -> None:
     peer, info = ready(*[1_000] * 18)
     for n in range(3):

@@ -61,7 +61,6 @@ class _Joined:
     member: Member
     group: str
     opened: Open
-    keys: set[GroupKey] = field(default_factory=set)
 
 
 @dataclass
@@ -85,8 +84,7 @@ class Consuming:
                 raise UsageError(f"this subscription takes part in group {joined.group!r}")
             joined.member.records_max = min(message.in_flight, GROUP_IN_FLIGHT_MAX)
             joined.member.bytes_max = min(message.in_flight_bytes, CREDIT_BYTES_MAX)
-            for key in joined.keys:
-                self.desks.stir(key)
+            self.desks.stir_all(joined.member)
         except MeshqError as e:
             for item in message.items:
                 partition = PartitionKey(TopicId(item.topic_id), item.partition)
@@ -103,7 +101,7 @@ class Consuming:
                 started.append(found)
         if started:
             self.ctx.send(session, ReadStarted(message.sub, started))
-        if not joined.keys:
+        if not joined.member.keys:
             del self._joined[ref]
 
     def _enter(self, ref: Ref, principal: Principal, message: Join) -> _Joined:
@@ -146,12 +144,12 @@ class Consuming:
         if part.desk is None:
             if joined.member not in part.opening:
                 part.opening.append(joined.member)
-            joined.keys.add(key)
+            joined.member.keys.add(key)
             return None
         if len(part.desk.members) >= GROUP_MEMBERS_MAX:
             raise Overloaded(f"group {joined.group!r} has as many members here as it may")
         self._check_settings(part, part.desk.state, joined)
-        joined.keys.add(key)
+        joined.member.keys.add(key)
         return self._take_part(part, part.desk, joined.member)
 
     def _begin(self, key: GroupKey, slot: Slot, joined: _Joined, item: ReadItem) -> Part:
@@ -221,7 +219,7 @@ class Consuming:
         if joined is None:
             return False
         gone = {GroupKey(PartitionKey(TopicId(t), p), joined.group) for t, p in message.items}
-        self._leave(joined, joined.keys & gone if gone else set(joined.keys), for_good=True)
+        self._leave(joined, joined.member.keys & gone if gone else set(joined.member.keys), for_good=True)
         if not gone:
             del self._joined[session, message.sub]
         return True
@@ -230,11 +228,11 @@ class Consuming:
         """It may be back: what it holds stays its own for as long as was agreed."""
         for ref in [r for r in self._joined if r[0] == session]:
             joined = self._joined.pop(ref)
-            self._leave(joined, set(joined.keys), for_good=False)
+            self._leave(joined, set(joined.member.keys), for_good=False)
 
     def _leave(self, joined: _Joined, keys: Iterable[GroupKey], *, for_good: bool) -> None:
         for key in keys:
-            joined.keys.discard(key)
+            joined.member.keys.discard(key)
             part = self.desks.parts.get(key)
             if part is not None:
                 part.opening = [m for m in part.opening if m is not joined.member]
@@ -242,6 +240,7 @@ class Consuming:
                     part.desk.now = self.ctx.now
                     part.desk.on_leave(joined.member, for_good=for_good)
                 self.desks.stir(key)
+        self.desks.stir_all(joined.member)  # what it held there is room elsewhere
 
     def on_slot_lost(self, slot: Slot) -> None:
         """Another peer leads it, or nobody."""
@@ -262,7 +261,7 @@ class Consuming:
                 self._leave(joined, [part.key], for_good=False)
                 session, sub = member.ref
                 self.ctx.end_read(session, sub, part.key.partition, error)
-                if not joined.keys:
+                if not joined.member.keys:
                     del self._joined[member.ref]
         self.desks.drop(part)
 
@@ -281,7 +280,7 @@ class Consuming:
         partition = PartitionKey(TopicId(item.topic_id), item.partition)
         key = GroupKey(partition, joined.group)
         part = self.desks.parts.get(key)
-        if part is None or part.desk is None or key not in joined.keys:
+        if part is None or part.desk is None or key not in joined.member.keys:
             led_slot(self.ctx, self.slots, partition)
             raise Unavailable("this subscription has not joined its group here", retry_after_ms=50)
         if any(first >= end for first, end, _ in item.ranges):

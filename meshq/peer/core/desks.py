@@ -99,6 +99,11 @@ class Desks:
         """Something about it has changed: have it looked at before this turn ends."""
         self._stirred[key] = None
 
+    def stir_all(self, member: Member) -> None:
+        """It has room again: wherever it takes part something may wait for that."""
+        for key in member.keys:
+            self.stir(key)
+
     def answer(self, session: Session, request: int, refused: Refused) -> None:
         self._settled.setdefault(session, []).append((request, refused))
 
@@ -123,6 +128,7 @@ class Desks:
             desk = self._make_desk(part)
             self.on_opened(part)
         desk.now = self.ctx.now
+        full = [m for m in desk.members.values() if not m.room()]
         self._hands += [(part.key, hand) for hand in desk.on_applied(applied.body.ops, applied.index)]
         if part.proposed and part.proposed[0][0] == applied.index:
             for (session, request), place in part.proposed.popleft()[1]:
@@ -130,6 +136,9 @@ class Desks:
                 if refused is None and isinstance(op, Settle):  # the group is gone
                     refused = tuple((first, end) for first, end, _ in op.ranges)
                 self.answer(session, request, list(refused or ()))
+        for member in full:
+            if member.room():
+                self.stir_all(member)
         self.stir(part.key)
 
     def on_refused(self, slot: Slot, error: MeshqError) -> None:
@@ -149,6 +158,8 @@ class Desks:
         if part.desk is not None:
             part.desk.now = self.ctx.now
             part.desk.on_refused()
+            for member in part.desk.members.values():
+                self.stir_all(member)
         self.stir(part.key)
 
     def on_stored(self, stored: Stored, payload: Buffer) -> None:

@@ -25,6 +25,7 @@ from meshq.limits import GROUP_PENDING_MAX, MIB
 from meshq.streams.groups.backoff import redelivery_delay_ms
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import GroupState
+from meshq.streams.groups.table import GroupKey
 from meshq.streams.groups.words import LEADER, Grant, Leased, Op, Range, Settle, Verdict
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Member:
     id: bytes
     records_max: int
     bytes_max: int
+    keys: set[GroupKey] = field(default_factory=set)  # these desks
     records: int = 0  # handed out and not settled
     bytes: float = 0.0
 
