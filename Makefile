@@ -25,7 +25,7 @@ stage = @echo "== $(1)"; SECONDS=0; { $(2); } || exit 1; echo "   $(1): $${SECON
 # Tests of processes, sockets and network namespaces run one after the other: they wait for each other and the clock.
 TIMED := tests/transport tests/mesh tests/cli tests/examples tests/lab
 # The hash seed is fixed so that a seed of a simulated world means the same run in every process.
-PYTEST = PYTHONHASHSEED=0 $(BIN)/python -m pytest -m 'not long' --durations=10 --durations-min=1
+PYTEST = $(BIN)/python -m pytest -m 'not long' --durations=10 --durations-min=1
 
 .PHONY: help test lint format types imports docs docs-current units check-long simulate mutants simulate-membership fuzz-membership lab demo bench bench-membership lab-deps venv clean
 

@@ -17,6 +17,7 @@
     ├── Unavailable             503  not now; the same call may succeed later
     │   ├── NotOwner            503  this peer does not own the slot; ask the one named
     │   ├── RegistryUnavailable 503  nothing new can be registered just now
+    │   ├── NotEnoughCopies     503  fewer peers can be reached than the topic's `copies_min` asks for
     │   ├── Overloaded          429  a bound was reached; try again after `retry_after_ms`
     │   └── DiskFull            507  no room to store records; reading goes on
     ├── OutcomeUnknown          504  sent, not answered in time: it may or may not have been stored
@@ -113,6 +114,10 @@ class RegistryUnavailable(Unavailable):
     pass
 
 
+class NotEnoughCopies(Unavailable):
+    pass
+
+
 class Overloaded(Unavailable):
     status = 429
 
@@ -150,8 +155,8 @@ _ON_THE_WIRE: dict[str, type[MeshqError]] = {
     for c in (
         UsageError, RemoteProtocolError, Refused, Forbidden, UnknownTopic, TopicGone, TopicExists, TooLarge,
         SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, LeaseLost, Unavailable,
-        NotOwner, RegistryUnavailable, Overloaded, DiskFull, OutcomeUnknown, SecurityError, InternalError,
-        StoreError, StoreCorrupt,
+        NotOwner, RegistryUnavailable, NotEnoughCopies, Overloaded, DiskFull, OutcomeUnknown, SecurityError,
+        InternalError, StoreError, StoreCorrupt,
     )
 }  # fmt: skip
 _BY_STATUS: dict[int, type[MeshqError]] = {

@@ -44,6 +44,7 @@ TOPIC_BYTES_MAX = _limit("TOPIC_BYTES_MAX", 255, "a topic's name or a pattern", 
 PARTITIONS_MAX = _limit("PARTITIONS_MAX", 1024, "partitions of one topic", "`UsageError`")
 TOPICS_MAX = _limit("TOPICS_MAX", 1_000_000, "topics of a mesh", "`Overloaded`")
 PEERS_MAX = _limit("PEERS_MAX", 1_000, "registered peers of a mesh", "`Overloaded`")
+LEFT_PEERS_KEPT = _limit("LEFT_PEERS_KEPT", 1_000, "peers that have left, and are refused at the door until they join again", "the one that left first is forgotten")
 CLIENTS_MAX = _limit("CLIENTS_MAX", 100_000, "registered clients of a mesh", "`Overloaded`")
 CAPABILITIES_MAX = _limit("CAPABILITIES_MAX", 64, "capabilities in one certificate", "`UsageError`")
 

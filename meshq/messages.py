@@ -108,6 +108,7 @@ class TopicInfo(Struct, frozen=True, array_like=True):
     partitions: U32
     version: U63
     record_bytes_max: U32
+    copies_min: U16 = 1
 
 
 class Resolve(Message, frozen=True, tag=10):
@@ -152,6 +153,9 @@ class Unwatch(Message, frozen=True, tag=14):
 
 
 # --------------------------------------------------------------------------------------- publishing
+ACKS_QUORUM, ACKS_LEADER, ACKS_NONE = 0, 1, 2
+
+
 class ProduceItem(Struct, frozen=True, array_like=True):
     """One batch, in the payload frame of its place. `version`: TopicInfo.version, so that a peer that has
     not heard of the topic yet says so (retriable) instead of calling it gone."""
@@ -160,6 +164,7 @@ class ProduceItem(Struct, frozen=True, array_like=True):
     topic_id: Id16
     partition: U32
     version: U63
+    acks: Annotated[int, Meta(ge=ACKS_QUORUM, le=ACKS_NONE)] = ACKS_QUORUM
 
 
 class Produce(Message, frozen=True, tag=20):
@@ -167,8 +172,10 @@ class Produce(Message, frozen=True, tag=20):
 
 
 class Accepted(Struct, frozen=True, array_like=True):
+    """`base_offset`: of the batch's first record; none unless its receipt waited for the quorum."""
+
     request: U63
-    base_offset: U63
+    base_offset: U63 | None
     copies: U16
 
 
@@ -407,14 +414,23 @@ class NotMember(Message, frozen=True, tag=66):
     ]
 
 
+class HasLeft(Message, frozen=True, tag=67):
+    """The receiver has left the mesh, by the registry's entry of this index: what it connects is refused from
+    then on, so it would not hear of that otherwise."""
+
+    version: U63
+
+
 BulkyMessage = (
     Watch | Produce | Read | Unread | Join | Settle | ProposeRegistry | Replicate | Beat | Leads
     | MembershipAsked | NotMember
 )  # fmt: skip
 ClientMessage = (
     Hello | Ping | Resolve | Watch | Unwatch | Produce | Read | Credit | Unread | Join | Settle | Ask
-)
-PeerMessage = ProposeRegistry | Replicate | Beat | Leads | CarryGossip | MembershipAsked | NotMember
+)  # fmt: skip
+PeerMessage = (
+    ProposeRegistry | Replicate | Beat | Leads | CarryGossip | MembershipAsked | NotMember | HasLeft
+)  # fmt: skip
 ServerMessage = (
     Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
     | ReadEnded | HandOut | Settled | Answer

@@ -27,6 +27,7 @@ _VERBS: Final = {
     "invite": "founding:invite",
     "join": "founding:join",
     "up": "up:up",
+    "leave": "leave:leave",
     "status": "listing:status",
     "peers": "listing:peers",
     "events": "watching:events",

@@ -20,7 +20,7 @@ from meshq.cli.options import reaching
 from meshq.cli.output import Progress
 from meshq.cli.reach import Failed, Where, connected
 from meshq.cli.stdio import Output, read_lines
-from meshq.client.mesh import Mesh
+from meshq.client.checking import Acks
 from meshq.client.outgoing import PendingReceipt
 from meshq.client.producer import Producer
 from meshq.errors import MeshqError, Overloaded
@@ -37,6 +37,10 @@ Compression = Literal["none", "lz4", "zstd"]
 @click.option("--key", help="Key of every record: one key, one partition, in order.")
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="May be given more than once.")
 @click.option("--compression", type=click.Choice(["none", "lz4", "zstd"]), default="none", show_default=True)
+@click.option(
+    "--acks", type=click.Choice(["quorum", "leader", "none"]), default="quorum", show_default=True,
+    help="When a line counts as stored: on a majority's disks, on the leader's, or taken.",
+)  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Print `topic/partition@offset copies=N` for every line.")
 @reaching
 def pub(
@@ -45,6 +49,7 @@ def pub(
     key: str | None,
     headers: tuple[str, ...],
     compression: Compression,
+    acks: Acks,
     verbose: bool,
     where: Where,
 ) -> None:
@@ -60,7 +65,7 @@ def pub(
         publisher = _Publisher(
             key.encode() if key is not None else None, found, verbose=verbose, typed=source.isatty()
         )
-        asyncio.run(publisher.run(where, topic, source.fileno(), compression))
+        asyncio.run(publisher.run(where, topic, source.fileno(), compression, acks))
 
 
 class _Publisher:
@@ -76,16 +81,17 @@ class _Publisher:
         self._receipts = _Receipts() if verbose else None
         self._timeout = STALL_S
 
-    async def run(self, where: Where, topic: str, fd: int, compression: Compression) -> None:
+    async def run(self, where: Where, topic: str, fd: int, compression: Compression, acks: Acks) -> None:
         self._timeout = where.timeout if where.timeout_given else STALL_S
         async with connected(where, "meshq pub") as mesh:
-            error = await self._publish(mesh, topic, fd, compression)
+            error = await self._publish(
+                mesh.producer(topic, compression=compression, acks=acks, timeout=self._timeout), fd
+            )
         self._progress.end(self._sent, self._bytes)
         if error is not None:
             raise error
 
-    async def _publish(self, mesh: Mesh, topic: str, fd: int, compression: Compression) -> Failed | None:
-        out = mesh.producer(topic, compression=compression, timeout=self._timeout)
+    async def _publish(self, out: Producer, fd: int) -> Failed | None:
         printing = asyncio.create_task(self._receipts.run()) if self._receipts else None
         error: Exception | None = None
         try:
@@ -160,7 +166,8 @@ class _Receipts:
             while self._waiting and (self._waiting[0].done() or not printed):
                 try:
                     r = await self._waiting[0]
-                    printed.append(f"{r.topic}/{r.partition}@{r.offset} copies={r.copies}\n")
+                    offset = "-" if r.offset is None else r.offset
+                    printed.append(f"{r.topic}/{r.partition}@{offset} copies={r.copies}\n")
                 except MeshqError as e:
                     self.failed += 1
                     self.error = self.error or e

@@ -18,38 +18,43 @@ def topic() -> None:
     """Create, show, change and delete topics."""
 
 
+copies_min_option = click.option(
+    "--copies-min",
+    type=click.IntRange(min=1),
+    help="Acknowledge a record when so many peers have it, and take none while fewer could (1).",
+)
+
+
 @topic.command()
 @click.argument("name")
 @click.option("--partitions", type=click.IntRange(min=1), help="How many ordered logs it is spread over (8).")
 @click.option("--record-bytes-max", type=SIZE, help="Largest record (1MiB).")
+@copies_min_option
 @json_option
 @reaching
-def create(
-    name: str, partitions: int | None, record_bytes_max: int | None, as_json: bool, where: Where
-) -> None:
+def create(name: str, as_json: bool, where: Where, **settings: int | None) -> None:
     """Create a topic."""
-    _change(where, "topic.create", name, partitions, record_bytes_max, as_json=as_json)
+    _change(where, "topic.create", name, settings, as_json=as_json)
 
 
 @topic.command("set")
 @click.argument("name")
 @click.option("--partitions", type=click.IntRange(min=1), help="More partitions: keys move between them.")
 @click.option("--record-bytes-max", type=SIZE, help="Largest record from now on.")
+@copies_min_option
 @json_option
 @reaching
-def set_(
-    name: str, partitions: int | None, record_bytes_max: int | None, as_json: bool, where: Where
-) -> None:
+def set_(name: str, as_json: bool, where: Where, **settings: int | None) -> None:
     """Change a topic. Partitions only ever grow."""
-    if partitions is None and record_bytes_max is None:
-        raise click.UsageError("nothing to set: give --partitions or --record-bytes-max")
-    if partitions is not None:
+    if all(value is None for value in settings.values()):
+        raise click.UsageError("nothing to set: give --partitions, --record-bytes-max or --copies-min")
+    if settings["partitions"] is not None:
         click.echo(
             "meshq: note: with other partitions a key's later records may go to another one "
             "than its earlier ones, and then they are not in order with them",
             err=True,
         )
-    _change(where, "topic.set", name, partitions, record_bytes_max, as_json=as_json)
+    _change(where, "topic.set", name, settings, as_json=as_json)
 
 
 @topic.command()
@@ -88,20 +93,9 @@ def delete(name: str, yes: bool, where: Where) -> None:
     click.echo(f"Topic {name} is deleted.", err=True)
 
 
-def _change(
-    where: Where,
-    what: str,
-    name: str,
-    partitions: int | None,
-    record_bytes_max: int | None,
-    *,
-    as_json: bool,
-) -> None:
+def _change(where: Where, what: str, name: str, settings: dict[str, int | None], *, as_json: bool) -> None:
     args: dict[str, Any] = {"topic": check_topic(name)}
-    if partitions is not None:
-        args["partitions"] = partitions
-    if record_bytes_max is not None:
-        args["record_bytes_max"] = record_bytes_max
+    args |= {key: value for key, value in settings.items() if value is not None}
     found = ask(where, what, args)
     print_json(found) if as_json else _print_topic(found)
 
@@ -113,5 +107,6 @@ def _print_topic(found: dict[str, Any]) -> None:
             "id": found["id"],
             "partitions": found["partitions"],
             "record bytes max": show_bytes(found["record_bytes_max"]),
+            "copies min": found["copies_min"],
         }
     )

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import click
 
 from meshq.cli.logs import set_up
-from meshq.cli.options import SIZE, data_option
+from meshq.cli.options import DURATION, SIZE, data_option
 from meshq.cli.reach import Failed
 from meshq.peer.settings import Settings, load_settings
 from meshq.security.directory import DataDirectory
@@ -38,6 +38,9 @@ LEVELS = ["debug", "info", "warning", "error"]
 @click.option("--no-auto-create", is_flag=True, help="Publishing to an unknown topic fails.")
 @click.option("--store-bytes-max", type=SIZE, help="Most that is stored here.")
 @click.option("--disk-reserve-bytes", type=SIZE, help="Free disk that is never used for records.")
+@click.option(
+    "--evacuate-after", "evacuate_after_s", type=DURATION, help="Replace a peer that was away so long (5m)."
+)
 @click.option("--begin-empty", is_flag=True, help="Start though store/ is lost; copy what others have.")
 @click.option("--log", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)

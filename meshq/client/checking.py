@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from meshq.batch import CODECS, HEADER_BYTES, Buffer
 from meshq.client.facts import Group, Start
@@ -17,7 +17,7 @@ from meshq.limits import (
     HEADERS_MAX,
     PRODUCER_RECEIPTS_KEPT,
 )
-from meshq.messages import EARLIEST, LATEST, OFFSET, QUEUE, TIMESTAMP
+from meshq.messages import ACKS_LEADER, ACKS_NONE, ACKS_QUORUM, EARLIEST, LATEST, OFFSET, QUEUE, TIMESTAMP
 
 RECORD_OVERHEAD_BYTES: Final = 25  # most that msgpack adds to a record without headers
 _HEADER_OVERHEAD_BYTES: Final = 10
@@ -25,6 +25,8 @@ BATCH_ROOM_BYTES: Final = BATCH_BYTES_MAX - HEADER_BYTES - 16
 
 Headers = Mapping[str, bytes]
 _GROUP: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+Acks = Literal["quorum", "leader", "none"]
+_ACKS: Final = {"quorum": ACKS_QUORUM, "leader": ACKS_LEADER, "none": ACKS_NONE}
 
 
 def check_value(value: Buffer) -> bytes:
@@ -42,6 +44,13 @@ def check_key(key: bytes | None) -> bytes | None:
         f"a record's key must be bytes or None, not {type(key).__name__}: "
         "encode it first, as in text.encode()"
     )
+
+
+def check_acks(acks: str) -> int:
+    """As the wire has it."""
+    if acks in _ACKS:
+        return _ACKS[acks]
+    raise UsageError(f"acks must be one of {', '.join(_ACKS)}, not {acks!r}")
 
 
 def check_headers(headers: Headers | None) -> dict[str, bytes] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from meshq.batch import Body, Buffer
 from meshq.errors import MeshqError
-from meshq.messages import Message, ServerMessage, TopicInfo
+from meshq.messages import ACKS_QUORUM, Message, ServerMessage, TopicInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +131,7 @@ class BatchSealed:
     body: Body
     deadline: float
     in_flight: int = 16
+    acks: int = ACKS_QUORUM
 
 
 @dataclass(frozen=True, slots=True)

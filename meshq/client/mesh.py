@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, overload
 
 from meshq.batch import Buffer
-from meshq.client.checking import Headers, check_group, check_seconds, check_start
+from meshq.client.checking import Acks, Headers, check_group, check_seconds, check_start
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import AskRequested, HomeWanted, TopicsWanted
 from meshq.client.group import ACK_WAIT_S, GROUP_CREDIT_RECORDS, GroupSubscription
@@ -36,7 +36,7 @@ class Mesh:
 
     def __init__(self, driver: ClientDriver) -> None:
         self._driver = driver
-        self._publishers: dict[str, Producer] = {}
+        self._publishers: dict[tuple[str, Acks], Producer] = {}
         self._producers: list[Producer] = []  # as the application makes and keeps them
         self._former: list[Producer] = []  # publishers of deleted topics; at most PUBLISHERS_MAX
         self._consumers: list[GroupSubscription] = []  # as the application makes and keeps them
@@ -49,24 +49,28 @@ class Mesh:
         *,
         key: bytes | None = None,
         headers: Headers | None = None,
+        acks: Acks = "quorum",
         timeout: float = 30.0,
     ) -> Receipt:
         """Store one record; its receipt says where.
+
+        acks: `quorum`: on the disks of a majority, so that no minority's loss takes it; `leader`: on the
+        leader's, and lost if that peer is lost just then; `none`: taken by the leader, on no disk yet
 
         Raises: OutcomeUnknown when it was sent and not answered in `timeout` seconds. Any other error means
         that it was certainly not stored: Unavailable (try again), Forbidden, TooLarge, UsageError.
         """
         check_seconds(timeout, "timeout")
-        producer = self._publisher(topic)
+        producer = self._publisher(topic, acks)
         try:
             return await self._publish(producer, value, key, headers, timeout)
         except TopicGone:
             # Deleted since it was last used from here: the name may be another topic's by now. Others that
             # were refused with this record may have begun anew already.
-            if self._publishers.get(topic) is producer:
-                del self._publishers[topic]
+            if self._publishers.get((topic, acks)) is producer:
+                del self._publishers[topic, acks]
                 self._retire(producer)
-            return await self._publish(self._publisher(topic), value, key, headers, timeout)
+            return await self._publish(self._publisher(topic, acks), value, key, headers, timeout)
 
     async def _publish(
         self, producer: Producer, value: Buffer, key: bytes | None, headers: Headers | None, timeout: float
@@ -87,6 +91,7 @@ class Mesh:
         linger_ms: float = 5,
         batch_bytes: int = 256 * KIB,
         compression: Literal["none", "lz4", "zstd"] = "none",
+        acks: Acks = "quorum",
         in_flight: int = 16,
         buffer_bytes: int = PRODUCER_BUFFER_BYTES,
         timeout: float = 30.0,
@@ -100,6 +105,7 @@ class Mesh:
             linger_ms=linger_ms,
             batch_bytes=batch_bytes,
             compression=compression,
+            acks=acks,
             in_flight=in_flight,
             buffer_bytes=buffer_bytes,
             timeout=check_seconds(timeout, "timeout"),
@@ -239,15 +245,15 @@ class Mesh:
                 raise
             error.add_note(f"closing failed too: {e}")
 
-    def _publisher(self, topic: str) -> Producer:
-        producer = self._publishers.get(topic)
+    def _publisher(self, topic: str, acks: Acks) -> Producer:
+        producer = self._publishers.get((topic, acks))
         if producer is None:
             if len(self._publishers) >= PUBLISHERS_MAX:
                 idle = [t for t, p in self._publishers.items() if p.is_idle]
                 idle.sort(key=lambda t: self._publishers[t].has_failures)
                 for t in idle[: PUBLISHERS_MAX // 4]:
                     self._let_go(self._publishers.pop(t))
-            producer = self._publishers[topic] = Producer(self._driver, topic, linger_ms=0)
+            producer = self._publishers[topic, acks] = Producer(self._driver, topic, linger_ms=0, acks=acks)
         return producer
 
     def _retire(self, publisher: Producer) -> None:

@@ -138,7 +138,9 @@ class OutgoingBatch:
         """Raises what became of it, as an error of the caller's own."""
         receipt, error = self.receipt, self.error
         if receipt is not None and self.info is not None:
-            return Receipt(self.info.name, self.partition, receipt.base_offset + index, receipt.copies)
+            base = receipt.base_offset
+            offset = None if base is None else base + index
+            return Receipt(self.info.name, self.partition, offset, receipt.copies)
         assert error is not None
         self.told = self.told or set()
         self.told.add(index)

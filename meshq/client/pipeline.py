@@ -48,7 +48,7 @@ from meshq.errors import (
     UsageError,
 )
 from meshq.limits import PRODUCER_IDLE_MS
-from meshq.messages import Accepted, TopicInfo
+from meshq.messages import ACKS_QUORUM, Accepted, TopicInfo
 
 GIVE_UP_S: Final = PRODUCER_IDLE_MS / 1000 - 60.0
 FRESH_ID_AFTER_S: Final = (
@@ -67,6 +67,7 @@ class Batch:
     info: TopicInfo
     body: Body
     deadline: float
+    acks: int = ACKS_QUORUM
     sequence: int = -1  # of its first record, from its first sending on
     request: int = 0  # the copy that is on its way; 0: none
     as_head: bool = False  # that copy left with nothing unresolved before it

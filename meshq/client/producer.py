@@ -22,7 +22,9 @@ from meshq import batch as batches
 from meshq.batch import Buffer, RawRecord
 from meshq.client.checking import (
     RECORD_OVERHEAD_BYTES,
+    Acks,
     Headers,
+    check_acks,
     check_headers,
     check_key,
     check_producer,
@@ -62,11 +64,13 @@ class Producer:
         linger_ms: float = 5,
         batch_bytes: int = 256 * KIB,
         compression: str = "none",
+        acks: Acks = "quorum",
         in_flight: int = 16,
         buffer_bytes: int = PRODUCER_BUFFER_BYTES,
         timeout: float = 30.0,
     ) -> None:
         check_producer(compression, in_flight, batch_bytes, buffer_bytes)
+        self._acks = check_acks(acks)
         self.topic = check_topic(topic)
         self._failures = Failures(topic)
         self._driver = driver
@@ -363,7 +367,9 @@ class Producer:
         deadline = batch.opened_at + batch.timeout
         self._driver.request(
             batch,
-            lambda ticket: BatchSealed(ticket, self._lane, info, partition, body, deadline, self._in_flight),
+            lambda ticket: BatchSealed(
+                ticket, self._lane, info, partition, body, deadline, self._in_flight, self._acks
+            ),
         )
 
     def _on_linger(self) -> None:

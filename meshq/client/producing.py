@@ -60,7 +60,7 @@ class Producing:
                 why=partial(self._why, event.info.topic_id, event.partition),
             )
             self._alarm.by(now + FRESH_ID_AFTER_S)
-        pipeline.on_sealed(Batch(event.ticket, event.info, event.body, event.deadline))
+        pipeline.on_sealed(Batch(event.ticket, event.info, event.body, event.deadline, event.acks))
         self._alarm.by(event.deadline)
         self._stirred[pipeline] = None
 
@@ -149,7 +149,8 @@ class Producing:
         batch.request = self._common.next_request()
         self._requests[batch.request] = (pipeline, batch)
         data = batches.frame(batch.body, producer_id=pipeline.producer_id, first_sequence=batch.sequence)
-        item = ProduceItem(batch.request, pipeline.topic_id, pipeline.partition, batch.info.version)
+        where = pipeline.topic_id, pipeline.partition, batch.info.version
+        item = ProduceItem(batch.request, *where, batch.acks)
         self._going.setdefault(server, []).append((item, data))
 
     def _flush(self, server_key: bytes) -> None:

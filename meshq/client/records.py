@@ -26,9 +26,12 @@ class Record(msgspec.Struct, gc=False):
 
 
 class Receipt(NamedTuple):
-    """The record is stored at this place; `copies` peers had it on disk when this was sent."""
+    """The record is stored at this place; `copies` peers had it on disk when this was sent.
+
+    `offset` is None at acks="leader" and "none": the record may still be lost.
+    """
 
     topic: str
     partition: int
-    offset: int
+    offset: int | None
     copies: int

@@ -17,7 +17,15 @@ from typing import Any
 
 from meshq.batch import Buffer
 from meshq.client import connect as asynchronous
-from meshq.client.checking import Headers, check_headers, check_key, check_seconds, check_value, record_bytes
+from meshq.client.checking import (
+    Acks,
+    Headers,
+    check_headers,
+    check_key,
+    check_seconds,
+    check_value,
+    record_bytes,
+)
 from meshq.client.failures import KEPT_MAX
 from meshq.client.group import SETTLE_S, Settling
 from meshq.client.group import GroupRecord as AsyncGroupRecord
@@ -73,10 +81,11 @@ class Mesh:
         *,
         key: bytes | None = None,
         headers: Headers | None = None,
+        acks: Acks = "quorum",
         timeout: float = 30.0,
     ) -> Receipt:
         check_seconds(timeout, "timeout")
-        call = self._mesh.publish(topic, value, key=key, headers=headers, timeout=timeout)
+        call = self._mesh.publish(topic, value, key=key, headers=headers, acks=acks, timeout=timeout)
         return self._thread.call(call, timeout, unknown=True)
 
     def producer(self, topic: str, **options: Any) -> Producer:

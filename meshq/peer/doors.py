@@ -104,6 +104,8 @@ class Door:
             certificate = door.check_present(
                 request, authority_key=authority_key, connection_key=key, now=now
             )
+            if certificate.peer_id in self._core.ctx.registry.left:
+                raise SecurityError(f"{certificate.name!r} has left the mesh: join again with a new token")
             self._on_presented(certificate)
             return door.admitted()
         authority = self._papers.authority

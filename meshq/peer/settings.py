@@ -33,7 +33,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     `bind`: addresses to listen on (empty, `*` or `::`: all, `0.0.0.0`: all of IPv4); `advertise`:
     `HOST[:PORT]` to tell others instead of this host's own; `seed`: `HOST[:PORT]` of peers to try besides
     mDNS and those remembered; `mdns`: announce and look for peers; `auto_create`: publishing to an unknown
-    topic makes it, with one partition; `begin_empty`: start though the store is lost, its records too.
+    topic makes it, with one partition; `begin_empty`: start though the store is lost, its records too;
+    `evacuate_after_s`: a peer that this one has missed for so long is replaced in the slots led here.
     """
 
     bind: list[str] = []
@@ -46,6 +47,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     store_bytes_max: Annotated[int, Meta(ge=16 * limits.MIB)] = limits.STORE_BYTES_MAX
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = limits.DISK_RESERVE_BYTES
     begin_empty: bool = False
+    evacuate_after_s: Annotated[int, Meta(ge=1)] = 300
 
 
 def load_settings(

@@ -16,6 +16,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from math import inf
 from typing import Any
 
@@ -41,6 +42,7 @@ from meshq.peer.core.events import (
     LinkProbeWanted,
     MessageArrived,
     OpenLink,
+    PeerLeft,
     PeersRegistered,
     Persist,
     ReadPayloads,
@@ -81,6 +83,7 @@ from meshq.transport.context import make_context
 
 log = logging.getLogger(__name__)
 HAND_OVER_S = 2.0  # how long a stop waits for others to lead
+LEFT_S = 1.0  # between having left and stopping
 FLUSH_S = 5.0  # how long a stop waits for the disk
 TALLY_S = 1.0
 
@@ -116,6 +119,7 @@ class PeerShell:
             raise
 
     async def _start(self) -> None:
+        self.directory.refuse_if_left()
         papers = self.papers = self.directory.load()
         papers.certificate.check_time(time.time())
         lock: DirectoryLock = self.directory.lock()
@@ -207,7 +211,7 @@ class PeerShell:
             self.store.boot_epoch,
             self.directory.raise_boot_epoch(),
         )
-        settings = CoreSettings(s.auto_create, s.record_bytes_max)
+        settings = CoreSettings(s.auto_create, s.record_bytes_max, evacuate_after_s=s.evacuate_after_s)
         rng = random.Random(os.urandom(16))
         self.core = PeerCore(
             me, found_registry(papers), settings=settings, random_id=lambda: os.urandom(16), rng=rng
@@ -298,8 +302,7 @@ class PeerShell:
         if not self.failed.done():
             log.critical("The peer stops: %s", error, exc_info=error, extra={"event": "PeerFailed"})
             self.failed.set_exception(error)
-            if self._stopping is None:
-                self._stopping = self._loop.create_task(self._stop())
+            self._stop_soon()
 
     def _guarded(self, call: Callable[..., object], *args: Any) -> None:
         """Whatever the loop calls that is not an event: what it raises stops the peer."""
@@ -366,8 +369,22 @@ class PeerShell:
                     self.store.resume()
                 case TellRolledBack():
                     self._log_rolled_back(effect.peer)
+                case PeerLeft():
+                    self._on_left()
                 case Settle():
                     self._proposals.settle(effect)
+
+    def _on_left(self) -> None:
+        """The mesh let this peer go: it stops as when it is told to, a moment later, so that who asks how far
+        it is still gets an answer.
+        """
+        self.directory.mark_left(datetime.now(UTC).isoformat(timespec="seconds"))
+        log.info("This peer has left the mesh", extra={"event": "PeerLeft"})
+        self._loop.call_later(LEFT_S, self._stop_soon)
+
+    def _stop_soon(self) -> None:
+        if self._stopping is None:
+            self._stopping = self._loop.create_task(self._stop())
 
     def _log_rolled_back(self, peer: PeerId) -> None:
         log.critical(

@@ -18,6 +18,7 @@ from meshq.limits import PARTITIONS_MAX, RECORD_BYTES_CEILING
 Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Partitions = Annotated[int, Meta(ge=1, le=PARTITIONS_MAX)]
+CopiesMin = Annotated[int, Meta(ge=1, le=255)]
 RecordBytes = Annotated[int, Meta(ge=1, le=RECORD_BYTES_CEILING)]
 Blob = Annotated[bytes, Meta(max_length=64 * 1024)]  # a signed certificate
 
@@ -41,6 +42,7 @@ class CreateTopic(Command, frozen=True, tag=3):
     topic_id: Id16
     partitions: Partitions
     record_bytes_max: RecordBytes
+    copies_min: CopiesMin = 1
 
 
 class SetTopic(Command, frozen=True, tag=4):
@@ -49,13 +51,26 @@ class SetTopic(Command, frozen=True, tag=4):
     topic_id: Id16
     partitions: Partitions | None = None
     record_bytes_max: RecordBytes | None = None
+    copies_min: CopiesMin | None = None
 
 
 class DeleteTopic(Command, frozen=True, tag=5):
     topic_id: Id16
 
 
-AnyCommand = RegisterPeer | RegisterClient | CreateTopic | SetTopic | DeleteTopic
+MEMBER, LEAVING, LEFT = 0, 1, 2
+
+
+class SetStanding(Command, frozen=True, tag=6):
+    """Whether a peer belongs: MEMBER; LEAVING, while its slots walk to others; LEFT, when nothing is there.
+    Who has left is let in again by a new certificate.
+    """
+
+    peer: Id16
+    standing: Annotated[int, Meta(ge=MEMBER, le=LEFT)]
+
+
+AnyCommand = RegisterPeer | RegisterClient | CreateTopic | SetTopic | DeleteTopic | SetStanding
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)

@@ -14,14 +14,18 @@ from typing import Protocol, assert_never
 
 from meshq.errors import MeshqError, Overloaded, Refused, SecurityError, TopicExists, TopicGone, UsageError
 from meshq.ids import MeshId, PeerId, TopicId, peer_id_of
-from meshq.limits import CLIENTS_MAX, PEERS_MAX, TOPICS_MAX
+from meshq.limits import CLIENTS_MAX, LEFT_PEERS_KEPT, PEERS_MAX, TOPICS_MAX
 from meshq.messages import TopicInfo
 from meshq.registry.commands import (
+    LEAVING,
+    LEFT,
+    MEMBER,
     AnyCommand,
     CreateTopic,
     DeleteTopic,
     RegisterClient,
     RegisterPeer,
+    SetStanding,
     SetTopic,
 )
 from meshq.ring import RingPeer, owners
@@ -103,6 +107,8 @@ class Registry:
         self.version = 0
         self.peers: dict[PeerId, Registered] = {}
         self.peer_of_key: dict[bytes, PeerId] = {}
+        self.leaving: dict[PeerId, int] = {}  # since which index
+        self.left: dict[PeerId, Registered] = {}  # as they were; the newest ones, LEFT_PEERS_KEPT
         self.clients: dict[bytes, Registered] = {}
         self._client_names: set[str] = set()
         self.topics: dict[TopicId, TopicInfo] = {}
@@ -116,7 +122,14 @@ class Registry:
         self.genesis_owners = owners(self.ring_peers(), slots=slots, replicas=replicas)
 
     def ring_peers(self) -> list[RingPeer]:
-        return [RingPeer(peer, r.facts.weight, r.facts.zone) for peer, r in sorted(self.peers.items())]
+        """Whom slots are placed on: who is leaving is none of them."""
+        peers = sorted((peer, r.facts) for peer, r in self.peers.items() if peer not in self.leaving)
+        return [RingPeer(peer, facts.weight, facts.zone) for peer, facts in peers]
+
+    def standing(self, peer: PeerId) -> str:
+        if peer in self.left:
+            return "left"
+        return "leaving" if peer in self.leaving else "member"
 
     def topic(self, name: str) -> TopicInfo | None:
         return self._by_name.get(name)
@@ -144,6 +157,8 @@ class Registry:
                     return self._set_topic(command, index)
                 case DeleteTopic():
                     return self._delete_topic(command)
+                case SetStanding():
+                    return self._set_standing(command, index)
                 case _:
                     assert_never(command)
         except MeshqError as refusal:
@@ -165,6 +180,8 @@ class Registry:
                     self._check_set(command)
                 case DeleteTopic():
                     self._existing(command.topic_id)
+                case SetStanding():
+                    self._check_standing(command)
                 case _:
                     assert_never(command)
         except MeshqError as refusal:
@@ -199,8 +216,36 @@ class Registry:
         peer = peer_id_of(facts.signing_key)
         if peer in self.peers:
             self.peer_of_key.pop(self.peers[peer].facts.curve_key, None)
+        self.left.pop(peer, None)
         self.peers[peer] = Registered(facts, command.certificate, index)
         self.peer_of_key[facts.curve_key] = peer
+        return [PeersChanged(peer)]
+
+    def _check_standing(self, command: SetStanding) -> PeerId:
+        peer = PeerId(command.peer)
+        if peer not in self.peers:
+            raise Refused("that peer is not registered (any more)")
+        if command.standing == LEFT and peer not in self.leaving:
+            raise Refused(f"{self.peers[peer].facts.name!r} is not leaving: its slots are still there")
+        if command.standing == LEAVING and not self.peers.keys() - self.leaving.keys() - {peer}:
+            raise Refused(
+                f"{self.peers[peer].facts.name!r} is the last peer of the mesh: what it holds would be "
+                "nowhere. Let another host join first: `meshq invite`"
+            )
+        return peer
+
+    def _set_standing(self, command: SetStanding, index: int) -> list[Change]:
+        peer = self._check_standing(command)
+        if command.standing == MEMBER:
+            self.leaving.pop(peer, None)
+        elif command.standing == LEAVING:
+            self.leaving.setdefault(peer, index)
+        else:
+            del self.leaving[peer]
+            gone = self.left[peer] = self.peers.pop(peer)
+            del self.peer_of_key[gone.facts.curve_key]
+            if len(self.left) > LEFT_PEERS_KEPT:
+                del self.left[next(iter(self.left))]
         return [PeersChanged(peer)]
 
     def _check_client(self, command: RegisterClient) -> CertificateFacts:
@@ -241,7 +286,9 @@ class Registry:
             return []
         self._check_create(command)
         topic_id = TopicId(command.topic_id)
-        info = TopicInfo(command.name, topic_id, command.partitions, index, command.record_bytes_max)
+        info = TopicInfo(
+            command.name, topic_id, command.partitions, index, command.record_bytes_max, command.copies_min
+        )
         insort(self._names, command.name)
         return [self._keep(info)]
 
@@ -255,7 +302,8 @@ class Registry:
         old = self._check_set(command)
         partitions = command.partitions or old.partitions
         size = command.record_bytes_max or old.record_bytes_max
-        return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size))]
+        copies = command.copies_min or old.copies_min
+        return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size, copies))]
 
     def _delete_topic(self, command: DeleteTopic) -> list[Change]:
         info = self._existing(command.topic_id)

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from math import inf
 
+from meshq.replication.generations import generation_of, next_generation
 from meshq.replication.leading import Leading
-from meshq.replication.quorum import Node
+from meshq.replication.quorum import Config, Node
 from meshq.replication.state import State
 from meshq.replication.words import RequestVote, Role, Send, VoteReply
 
@@ -37,6 +38,8 @@ class Elections:
             return
         was_leader = s.role is Role.LEADER
         s.set_hard(term, s.hard.vote if term == s.term else None)
+        if s.is_stale:
+            s.forget_decisions()
         s.role = Role.FOLLOWER
         s.leader = leader
         if was_leader:
@@ -66,24 +69,31 @@ class Elections:
         self._ask(s.term, pre=False)
         self._own_vote_token = s.token + 1  # the Persist of this turn: our own vote counts when it is done
 
-    def become_leader(self) -> None:
+    def become_leader(self, config: Config | None = None) -> None:
         s = self._state
         s.role = Role.LEADER
         s.leader = s.me
         self.at = inf
         s.tell_role(serves=False)
-        self._leading.begin()
+        self._leading.begin(config)
+
+    def begin_generation(self, config: Config, draw: int) -> None:
+        """Lead without having been elected: a person said that those are gone who could have done it."""
+        s = self._state
+        s.begin_generation(next_generation(s.term, draw))
+        self.become_leader(config)
 
     # --------------------------------------------------------------------------------------- campaigning
     def may_campaign(self) -> bool:
         """A voter of the newest configuration, or of one that may still hold since the newest is not decided.
+        Not with a stale log: its configuration is of voters that were given up.
 
         A node that the newest one leaves out may be the only one to have it on disk: unless it leads once
         more nobody can be elected (section 4.2.2).
         """
         s = self._state
         is_voter = any(config.is_voter(s.me) for _, config in s.configs.history)
-        may = s.may_lead and not s.frozen and not s.installing
+        may = s.may_lead and not s.frozen and not s.installing and not s.is_stale
         return may and is_voter and s.role is not Role.LEADER
 
     def on_tick(self) -> None:
@@ -141,6 +151,7 @@ class Elections:
         free = m.term > s.term if m.pre else s.hard.vote in (None, frm) and s.leader in (None, frm)
         last = s.log.last
         level = (m.last_term, m.last_index) >= (last.term, last.index)
+        level = level and not self._is_of_old(m.last_term)
         granted = free and level and not s.frozen and (m.transfer or not self.follows_a_live_leader())
         if m.pre:
             s.promise(frm, VoteReply(m.term if granted else s.term, granted, True))
@@ -151,6 +162,10 @@ class Elections:
             s.set_hard(s.term, frm)
             self._arm_again()
         s.promise(frm, VoteReply(s.term, granted))
+
+    def _is_of_old(self, last_term: int) -> bool:
+        """Whether a candidate's log is as stale as this node's may be."""
+        return generation_of(last_term) < generation_of(self._state.term)
 
     def follows_a_live_leader(self) -> bool:
         s = self._state

@@ -16,7 +16,7 @@ from meshq.entries import follows
 from meshq.errors import InternalError
 from meshq.replication.quorum import Node
 from meshq.replication.state import State
-from meshq.replication.words import AppendEntries, Damaged, Item
+from meshq.replication.words import AppendEntries, Damaged, Diverged, Item
 
 
 @dataclass
@@ -25,6 +25,9 @@ class Following:
 
     def on_append(self, frm: Node, m: AppendEntries) -> None:
         s = self.state
+        if s.is_stale and self._has_diverged(m):
+            s.out.append(Diverged())
+            return
         if m.prev.index > s.delivered and s.log.term_at(m.prev.index) != m.prev.term:
             self._reject(frm, m)
             return
@@ -36,6 +39,19 @@ class Following:
         s.commit_to(min(m.commit, match))
         s.thaw(s.log.last.index)
         s.acknowledge(frm, match, m.round)
+
+    def _has_diverged(self, m: AppendEntries) -> bool:
+        """Whether the leader's log has another entry where one was decided here, which only one of a newer
+        generation can have. Terms tell it: an index and a term are one entry in any generation.
+
+        Behind what was decided here it is as always. Before it every entry of the message is compared; what
+        lies before the log here can't be, and is not taken on trust.
+        """
+        s = self.state
+        if m.prev.index > s.delivered or not s.delivered:
+            return False
+        there = [(m.prev.index, m.prev.term), *((i.entry.index, i.entry.term) for i in m.items)]
+        return any(index <= s.delivered and s.log.term_at(index) != term for index, term in there)
 
     def _take(self, item: Item) -> bool:
         """Whether the log now has this entry."""

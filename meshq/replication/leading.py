@@ -56,7 +56,8 @@ class Leading:
         self._told_serving = False
 
     # ----------------------------------------------------------------------------------- beginning, end
-    def begin(self) -> None:
+    def begin(self, config: Config | None = None) -> None:
+        """`config`: the term begins with it instead of an empty entry: nobody was asked (generations.py)."""
         s = self._state
         self._term_began = s.log.last.index + 1
         self._told_serving = False
@@ -66,7 +67,10 @@ class Leading:
         self._transfer_until = inf
         self._told_serving = False
         self.followers = {}
-        self._append(EntryKind.NOOP, b"", b"")
+        if config is not None:
+            self._append(EntryKind.CONFIG, encode_config(config), b"")
+        else:
+            self._append(EntryKind.NOOP, b"", b"")
         self._on_config_changed()
 
     def end(self) -> None:

@@ -13,15 +13,16 @@ Messages may be lost, repeated and late; the disk may not be: it does Persists i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, assert_never
 
 from meshq.batch import Buffer
 from meshq.entries import Entry, EntryKind
-from meshq.errors import NotOwner, RemoteProtocolError
+from meshq.errors import NotOwner, RemoteProtocolError, UsageError
 from meshq.ids import PeerId, Slot
 from meshq.replication.elections import Elections
 from meshq.replication.following import Following
+from meshq.replication.generations import generation_of
 from meshq.replication.leading import Leading
 from meshq.replication.quorum import Config, Node
 from meshq.replication.snapshots import Receiving
@@ -32,6 +33,7 @@ from meshq.replication.words import (
     AppendReply,
     Effect,
     Event,
+    GenerationSeen,
     Hard,
     InstallSnapshot,
     LeaderGone,
@@ -112,6 +114,11 @@ class Replica:
     @property
     def hard(self) -> Hard:
         return self._state.hard
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether what is here is of an older generation than is known to exist."""
+        return self._state.is_stale
 
     @property
     def leader(self) -> Node | None:
@@ -208,6 +215,9 @@ class Replica:
                     self._leading.on_snapshot_read(event)
             case SnapshotStored():
                 self._receiving.on_stored(event)
+            case GenerationSeen(term):
+                if generation_of(term) > generation_of(s.term):
+                    self._elections.become_follower(term, None)
             case _:
                 assert_never(event)
         return self._take()
@@ -249,6 +259,32 @@ class Replica:
     def read(self, ref: object) -> None:
         """A linearizable read: ReadReady or ReadFailed will name `ref`. Raises: NotOwner, Overloaded."""
         self._lead().read(ref)
+
+    def recover(self, left: Collection[Node], *, draw: int, wall_ms: int) -> Entry:
+        """Go on alone from what is here, in a new generation (generations.py): of the slot's nodes only those
+        in `left` are left, and they are no majority. They copy from here. What was decided and never came
+        here is lost, see `kept`; the entry returned is the generation's first. `flush` sends it.
+
+        Raises: UsageError where it could be wrong.
+        """
+        s = self._state
+        s.wall_ms = wall_ms
+        if s.me not in left or s.me not in s.config.nodes():
+            raise UsageError("this peer is no member of the slot: another one has to go on")
+        if s.config.has_majority(left):
+            raise UsageError("a majority of the slot's voters is left: nothing has to be given up")
+        if s.role is Role.LEADER or s.rolled_back or s.installing or s.is_stale:
+            raise UsageError("this peer cannot go on by itself: it leads, or its copy is not whole")
+        others = tuple(sorted(n for n in s.config.nodes() if n in left and n != s.me))
+        self._elections.begin_generation(Config((s.me,), (), others), draw)
+        return s.log.item(s.log.last.index).entry
+
+    def kept(self) -> Position:
+        """Up to where nothing would be lost by `recover` here: what is behind may have been decided otherwise
+        elsewhere, or be missing.
+        """
+        log, index = self._state.log, self._state.delivered
+        return log.position(index) or Position(index, log.term_at(index) or 0, b"")
 
     def set_rank(self, rank: int) -> None:
         self._state.rank = rank

@@ -4,16 +4,18 @@
 compares the two now and then and takes the next step:
 
     lacking members   -> learners, which copy while everything goes on
-    all level         -> one joint change to the new voters; whoever is not wanted is dropped with it
+    all level         -> leadership goes to one who stays, if this one is not wanted; then one joint change to
+                         the new voters; whoever is not wanted is dropped with it
     where it should be, but led by another voter than the first owner -> leadership moves there
 
-Nothing is moved while the slot is not healthy, and few slots at a time, so that moving never takes the disk
-and the network away from the records. A crash anywhere leaves a configuration from which the next leader goes
-on.
+Nothing is moved while the slot is not healthy, toward nothing that would not be, and few slots at a time, in
+all and to each peer, so that moving never takes the disk and the network away from the records. A crash
+anywhere leaves a configuration from which the next leader goes on.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ from meshq.ids import PeerId, Slot
 from meshq.replication.quorum import Config, Node, config_of
 
 MOVES_MAX = 16  # slots that one leader moves at a time
+COPIES_MAX = 16  # of them, copies on their way to one peer, from all leaders together
 TRANSFERS_MAX = 8  # leaderships handed over in one round
 LEVEL_COUNT = 256  # entries behind
 
@@ -73,6 +76,8 @@ def steps(
     """What to do now. `nodes`: the disk each peer has today; `alive`: those that answer, this one too."""
     found: list[Step] = []
     moving = transfers = 0
+    copying = Counter(n.peer for s in situations for n in s.config.learners if _behind(s, n))
+    to_one = max(1, COPIES_MAX // max(1, len(alive)))  # any of those alive may be a leader that does the same
     for situation in situations:
         owners = [nodes.get(peer) for peer in wanted.get(situation.slot, ())]
         if not situation.settled or not owners or None in owners:
@@ -82,7 +87,9 @@ def steps(
         step = next_step(situation, voters, learners, alive)
         if isinstance(step, ChangeMembers):
             moving += 1
-            if moving <= MOVES_MAX:
+            coming = {n.peer for n in step.target.nodes() - situation.config.nodes()}
+            if moving <= MOVES_MAX and all(copying[peer] < to_one for peer in coming):
+                copying.update(coming)
                 found.append(step)
         elif step is not None:
             transfers += 1
@@ -119,8 +126,7 @@ def next_step(
         return None
     if _is_where(config, voters, learners):
         first = voters[0]
-        level = s.match.get(first, 0) + LEVEL_COUNT >= s.last
-        if first != s.me and first in config.voters and first.peer in alive and level:
+        if first != s.me and first.peer in alive and not _behind(s, first):
             return MoveLeadership(s.slot, first)
         return None
     missing = [n for n in (*voters, *learners) if n not in config.nodes()]
@@ -128,10 +134,19 @@ def next_step(
         if all(n.peer in alive for n in missing):
             return ChangeMembers(s.slot, config_of(config.voters, [*config.learners, *missing]))
         return None
-    coming = [n for n in voters if n not in config.voters]
-    if all(n.peer in alive and s.match.get(n, 0) + LEVEL_COUNT >= s.last for n in coming):
-        return ChangeMembers(s.slot, config_of(voters, learners))
-    return None
+    ready = [n for n in voters if n.peer in alive and not _behind(s, n)]
+    target = config_of(voters, learners)
+    # What is to decide has to be able to: a voter of before that is dead now may be all that a new one has.
+    if any(n not in ready for n in voters if n not in config.voters) or not target.has_majority(ready):
+        return None
+    heirs = [n for n in ready if n in config.voters]
+    if s.me not in voters and heirs:
+        return MoveLeadership(s.slot, heirs[0])
+    return ChangeMembers(s.slot, target)
+
+
+def _behind(s: Situation, node: Node) -> bool:
+    return s.match.get(node, 0) + LEVEL_COUNT < s.last
 
 
 def _is_where(config: Config, voters: Sequence[Node], learners: Sequence[Node]) -> bool:

@@ -14,6 +14,7 @@ from meshq.replication.progress import Pace, Progress
 from meshq.replication.quorum import Node
 from meshq.replication.state import State
 from meshq.replication.words import (
+    Diverged,
     InstallSnapshot,
     ReadSnapshot,
     Send,
@@ -86,6 +87,9 @@ class Receiving:
     def on_piece(self, frm: Node, m: InstallSnapshot) -> None:
         s = self.state
         last = m.meta.last
+        if s.is_stale and s.delivered and s.log.term_at(last.index) != last.term:
+            s.out.append(Diverged())  # perhaps it is not, but nothing here can tell
+            return
         if last.index <= s.delivered or (s.log.term_at(last.index) == last.term and not s.hard.repair_until):
             s.commit_to(last.index)
             s.acknowledge(frm, max(last.index, s.delivered))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from meshq.entries import EntryKind
 from meshq.ids import PeerId, Slot
+from meshq.replication.generations import generation_of
 from meshq.replication.quorum import Config, Node, decode_config
 from meshq.replication.window import Log
 from meshq.replication.words import (
@@ -140,6 +141,11 @@ class State:
         """Rolled back or damaged: no votes."""
         return self.rolled_back or self.hard.repair_until > 0
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether its log knows nothing yet of the generation that its term is of."""
+        return generation_of(self.log.last.term) < generation_of(self.hard.term)
+
     def is_me(self, peer: PeerId) -> bool:
         return peer == self.me.peer
 
@@ -147,9 +153,17 @@ class State:
     def set_hard(self, term: int, vote: Node | None) -> None:
         self._keep(Hard(term, vote, self.hard.repair_until))
 
+    def begin_generation(self, term: int) -> None:
+        """What is here is what there is, so nothing has to be repaired any more."""
+        self._keep(Hard(term, self.me))
+
     def repair(self, until: int) -> None:
         """Entries up to this index are damaged and have to come again."""
         self._keep(self.hard._replace(repair_until=max(until, self.hard.repair_until)))
+
+    def forget_decisions(self) -> None:
+        """Of an older generation only what was handed on has been decided: the rest may not be."""
+        self.commit = self.delivered
 
     def thaw(self, have: int) -> None:
         """A damaged log was replaced up to here: when that is where it had ended, its promises hold again."""

@@ -120,7 +120,7 @@ class Support:
     # --------------------------------------------------------------------------------------------- events
     def on_partners(self, peers: Collection[PeerId]) -> list[SupportEffect]:
         """These share slots with this host."""
-        for peer in set(self._partners) - set(peers):
+        for peer in sorted(set(self._partners) - set(peers)):
             self._drop(peer, self._partners.pop(peer))
         for peer in sorted(set(peers) - set(self._partners)):
             self._partners[peer] = _Partner()

@@ -1,7 +1,7 @@
 """What a replica is told, what it asks for, and what replicas say to each other.
 
     events (facts)        Ticked, Received, Persisted, PersistFailed, LogRead, PeerLinked,
-                          SupportGiven, SupportGot, LeaderGone, SnapshotRead, SnapshotStored
+                          SupportGiven, SupportGot, LeaderGone, SnapshotRead, SnapshotStored, GenerationSeen
     effects (commands)    Persist, Send, Commit, ReadLog, TellRole, ReadReady, ...
     messages              RequestVote/VoteReply, AppendEntries/AppendReply, InstallSnapshot/SnapshotReply,
                           TimeoutNow
@@ -230,9 +230,16 @@ class SnapshotStored:
     done: bool
 
 
+@dataclass(frozen=True, slots=True)
+class GenerationSeen:
+    """Somebody leads the slot in this term. Only another generation is news, see generations.py."""
+
+    term: int
+
+
 Event = (
     Ticked | Received | Persisted | PersistFailed | LogRead | PeerLinked | SupportGiven | SupportGot
-    | LeaderGone | SnapshotRead | SnapshotStored
+    | LeaderGone | SnapshotRead | SnapshotStored | GenerationSeen
 )  # fmt: skip
 
 
@@ -342,7 +349,12 @@ class Damaged:
     index: int
 
 
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """What was decided here is not what the slot's new generation has: begin again, with nothing."""
+
+
 Effect = (
     Persist | Send | Commit | ReadLog | ReadSnapshot | StoreSnapshot | TellRole | TakenBack | TellConfig
-    | ReadReady | ReadFailed | Damaged
+    | ReadReady | ReadFailed | Damaged | Diverged
 )  # fmt: skip

@@ -7,6 +7,7 @@
     run.json, admin.meshq   how this host's tools reach the running peer
     peers.json      addresses seen                  lock           held by the process that runs the peer
     boot            how often the peer was started
+    left            only when this peer has left its mesh: it does not start again, and may join anew
 
 `genesis` is written last: with it the directory is a peer, without it an unfinished one. A directory that
 holds keys or records is never written over.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +107,30 @@ class DataDirectory:
         return self.path / "meshq.toml"
 
     @property
+    def has_left(self) -> bool:
+        """Whether the mesh let this peer go."""
+        return (self.path / "left").exists()
+
+    def mark_left(self, when: str) -> None:
+        write_private(self.path / "left", f"{when}\n".encode())
+
+    def refuse_if_left(self) -> None:
+        """Raises: UsageError."""
+        if self.has_left:
+            raise UsageError(
+                f"the peer in {self.path} has left its mesh: `meshq join TOKEN --data {self.path}` makes it "
+                "another one, without the records that were here"
+            )
+
+    def _clear_left(self) -> None:
+        """What a peer that has left leaves behind, but its settings and its keys."""
+        if not self.has_left:
+            return
+        shutil.rmtree(self.store, ignore_errors=True)
+        for path in (self.certificate, self.keyring, self.peers, self.genesis, self.path / "left"):
+            path.unlink(missing_ok=True)
+
+    @property
     def invites(self) -> Invites:
         return Invites(self.path / "invites")
 
@@ -167,6 +193,8 @@ class DataDirectory:
         key.
         Raises: UsageError when a peer lives here, SecurityError, StoreError.
         """
+        if not self.authority.exists():
+            self._clear_left()
         self._refuse_unless_joining()
         make_private_dir(self.path, _OURS)
         if self.identity.exists():

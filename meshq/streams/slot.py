@@ -87,11 +87,17 @@ class SlotStream:
 
     # ------------------------------------------------------------------------------------ proposing
     def judge(
-        self, partition: PartitionKey, header: BatchHeader, client_key: bytes, ref: Ref, *, timestamp_ms: int
-    ) -> BatchReceipt | MeshqError | PublishBody | None:
+        self,
+        partition: PartitionKey,
+        header: BatchHeader,
+        client_key: bytes,
+        ref: Ref | None,
+        *,
+        timestamp_ms: int,
+    ) -> BatchReceipt | MeshqError | PublishBody | int:
         """What becomes of a batch: a body to append, the receipt of the same batch earlier, or an error.
 
-        None: it repeats a batch that is still on its way to disk; `ref` gets that one's receipt.
+        An index: it repeats that entry's batch, still on its way; `ref` gets that one's receipt.
         """
         end = self._ahead_end.get(partition)
         if end is None:
@@ -126,20 +132,20 @@ class SlotStream:
             return self.producers.get(key, timestamp_ms=timestamp_ms)
         return None if is_expired(state, timestamp_ms) else state
 
-    def _wait_too(self, index: int, ref: Ref) -> Overloaded | None:
+    def _wait_too(self, index: int, ref: Ref | None) -> Overloaded | int:
         refs = self._waiting[index].refs
-        if ref not in refs:
+        if ref is not None and ref not in refs:
             if len(refs) >= REFS_MAX:
                 return Overloaded(
                     "that batch is on its way to disk and was repeated too often", retry_after_ms=50
                 )
             refs.append(ref)
-        return None
+        return index
 
-    def on_proposed(self, entry: Entry, body: PublishBody, ref: Ref) -> None:
+    def on_proposed(self, entry: Entry, body: PublishBody, ref: Ref | None) -> None:
         """The batch has its place in the log: later ones build on it."""
         partition = PartitionKey(TopicId(body.topic_id), body.partition)
-        self._waiting[entry.index] = _Waiting(body, [ref])
+        self._waiting[entry.index] = _Waiting(body, [] if ref is None else [ref])
         self._ahead_end[partition] = body.base_offset + body.count
         if body.producer_id != NO_PRODUCER:
             key = _producer_key(body)
@@ -318,7 +324,7 @@ def begun_rows(index: int, dropping: Iterable[PartitionKey]) -> list[tuple[bytes
     """Rows of this replica alone where its state is replaced: the index that is at, what is to be deleted."""
     return [
         (_APPLIED, _encoder.encode(index)),
-        *((_dropping_row(p), _encoder.encode(True)) for p in dropping),
+        *((_dropping_row(p), _encoder.encode(True)) for p in sorted(dropping)),
     ]
 
 

@@ -19,17 +19,18 @@ Directories = Callable[[int], list[Path]]
 
 async def work(mesh: Any, done: Counter[bytes], count: int, **options: Any) -> int:
     """Take part until the group has done so many; how many were ours."""
-    mine = 0
+    mine: list[Any] = []
     async with mesh.subscribe("jobs", group="workers", **options) as jobs:
         while done.total() < count:
             try:
                 record = await asyncio.wait_for(anext(jobs), 0.2)
             except TimeoutError:
                 continue
-            await record.ack()
+            mine.append(record.ack())
             done[record.value] += 1
-            mine += 1
-    return mine
+        for acked in mine:
+            await acked
+    return len(mine)
 
 
 @pytest.mark.deadline(60)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from meshq.messages import Answer, Ask, Failure, Welcome
-from meshq.peer.core import admin
+from meshq.peer.core import admin, fanning
 from meshq.peer.core import events as e
-from meshq.peer.core.admin import FAN_OUT_S
+from meshq.peer.core.fanning import FAN_OUT_S
 from tests.peer.single import AUTHORITY, SLOTS, Single, client_certificate, identity
 
 B = identity("b").peer_id
@@ -100,11 +100,11 @@ def test_a_fact_that_did_not_come_in_time_is_null_and_never_zero() -> None:
     assert ends["a"] == 0
     assert ends["b"] is None
     assert peer.tell(e.LinkMessage(B, Answer(ask.request, {}))) == [], "too late"
-    assert not peer.core.admin._fan_outs
+    assert not peer.core.admin.fan_out._asked
 
 
 def test_questions_to_other_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin, "FAN_OUTS_MAX", 2)
+    monkeypatch.setattr(fanning, "FAN_OUTS_MAX", 2)
     peer = linked()
     peer.make_topic()
     for n in range(2):

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import Phase, find, settings
 
 from meshq.errors import MeshqError
-from meshq.peer.core.publishing import Publishing
 from meshq.peer.core.reading import Reading
+from meshq.peer.core.receipts import Receipts
 from meshq.peer.core.slots import Slots
 from meshq.streams import slot as streams_slot
 from meshq.streams.delivery import Deliveries
@@ -83,13 +83,11 @@ def keeps_what_the_disk_refused(patch: Patch) -> None:
 
 
 def names_another_offset(patch: Patch) -> None:
-    receive = Publishing._receive
+    answer = Receipts._answer
     patch.setattr(
-        Publishing,
-        "_receive",
-        lambda self, session, request, offset, copies: receive(
-            self, session, request, max(0, offset - 1), copies
-        ),
+        Receipts,
+        "_answer",
+        lambda self, ref, offset, copies: answer(self, ref, max(0, offset - 1), copies),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -121,9 +122,14 @@ def where_of(x: PayloadKey | Payload) -> tuple[int, int, int]:
 
 
 class World:
-    def __init__(self, seed: int, *, peers: int = 1, slots: int = 8) -> None:
+    def __init__(
+        self, seed: int, *, peers: int = 1, slots: int = 8, settings: CoreSettings | None = None
+    ) -> None:
+        self.settings = settings or CoreSettings()
         self.rng = random.Random(seed)
         self.now = 0.0
+        self.trace = 0  # of all that was sent, and when
+        self.wall_offset_ms = 0  # everybody's wall clock was set
         self.clients: list[Client] = []
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -156,6 +162,10 @@ class World:
             other.tell(e.MemberSeen(identity.peer_id, (f"{name}:7700",), True))
         return host
 
+    def note(self, message: Any, payloads: tuple[bytes, ...] = ()) -> None:
+        said = b"".join([repr(self.now).encode(), messages.encode(message), *map(bytes, payloads)])
+        self.trace = zlib.crc32(said, self.trace)
+
     def at(self, delay: float, call: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (self.now + delay, next(self._order), call))
 
@@ -173,7 +183,7 @@ class World:
         self.run(lambda: self.now >= end)
 
     def wall_ms(self) -> int:
-        return WALL_MS + int(self.now * 1000)
+        return WALL_MS + int(self.now * 1000) + self.wall_offset_ms
 
     def host_of(self, key: bytes) -> Host:
         return next(h for h in self.hosts if h.identity.curve_public == key)
@@ -190,6 +200,7 @@ class Pipe:
     def send(self, *args: Any) -> None:
         at = max(self._last, self.world.now + self.world.rng.uniform(0.0001, 0.01))
         self._last = at
+        self.world.note(*args)
         self.world.at(at - self.world.now, lambda: None if self.broken else self.deliver(*args))
 
 
@@ -199,7 +210,7 @@ class Host:
     def __init__(self, world: World, identity: Identity) -> None:
         self.world, self.identity = world, identity
         self.disk = Disk()
-        self.up = False
+        self.up = self.has_left = False
         self.run = 0
         self.core: PeerCore
         self.counted: Counter[str] = Counter()  # by runs before this one
@@ -226,7 +237,7 @@ class Host:
             verify=verifier(w.authority.key),
         )
         self.core = PeerCore(
-            me, registry, settings=CoreSettings(), random_id=lambda: w.rng.randbytes(16), rng=w.rng
+            me, registry, settings=w.settings, random_id=lambda: w.rng.randbytes(16), rng=w.rng
         )
         self._restore()
         self._do(self.core.start(now=w.now, wall_ms=w.wall_ms(), room_bytes=ROOM))
@@ -257,6 +268,11 @@ class Host:
                 return Tail(items, max(log), StoreCorrupt("damaged"), lost)
             items.append(self.disk.item(log[index]))
         return Tail(items)
+
+    def bury(self) -> None:
+        """It is down, and membership says so."""
+        for other in self.world.hosts:
+            other.tell(e.MemberSeen(self.identity.peer_id, (), False, state="dead"))
 
     def crash(self) -> None:
         self.up = False
@@ -337,6 +353,9 @@ class Host:
                     self._let_go(effect.peer)
                 case e.DeletePayloads():
                     self.world.at(self.world.rng.uniform(0.001, 0.1), lambda x=effect: self._delete(x, run))
+                case e.PeerLeft():
+                    self.has_left = True
+                    self.world.at(0.5, self.crash)  # as the shell stops it
                 case e.SendPeer():
                     if effect.peer in self.links:
                         message = messages.decode_request(messages.encode(effect.message))

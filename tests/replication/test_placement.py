@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from meshq.ids import PeerId, Slot
 from meshq.replication.placement import (
+    COPIES_MAX,
     LEVEL_COUNT,
     MOVES_MAX,
     TRANSFERS_MAX,
@@ -94,6 +95,21 @@ def test_a_wiped_disk_is_another_node_and_takes_the_old_ones_place() -> None:
     )
 
 
+def test_nothing_moves_toward_what_could_not_decide() -> None:
+    """C is dead, and not yet given up: with it as the only voter nothing would go on."""
+    assert one(config_of([A, B, C]), [C, B], alive=[A, B]) is None
+    behind = {A: 1_000, B: 0, C: 1_000}
+    assert one(config_of([A, B, C], [D]), [B, C, D], alive=[A, B, D], match={**behind, D: 1_000}) is None
+    assert one(config_of([A, B, C]), [B, C], alive=[A, B]) == MoveLeadership(SLOT, B), "B alone will do"
+
+
+def test_who_leaves_hands_over_to_one_who_stays_and_then_goes() -> None:
+    assert one(config_of([A, B, C], [D]), [C, B, D]) == MoveLeadership(SLOT, C)
+    assert one(config_of([A, B, C], [D]), [C, B, D], me=C) == ChangeMembers(SLOT, config_of([B, C, D]))
+    gone = config_of([A], [B])
+    assert one(gone, [B]) == ChangeMembers(SLOT, config_of([B])), "nobody is there to lead it before"
+
+
 def test_leadership_goes_to_the_first_owner_when_it_is_alive_and_level() -> None:
     config = config_of([A, B, C])
     assert one(config, [B, A, C]) == MoveLeadership(SLOT, B)
@@ -106,7 +122,10 @@ def test_few_slots_move_at_a_time() -> None:
     situations = [Situation(Slot(i), A, config_of([A]), True, {A: 1}, 1) for i in range(100)]
     wanted = {Slot(i): [A.peer, B.peer, C.peer] for i in range(100)}
     alive = {n.peer for n in EVERYBODY.values()}
-    assert len(steps(situations, wanted, EVERYBODY, alive)) == MOVES_MAX
+    assert len(steps(situations, wanted, EVERYBODY, {A.peer, B.peer, C.peer})) == COPIES_MAX // 3
+    assert len(steps(situations, wanted, EVERYBODY, alive)) == COPIES_MAX // 5, "five may be leaders of some"
+    ready = [Situation(Slot(i), A, config_of([A], [B, C]), True, {A: 1, B: 1, C: 1}, 1) for i in range(100)]
+    assert len(steps(ready, wanted, EVERYBODY, alive)) == MOVES_MAX
     copying = [Situation(s.slot, A, config_of([A], [B, C]), True, {A: 9_999}, 9_999) for s in situations]
     assert steps(copying, wanted, EVERYBODY, alive) == [], "as many as may are catching up"
     led = [Situation(s.slot, A, config_of([A, B, C]), True, {A: 1, B: 1, C: 1}, 1) for s in situations]

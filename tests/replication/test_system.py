@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from meshq.ids import SYSTEM_SLOT, PeerId
-from meshq.replication.placement import ChangeMembers, Situation
+from meshq.replication.placement import ChangeMembers, MoveLeadership, Situation
 from meshq.replication.quorum import Config, Node, config_of
 from meshq.replication.system import system_genesis, system_step
 
@@ -30,8 +30,10 @@ def at(config: Config, me: int = 1, last: int = 10, behind: tuple[int, ...] = ()
     return Situation(SYSTEM_SLOT, nodes(me)[0], config, True, match, last)
 
 
-def target(s: Situation, known: list[PeerId], alive: list[PeerId] | None = None) -> Config | None:
-    step = system_step(s, known, NODES, known if alive is None else alive)
+def target(
+    s: Situation, known: list[PeerId], alive: list[PeerId] | None = None, leaving: list[PeerId] | None = None
+) -> Config | None:
+    step = system_step(s, known, NODES, known if alive is None else alive, leaving or [])
     assert step is None or isinstance(step, ChangeMembers)
     return step.target if step else None
 
@@ -90,3 +92,18 @@ def test_nothing_is_changed_while_the_last_change_is_not_decided_or_most_are_awa
     s = at(config_of(nodes(1, 2, 3)))
     assert target(dataclasses.replace(s, settled=False), peers(1, 2, 3, 4)) is None
     assert target(s, peers(1, 2, 3, 4), alive=peers(1, 4)) is None
+
+
+def test_who_is_leaving_copies_until_it_has_left_and_does_not_vote() -> None:
+    config = config_of(nodes(1, 2, 3), nodes(4))
+    assert target(at(config), peers(1, 2, 3, 4), leaving=peers(3)) == config_of(nodes(1, 2, 4), nodes(3))
+    assert target(at(config_of(nodes(1, 2, 4), nodes(3))), peers(1, 2, 4)) == config_of(nodes(1, 2, 4))
+    assert target(at(config_of(nodes(1), nodes(2))), peers(1, 2), leaving=peers(1)) == config_of(
+        nodes(2), nodes(1)
+    )
+
+
+def test_the_leader_that_is_leaving_lets_a_voter_lead() -> None:
+    config = config_of(nodes(1, 2, 3), nodes(4))
+    step = system_step(at(config), peers(1, 2, 3, 4), NODES, peers(1, 2, 3, 4), peers(1))
+    assert step == MoveLeadership(SYSTEM_SLOT, nodes(2)[0])

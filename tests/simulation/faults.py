@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from meshq.replication.quorum import VOTERS_MAX
 from tests.simulation.disk import Image
@@ -32,12 +33,12 @@ def draw(seed: int, *, events: int = EVENTS, hosts: int | None = None) -> Plan:
         late=rng.choice((0.0, 0.0, 0.02)),
         in_order=rng.random() < 0.5,
     )
-    return Plan(
+    plan = Plan(
         hosts=count,
         slots=rng.randint(1, 4),
         voters=voters,
         weather=weather,
-        faults=frozenset(f for f in sorted(FAULTS) if rng.random() < 0.5),
+        faults=frozenset(f for f in sorted(FAULTS) if f != "recover" and rng.random() < 0.5),
         fault_s=rng.choice((0.03, 0.1, 0.3, 1.0)),
         client_s=rng.choice((0.005, 0.02, 0.05)),
         burst=rng.choice((1, 3, 12)),
@@ -48,6 +49,9 @@ def draw(seed: int, *, events: int = EVENTS, hosts: int | None = None) -> Plan:
         in_flight=rng.choice((1, 2, 64)),
         quick=rng.random() < 0.5,
     )
+    if rng.random() < 0.3:
+        plan = replace(plan, faults=plan.faults | {"recover"})
+    return plan
 
 
 class Nemesis:
@@ -190,6 +194,32 @@ class Nemesis:
             self._world.wipe(host)
             self._later(0.1, self._world.start, host)
 
+    # ------------------------------------------------------------------------------------ a lost majority
+    def recover(self, host: Host) -> None:
+        """So many are gone that slots can't go on; a person says so, and is wrong later: they come back."""
+        world, rng = self._world, self._rng
+        if world.gone or len(world.hosts) < 2:
+            return
+        count = rng.randint(max(1, len(world.hosts) // 2), len(world.hosts) - 1)
+        lost = rng.sample(world.hosts, count)
+        if any(world.is_bad(s, h.node) for h in world.hosts for s in range(world.plan.slots)):
+            return  # a copy that is being repaired is one more loss
+        world.lose(lost)
+        self._later(0.5, self._try_recover, 0)
+
+    def _try_recover(self, tries: int) -> None:
+        world = self._world
+        if not world.recover(lambda: self._rng.getrandbits(16)) and tries < 10:
+            self._later(0.2, self._try_recover, tries + 1)
+            return
+        lost, still = sorted(world.gone), self._rng.random() < 0.5
+        for n in lost:
+            self._later(2.0 if still else 0.2, self._found_again, world.hosts[n])
+
+    def _found_again(self, host: Host) -> None:
+        self._world.gone.discard(host.number)
+        self._world.start(host)
+
     # ---------------------------------------------------------------------------------------------- members
     def members(self, host: Host) -> None:
         """Somebody wants other members for a slot."""
@@ -215,6 +245,7 @@ FAULTS: dict[str, Callable[[Nemesis, Host], None]] = {
     "members": Nemesis.members,
     "one_way": Nemesis.one_way,
     "pause": Nemesis.pause,
+    "recover": Nemesis.recover,
     "roll_back": Nemesis.roll_back,
     "shy": Nemesis.shy,
     "slow_disk": Nemesis.slow_disk,

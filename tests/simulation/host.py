@@ -30,8 +30,10 @@ from meshq.replication.window import Log
 from meshq.replication.words import (
     Commit,
     Damaged,
+    Diverged,
     Effect,
     Event,
+    Hard,
     Item,
     LeaderGone,
     LogRead,
@@ -53,7 +55,7 @@ from meshq.replication.words import (
     TellConfig,
     TellRole,
 )
-from tests.simulation.disk import Applied, Apply, Disk, Image, Op, Trim, Wrong, pack_state
+from tests.simulation.disk import NOBODY, Applied, Apply, Disk, Image, Op, Trim, Wrong, pack_state
 from tests.simulation.oracle import Oracle
 
 
@@ -271,9 +273,30 @@ class Host:
                 env.oracle.on_read_over(slot, e.refs, e.index, copy.replica)
             elif kind is ReadFailed:
                 env.oracle.on_read_over(slot, e.refs, None)
+            elif kind is Diverged:
+                env.tell(self, slot, e)
+                if self._begin_again(copy):
+                    return
+                continue
             else:
                 assert kind is TellConfig or kind is Damaged, e
             env.tell(self, slot, e)
+
+    def _begin_again(self, copy: Copy) -> bool:
+        """Nothing stays but term and vote; when nothing is on its way to disk, or the next time."""
+        if not copy.replica.is_quiet or any(s == copy.slot for _, s, _ in self.disk.queue):
+            return False
+        hard = self.disk.images[copy.slot].hard
+        self.disk.images[copy.slot] = Image((0, NOBODY), Hard(hard.term, hard.vote))
+        self.rebuild(copy.slot)
+        return True
+
+    def recover(self, copy: Copy, left: set[Node], draw: int) -> None:
+        """A person said that all others are gone for good."""
+        before = copy.replica.term
+        copy.replica.recover(left, draw=draw, wall_ms=self.wall_ms())
+        self.env.oracle.on_recover(copy.slot, copy.node, self.disk.images[copy.slot], copy.replica, before)
+        self.flush(copy)
 
     def write(self, slot: int, op: Op) -> None:
         if self.disk.write(self.env.now, slot, op):
@@ -282,11 +305,12 @@ class Host:
     def _apply(self, copy: Copy, items: tuple[Item, ...]) -> None:
         image = self.disk.images[copy.slot]
         config = self.env.deciding_config(copy)
-        news = self.env.oracle.on_commit(copy.slot, copy.node, copy.replica.term, config, image, items)
+        term = copy.replica.term
+        news = self.env.oracle.on_commit(copy.slot, copy.node, term, config, image, items)
         begin = copy.applied.position.index
         if items[0].entry.index != begin + 1:
             raise Wrong(f"entry {items[0].entry.index} is handed on after {begin}")
-        states = self.env.oracle.states[copy.slot]
+        states = self.env.oracle.of(copy.slot, term).states
         if copy.applied != states[begin]:
             raise Wrong(f"n{self.number} has another state of slot {copy.slot} at entry {begin}")
         applied = states[begin + len(items)]  # the entries are the same, as was just checked

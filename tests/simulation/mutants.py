@@ -20,8 +20,9 @@ from meshq.errors import MeshqError
 from meshq.replication.elections import Elections
 from meshq.replication.following import Following
 from meshq.replication.leading import Leading
+from meshq.replication.machine import Replica
 from meshq.replication.quorum import Config
-from meshq.replication.snapshots import Sending
+from meshq.replication.snapshots import Receiving, Sending
 from meshq.replication.state import State
 from meshq.replication.support import Support
 from tests.simulation import faults
@@ -217,6 +218,25 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(Leading, "_on_rejected", "if agreed >= log.start.index:", "if agreed >= 0:"),
     ),
     "pieces sent twice": (Edit(Sending, "on_reply", "and reply.of == p.position", ""),),
+    "stale logs elect": (
+        Edit(Elections, "may_campaign", "and not s.is_stale", ""),
+        Edit(Elections, "on_request", "level = level and not self._is_of_old(m.last_term)", "pass"),
+    ),
+    "decisions outlive their generation": (
+        Edit(Elections, "become_follower", "if s.is_stale:", "if False:"),
+    ),
+    "divergence not looked for": (
+        Edit(Following, "on_append", "if s.is_stale and self._has_diverged(m):", "if False:"),
+    ),
+    "snapshot over other decisions": (
+        Edit(Receiving, "on_piece", "if s.is_stale and s.delivered and", "if False and"),
+    ),
+    "said to be kept up to the log's end": (
+        Edit(Replica, "kept", "self._state.delivered", "self._state.log.last.index"),
+    ),
+    "goes on in the old generation": (
+        Edit(Elections, "begin_generation", "next_generation(s.term, draw)", "s.term + 1"),
+    ),
     "serves before it applied": (
         Edit(
             Leading,

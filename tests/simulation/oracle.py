@@ -8,6 +8,7 @@
     promises             a vote, a candidacy, an acknowledgement leave after their cause is on disk
     density              offsets are 0, 1, 2, ...; time never goes back
     linearizable reads   a read sees everything that was decided before it was asked
+    generations          each holds to all of this by itself; a new one begins with all that it said it keeps
 
 The second block of names is Ongaro's (2014, figure 3.2). `strict=False` leaves out durability and promises,
 which see many faults before they did any harm: without them it shows what the harm is.
@@ -17,9 +18,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshq.entries import EntryKind
+from meshq.replication.generations import generation_of
 from meshq.replication.quorum import Config, Node
 from meshq.replication.words import (
     AppendReply,
@@ -64,18 +67,52 @@ def advance(applied: Applied, item: Item) -> Applied:
     return Applied(position, count, zlib.crc32(entry.chain, applied.digest), entry.timestamp_ms)
 
 
+@dataclass(slots=True)
+class Timeline:
+    """What was decided in one generation of a slot. An older one may go on where it has not been heard of."""
+
+    generation: int
+    decided: list[Item] = field(default_factory=list)
+    terms: list[int] = field(default_factory=list)  # of who first told of each
+    states: list[Applied] = field(default_factory=lambda: [Applied()])  # after each index
+    seen: dict[int, bytes] = field(default_factory=dict)  # (index, chain) that a read may show
+    begun: bool = False
+
+
 class Oracle:
     def __init__(self, slots: int, has_it: HasIt, *, strict: bool = True) -> None:
         self._has_it = has_it
         self._strict = strict
-        self.decided: list[list[Item]] = [[] for _ in range(slots)]
-        self.decided_in: list[list[int]] = [[] for _ in range(slots)]  # the term of who first told
-        self.states: list[list[Applied]] = [[Applied()] for _ in range(slots)]  # after each index
+        self._timelines = [[Timeline(0, begun=True)] for _ in range(slots)]  # by slot, generations rising
+        self.lost = 0  # entries decided in one generation and not in the next
         self.leaders: dict[tuple[int, int], Node] = {}
         self._chains: list[dict[tuple[int, int], bytes]] = [{} for _ in range(slots)]
         self._floors: dict[object, int] = {}  # of reads under way
-        self._seen: list[dict[int, bytes]] = [{} for _ in range(slots)]  # (index, chain) that a read may show
         self._would: dict[tuple[int, int, Node], set[Node]] = {}  # (slot, term, candidate): who would vote
+
+    # ------------------------------------------------------------------------------------- generations
+    def of(self, slot: int, term: int) -> Timeline:
+        """The one that a node of this term is in."""
+        lines = self._timelines[slot]
+        return next(t for t in reversed(lines) if t.generation <= generation_of(term))
+
+    def decided(self, slot: int) -> list[Item]:
+        """In the newest generation that was begun: who began one may have crashed before it was on disk."""
+        return next(t for t in reversed(self._timelines[slot]) if t.begun).decided
+
+    def on_recover(self, slot: int, node: Node, image: Image, replica: Replica, before: int) -> None:
+        """A node goes on alone; `before` was its term. What it said it keeps is to be there."""
+        old = self.of(slot, before)
+        kept = len(old.decided)
+        while kept and not has(image, replica, old.decided[kept - 1]):
+            kept -= 1
+        if kept < replica.kept().index:
+            raise Wrong(f"{show(node)} said it keeps slot {slot} up to {replica.kept().index}, it has {kept}")
+        self.lost += len(old.decided) - kept
+        states = old.states[: kept + 1]
+        new = Timeline(generation_of(replica.term), old.decided[:kept], old.terms[:kept], states)
+        self._timelines[slot].append(new)
+        self._timelines[slot].sort(key=lambda t: t.generation)
 
     # ------------------------------------------------------------------------------------------- roles
     def on_role(self, slot: int, node: Node, replica: Replica, told: TellRole) -> None:
@@ -84,11 +121,12 @@ class Oracle:
         other = self.leaders.setdefault((slot, told.term), node)
         if other != node:
             raise Wrong(f"slot {slot} has two leaders in term {told.term}: {show(other)} and {show(node)}")
-        index = len(self.decided[slot])
-        while index and self.decided_in[slot][index - 1] >= told.term:
+        line = self.of(slot, told.term)
+        index = len(line.decided)
+        while index and line.terms[index - 1] >= told.term:
             index -= 1  # one that leads no more and does not know it yet need not have this
         if index:
-            last = self.decided[slot][index - 1].entry
+            last = line.decided[index - 1].entry
             here = replica.log.position(last.index)
             if replica.log.term_at(last.index) != last.term or (here and here.chain != last.chain):
                 raise Wrong(f"{show(node)} leads slot {slot} in term {told.term} without entry {last.index}")
@@ -105,7 +143,9 @@ class Oracle:
         self, slot: int, node: Node, term: int, config: Config | None, image: Image, items: tuple[Item, ...]
     ) -> int:
         """`term`: the node's. `config`: the leader's, if it still leads. Tells how many are new."""
-        decided = self.decided[slot]
+        line = self.of(slot, term)
+        line.begun = True
+        decided = line.decided
         known = len(decided)
         for item in items:
             entry = item.entry
@@ -123,14 +163,14 @@ class Oracle:
             if decided and decided[-1].entry.timestamp_ms > entry.timestamp_ms:
                 raise Wrong(f"slot {slot}: time goes back at entry {index}")
             decided.append(item)
-            self.decided_in[slot].append(term)
-            self._check_seen(slot, item)
-            self.states[slot].append(advance(self.states[slot][-1], item))
+            line.terms.append(term)
+            self._check_seen(slot, line, item)
+            line.states.append(advance(line.states[-1], item))
         last = items[-1].entry
         if self._strict:
             if not image.has(last.index, last.chain) and last.index not in image.damaged:
                 raise Wrong(f"{show(node)} applies entry {last.index} of slot {slot} before it is durable")
-            if len(decided) > known and config is not None:
+            if len(decided) > known and config is not None and line is self._timelines[slot][-1]:
                 self._check_majority(slot, config, last.index, last.chain)
         return len(decided) - known
 
@@ -143,16 +183,17 @@ class Oracle:
                     f" {len(having)} of {len(voters)} voters have it"
                 )
 
-    def _check_seen(self, slot: int, item: Item) -> None:
+    def _check_seen(self, slot: int, line: Timeline, item: Item) -> None:
         """What a read was allowed to show is what is decided in the end."""
-        chain = self._seen[slot].pop(item.entry.index, None)
+        chain = line.seen.pop(item.entry.index, None)
         if chain not in (None, item.entry.chain):
             raise Wrong(f"slot {slot}: a read showed another entry {item.entry.index} than was decided")
 
     def check_state(self, slot: int, node: Node, applied: Applied) -> None:
         """The state that a host starts from, or was sent."""
         index = applied.position.index
-        if index >= len(self.states[slot]) or self.states[slot][index] != applied:
+        states = [t.states for t in self._timelines[slot]]
+        if not any(index < len(s) and s[index] == applied for s in states):
             raise Wrong(f"{show(node)} has another state of slot {slot} at entry {index}: {applied}")
 
     # ---------------------------------------------------------------------------------------- promises
@@ -194,21 +235,31 @@ class Oracle:
                 raise Wrong(f"{show(frm)} raises the term to {message.term}, and no majority would elect it")
 
     # ------------------------------------------------------------------------------------------- reads
-    def on_read(self, slot: int, ref: object) -> None:
-        self._floors[ref] = len(self.decided[slot])
+    def on_read(self, slot: int, ref: object, term: int) -> None:
+        self._floors[ref] = len(self.of(slot, term).decided)
 
     def on_read_over(
         self, slot: int, refs: tuple[object, ...], index: int | None, replica: Replica | None = None
     ) -> None:
         position = replica.log.position(index) if replica is not None else None
         if position is not None:
-            self._seen[slot][index] = position.chain
-            if index <= len(self.decided[slot]):
-                self._check_seen(slot, self.decided[slot][index - 1])
+            line = self.of(slot, replica.term)
+            line.seen[index] = position.chain
+            if index <= len(line.decided):
+                self._check_seen(slot, line, line.decided[index - 1])
         for ref in refs:
             floor = self._floors.pop(ref)
             if index is not None and index < floor:
                 raise Wrong(f"slot {slot}: a read sees {index} entries, {floor} were decided before it")
+
+
+def has(image: Image, replica: Replica, item: Item) -> bool:
+    """Whether this entry is in the node's log, on its way to disk or there."""
+    entry = item.entry
+    here = replica.log.position(entry.index)
+    if here is not None:
+        return here.chain == entry.chain
+    return image.has(entry.index, entry.chain)
 
 
 def _counts(message: Message) -> bool:

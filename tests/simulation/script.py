@@ -11,6 +11,8 @@ be seen. `#` begins a remark. `pytest --rewrite` writes down what is seen now.
     > propose 1 3                  three records at 1
     > change 1 1 2 learning 3      new members, proposed at 1
     > transfer 1 2
+    > recover 1 without 2 3        it goes on alone: somebody says that the others are gone for good
+    > hear 2 1                     2 is told that 1 leads the slot
     > read 1
     > sync 1 2                     their disks finish what waits
     > deliver [1 2]                what is on the way now [from 1 to 2] arrives
@@ -35,11 +37,13 @@ from collections.abc import Callable, Iterable
 from meshq.entries import EntryKind
 from meshq.errors import MeshqError
 from meshq.ids import PeerId
+from meshq.replication.generations import show_term
 from meshq.replication.quorum import Config, Node, config_of
 from meshq.replication.state import Settings
 from meshq.replication.support import Beat
 from meshq.replication.words import (
     Event,
+    GenerationSeen,
     Item,
     Message,
     PeerLinked,
@@ -252,6 +256,18 @@ class Story:
         copy.replica.propose_config(config_of(voters, learners), wall_ms=0)
         host.flush(copy)
 
+    def do_recover(self, number: str, *words: str) -> None:
+        host, copy = self._copy(number)
+        _, lost = _members(["learning" if w == "without" else w for w in words])
+        kept = copy.replica.kept()
+        self.lines.append(f"n{number}: keeps all up to {kept.index}/{show_term(kept.term)}")
+        host.recover(copy, {h.node for n, h in self.hosts.items() if n not in lost}, draw=0)
+
+    def do_hear(self, number: str, other: str) -> None:
+        """What a leader tells everybody, members or not."""
+        host, copy = self._copy(number)
+        host.handle(copy, GenerationSeen(self._copy(other)[1].replica.term))
+
     def do_transfer(self, number: str, to: str) -> None:
         host, copy = self._copy(number)
         copy.replica.transfer(self.hosts[int(to)].node)
@@ -260,7 +276,7 @@ class Story:
     def do_read(self, number: str) -> None:
         host, copy = self._copy(number)
         self._numbers += 1
-        self.oracle.on_read(0, self._numbers)
+        self.oracle.on_read(0, self._numbers, copy.replica.term)
         copy.replica.read(self._numbers)
         host.flush(copy)
 
@@ -343,7 +359,7 @@ class Story:
         """What is on disk: the term of each entry."""
         for number in numbers:
             image = self.hosts[int(number)].disk.images[0]
-            terms = " ".join(str(i.entry.term) for i in image.items)
+            terms = " ".join(show_term(i.entry.term) for i in image.items)
             begin = f"from {image.start.index + 1}: " if image.start.index else ""
             decided = image.applied.position.index
             self.lines.append(f"n{number}: {begin}{terms or '-'}   applied {decided}")
@@ -352,7 +368,8 @@ class Story:
         for number, host in self.hosts.items():
             if host.up and host.copies[0].replica.config.voters:
                 r = host.copies[0].replica
-                text = f"{r.role.name.lower()} in term {r.term}, log ends {r.last.index}/{r.last.term}"
+                text = f"{r.role.name.lower()} in term {show_term(r.term)}"
+                text += f", log ends {r.last.index}/{show_term(r.last.term)}"
                 text += f", decided {r.commit_index}, members {show_config(r.config)}"
                 self.lines.append(f"n{number}: {text}" + ", frozen" * r.frozen)
 

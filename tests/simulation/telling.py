@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from meshq.entries import EntryKind
+from meshq.replication.generations import show_term as at
 from meshq.replication.quorum import Config, Node, decode_config
 from meshq.replication.words import (
     AppendEntries,
     AppendReply,
     Commit,
     Damaged,
+    Diverged,
+    GenerationSeen,
     InstallSnapshot,
     Item,
     LeaderGone,
@@ -42,7 +45,7 @@ from tests.simulation.oracle import show
 def show_item(item: Item) -> str:
     """Index/term, and what it is."""
     entry = item.entry
-    place = f"{entry.index}/{entry.term}"
+    place = f"{entry.index}/{at(entry.term)}"
     if entry.kind is EntryKind.CONFIG:
         return f"{place} config {show_config(decode_config(entry.body))}"
     if entry.kind is EntryKind.NOOP:
@@ -73,22 +76,25 @@ def show_message(m: Message) -> str:
     match m:
         case RequestVote():
             name = "RequestPreVote" if m.pre else "RequestVote"
-            return f"{name} term {m.term}, log ends {m.last_index}/{m.last_term}" + ", transfer" * m.transfer
+            return (
+                f"{name} term {at(m.term)}, log ends {m.last_index}/{at(m.last_term)}"
+                + ", transfer" * m.transfer
+            )
         case VoteReply():
-            return f"{'Pre' * m.pre}VoteReply term {m.term}, {'granted' if m.granted else 'refused'}"
+            return f"{'Pre' * m.pre}VoteReply term {at(m.term)}, {'granted' if m.granted else 'refused'}"
         case AppendEntries():
-            text = f"AppendEntries term {m.term} after {m.prev.index}/{m.prev.term} {show_items(m.items)}"
-            return f"{text} commit {m.commit}" + f" round {m.round}" * bool(m.round)
+            text = f"AppendEntries term {at(m.term)} after {m.prev.index}/{at(m.prev.term)}"
+            return f"{text} {show_items(m.items)} commit {m.commit}" + f" round {m.round}" * bool(m.round)
         case AppendReply():
-            text = f"ok up to {m.match}" if m.ok else f"go back to {m.match}/{m.match_term}"
-            return f"AppendReply term {m.term}, {text}" + f" round {m.round}" * bool(m.round)
+            text = f"ok up to {m.match}" if m.ok else f"go back to {m.match}/{at(m.match_term)}"
+            return f"AppendReply term {at(m.term)}, {text}" + f" round {m.round}" * bool(m.round)
         case InstallSnapshot():
-            text = f"InstallSnapshot term {m.term} of {m.meta.last.index}/{m.meta.last.term}"
+            text = f"InstallSnapshot term {at(m.term)} of {m.meta.last.index}/{at(m.meta.last.term)}"
             return f"{text} from byte {m.position}, {len(m.data)} bytes" + ", the last" * m.done
         case SnapshotReply():
-            return f"SnapshotReply term {m.term} of {m.index}, next byte {m.position}"
+            return f"SnapshotReply term {at(m.term)} of {m.index}, next byte {m.position}"
         case TimeoutNow():
-            return f"TimeoutNow term {m.term}"
+            return f"TimeoutNow term {at(m.term)}"
     raise AssertionError(m)
 
 
@@ -107,9 +113,11 @@ def show_event(event: object) -> str:
         case SupportGiven() | SupportGot():
             return show_effect(event)
         case LeaderGone(peer, term):
-            return f"n{int.from_bytes(peer, 'big')} does not lead in term {term}"
+            return f"n{int.from_bytes(peer, 'big')} does not lead in term {at(term)}"
         case SnapshotRead():
             return f"read for {show(event.to)}: snapshot of {event.meta.last.index} from {event.position}"
+        case GenerationSeen(term):
+            return f"somebody leads in term {at(term)}"
         case SnapshotStored():
             return (
                 f"snapshot of {event.meta.last.index} is on disk up to {event.position}"
@@ -127,7 +135,8 @@ def show_effect(e: object) -> str:
             if e.hard is not None:
                 vote = f", voted for {show(e.hard.vote)}" if e.hard.vote else ""
                 parts.append(
-                    f"term {e.hard.term}{vote}" + f", repair until {e.hard.repair_until}" * bool(e.hard[2])
+                    f"term {at(e.hard.term)}{vote}"
+                    + f", repair until {e.hard.repair_until}" * bool(e.hard[2])
                 )
             if e.truncate_from is not None:
                 parts.append(f"truncate from {e.truncate_from}")
@@ -138,7 +147,10 @@ def show_effect(e: object) -> str:
             return f"decided: {show_items(e.items)}"
         case TellRole():
             leader = f", leader {show(e.leader)}" if e.leader and e.role.name != "LEADER" else ""
-            return f"{e.role.name.lower().replace('_', '-')} in term {e.term}{leader}" + ", serves" * e.serves
+            return (
+                f"{e.role.name.lower().replace('_', '-')} in term {at(e.term)}{leader}"
+                + ", serves" * e.serves
+            )
         case TellConfig():
             return f"members are {show_config(e.config)}, by entry {e.index}"
         case ReadReady():
@@ -153,6 +165,8 @@ def show_effect(e: object) -> str:
             return f"store snapshot of {e.meta.last.index} from byte {e.position}" + ", whole" * e.done
         case Damaged():
             return f"entry {e.index} is damaged"
+        case Diverged():
+            return "has decided something else: begins again"
         case SupportGiven():
             return f"{'supports' if e.given else 'no longer supports'} n{int.from_bytes(e.peer, 'big')}"
         case SupportGot():

@@ -19,10 +19,20 @@ from math import inf
 from meshq.entries import EntryKind
 from meshq.errors import MeshqError
 from meshq.ids import PeerId
+from meshq.replication.generations import generation_of
 from meshq.replication.quorum import Config, Node, config_of
 from meshq.replication.state import Settings
 from meshq.replication.support import Beat, SupportSettings
-from meshq.replication.words import Event, Item, Message, PeerLinked, Received, Role, Ticked
+from meshq.replication.words import (
+    Event,
+    GenerationSeen,
+    Item,
+    Message,
+    PeerLinked,
+    Received,
+    Role,
+    Ticked,
+)
 from tests.simulation.disk import NOBODY, Image, Wrong
 from tests.simulation.host import Copy, Host, node_of, peer_of
 from tests.simulation.network import Link, Network, Weather
@@ -78,10 +88,13 @@ class World:
         self._ref = 0
         self.paused = [0.0] * plan.hosts
         self.stuck_disks: set[int] = set()
+        self.gone: set[int] = set()  # hosts that a person believes to be gone for good
+        self.recovered = 0  # slots, by one who went on alone
         self.wanted: list[tuple[list[int], list[int]]] = []  # (voters, learners) by slot, hosts
         self.finals: dict[int, tuple[int, float]] = {}  # by slot: (index, when it was proposed)
         self.clients_run = True
         self.healed_at = inf
+        self.recovery_s = LIVENESS_S
         self.hosts = [self._make_host(n) for n in range(plan.hosts)]
         self._by_peer = {h.peer: h for h in self.hosts}
         self._found()
@@ -311,7 +324,7 @@ class World:
             host.on_support(host.support.on_gone(lost.peer))
 
     def start(self, host: Host) -> None:
-        if host.up:
+        if host.up or host.number in self.gone:
             return
         host.start()
         self.at(self.now, self._support_tick, host, host.boots)
@@ -369,7 +382,7 @@ class World:
 
     def _read(self, host: Host, copy: Copy) -> None:
         self._ref += 1
-        self.oracle.on_read(copy.slot, self._ref)
+        self.oracle.on_read(copy.slot, self._ref, copy.replica.term)
         self.reads += 1
         copy.replica.read(self._ref)
         host.flush(copy)
@@ -393,9 +406,61 @@ class World:
         self.at(self.now + 0.2, self._operator)
         for host in self.hosts:
             host.check_configs()
+            self._tell_generations(host)
         for slot, (voters, learners) in enumerate(self.wanted):
             for host, copy in self.leaders(slot):
                 self._step_toward(host, copy, voters, learners)
+
+    def _tell_generations(self, host: Host) -> None:
+        """Leaders tell everybody what they lead, members or not."""
+        if not host.up or self.paused[host.number] > self.now:
+            return
+        led = [
+            (c.slot, c.replica.term)
+            for c in host.copies
+            if generation_of(c.replica.term) and c.replica.serves
+        ]
+        for there in self.hosts if led else ():
+            link = self.network.links[host.number][there.number] if there is not host else None
+            if (
+                link is not None
+                and there.up
+                and link.up
+                and not link.cut
+                and self.paused[there.number] <= self.now
+            ):
+                for slot, term in led:
+                    self._step(there, there.copies[slot], GenerationSeen(term))
+
+    # ------------------------------------------------------------------------------------------- recovering
+    def lose(self, hosts: list[Host]) -> None:
+        """They are gone: nobody starts them until somebody finds them again."""
+        for host in hosts:
+            self.gone.add(host.number)
+            self.crash(host)
+
+    def recover(self, draw: Callable[[], int]) -> bool:
+        """What `meshq recover` does: of every slot that lost its majority the most advanced copy that is left
+        goes on, if all that are left are there. Whether there was anything to do.
+        """
+        there = [h for h in self.hosts if h.number not in self.gone]
+        if any(not h.up or self.paused[h.number] > self.now or h.rolled_back for h in there):
+            return False
+        found = 0
+        for slot in range(self.plan.slots):
+            copies = [(h, h.copies[slot]) for h in there if h.node in h.copies[slot].replica.config.nodes()]
+            left = {h.node for h in there}
+            if not copies or any(
+                c.replica.role is Role.LEADER or c.replica.config.has_majority(left) for _, c in copies
+            ):
+                continue
+            host, copy = max(copies, key=lambda x: (x[1].replica.last.term, x[1].replica.last.index))
+            if copy.replica.is_stale or not copy.replica.is_quiet:
+                continue
+            host.recover(copy, left, draw())
+            found += 1
+        self.recovered += found
+        return found > 0
 
     def _step_toward(self, host: Host, copy: Copy, voters: list[int], learners: list[int]) -> None:
         now = copy.replica.config
@@ -464,7 +529,9 @@ class World:
     def heal(self) -> None:
         """Faults end, but for a host that a majority can do without."""
         self.healed_at = self.now
+        self.recovery_s = LIVENESS_S + self._catching_up_s()
         self.clients_run = False
+        self.gone.clear()
         self.network.heal()
         self.network.weather.loss = min(self.network.weather.loss, 0.02)
         self.network.weather.late = 0.0  # what holds a link up for longer than support lasts is a fault
@@ -507,7 +574,7 @@ class World:
         self.at(self.now + 0.1, self._final)
         for slot in range(self.plan.slots):
             index, since = self.finals.get(slot, (0, -inf))
-            if index and (len(self.oracle.decided[slot]) >= index or self.now - since < 1.0):
+            if index and (len(self.oracle.decided(slot)) >= index or self.now - since < 1.0):
                 continue
             leaders = self.leaders(slot)  # one whose disk is slow may go on to lead
             if leaders:
@@ -516,15 +583,23 @@ class World:
 
     def _is_live(self) -> bool:
         late = [text for slot in range(self.plan.slots) if (text := self._what_is_late(slot))]
-        if late and self.now > self.healed_at + LIVENESS_S:
-            raise Wrong(f"{LIVENESS_S:g} s after all was healed: " + "; ".join(late))
+        if late and self.now > self.healed_at + self.recovery_s:
+            raise Wrong(f"{self.recovery_s:.1f} s after all was healed: " + "; ".join(late))
         return not late
+
+    def _catching_up_s(self) -> float:
+        """What a replica needs for what it lacks, where so few appends are on the way at a time."""
+        plan, weather = self.plan, self.network.weather
+        one_s = 2 * (weather.delay_s + weather.jitter_s) + 2 * plan.fsync_s
+        ends = [len(self.oracle.decided(slot)) for slot in range(self.plan.slots)]
+        lacks = [ends[c.slot] - c.applied.position.index for h in self.hosts for c in h.copies]
+        return one_s * max(lacks, default=0) / plan.in_flight
 
     def _what_is_late(self, slot: int) -> str:
         index, _ = self.finals.get(slot, (0, 0.0))
         if not index:
             return f"slot {slot} has no leader that serves"
-        if len(self.oracle.decided[slot]) < index:
+        if len(self.oracle.decided(slot)) < index:
             return f"slot {slot} does not decide entry {index}"
         leader = max(self.leaders(slot), key=lambda x: x[1].replica.term, default=None)
         if leader is None:

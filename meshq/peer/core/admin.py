@@ -7,38 +7,29 @@ it may read or publish to. A fact that could not be had in time is null, never z
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from meshq import limits
-from meshq.errors import Forbidden, MeshqError, Overloaded, UnknownTopic, UsageError
+from meshq.errors import Forbidden, MeshqError, UnknownTopic, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Session, TopicId, show_id
 from meshq.messages import Answer, Ask, Failure, TopicInfo
 from meshq.peer.core.context import Context
+from meshq.peer.core.draining import PLACEMENT, Draining
+from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
 from meshq.peer.core.links import LinkFacts, Links
 from meshq.peer.core.registrar import LEVEL, Registrar
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry.commands import AnyCommand, CreateTopic, DeleteTopic, RegisterClient, SetTopic
+from meshq.registry.state import CertificateFacts
 from meshq.ring import slot_of
 from meshq.security.authorization import Principal
 from meshq.security.text import show_key
 from meshq.topics import check_pattern, check_topic, matches
 
-FAN_OUT_S = 2.0
-FAN_OUTS_MAX = 1_024  # requests to other peers that wait for their answers
 PAGE = 1_000
-
-
-@dataclass(slots=True)
-class _FanOut:
-    """Answers of other peers still awaited; `done` gets what came."""
-
-    waiting: set[int]
-    answers: list[dict[str, Any]]
-    deadline: float
-    done: Callable[[list[dict[str, Any]]], None]
 
 
 @dataclass
@@ -49,7 +40,8 @@ class Admin:
     slots: Slots
     whereabouts: Whereabouts
     journal: Journal
-    _fan_outs: dict[int, _FanOut] = field(default_factory=dict)  # by request sent; bounded
+    fan_out: FanOut
+    draining: Draining
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
         """Raises: Forbidden, UsageError and what the request itself raises."""
@@ -113,6 +105,7 @@ class Admin:
                 {
                     "name": registered.facts.name,
                     "id": show_id(peer),
+                    "standing": self.ctx.registry.standing(peer),
                     **(self._own_state() if here else _state(link, self.ctx.me.name, registered.facts.name)),
                     "address": addresses[0] if addresses else None,
                     "addresses": list(addresses),
@@ -124,6 +117,7 @@ class Admin:
                     "server_key": show_key(registered.facts.curve_key),
                 }
             )
+        rows += [_left(peer, registered.facts) for peer, registered in self.ctx.registry.left.items()]
         self.ctx.send(session, Answer(message.request, rows))
 
     def _own_state(self) -> dict[str, Any]:
@@ -171,7 +165,7 @@ class Admin:
                 rows.append({"partition": p, "slot": slot, "owner": owner, **known})
             self.ctx.send(session, Answer(message.request, {**_describe(info), "partition": rows}))
 
-        self._fan_out("offsets", {"topic": info.name}, done)
+        self.fan_out.ask("offsets", {"topic": info.name}, done)
 
     def _offsets(self, session: Session, _: Principal, message: Ask) -> None:
         offsets = {str(p): x for p, x in self._offsets_of(self._topic(message)).items()}
@@ -191,12 +185,26 @@ class Admin:
     def _registry_level(self, session: Session, _: Principal, message: Ask) -> None:
         self.registrar.on_ask_level(session, message.request)
 
+    def _peer_leave(self, session: Session, _: Principal, message: Ask) -> None:
+        self.draining.on_ask_leave(session, message)
+
+    def _peer_stay(self, session: Session, _: Principal, message: Ask) -> None:
+        self.draining.on_ask_stay(session, message)
+
+    def _peer_leaving(self, session: Session, _: Principal, message: Ask) -> None:
+        self.draining.on_ask_progress(session, message)
+
+    def _placement(self, session: Session, _: Principal, message: Ask) -> None:
+        self.draining.on_ask_placement(session, message)
+
     # ------------------------------------------------------------------------------------- changing
     def _topic_create(self, session: Session, _: Principal, message: Ask) -> None:
         name = check_topic(_text(message, "topic"))
         partitions = _number(message, "partitions", self.ctx.settings.partitions, limits.PARTITIONS_MAX)
         size = _record_bytes(message, self.ctx.settings.record_bytes_max)
-        self._commit(session, message, CreateTopic(name, self.ctx.random_id(), partitions, size), name)
+        copies = self._copies_min(message, 1)
+        command = CreateTopic(name, self.ctx.random_id(), partitions, size, copies)
+        self._commit(session, message, command, name)
 
     def _topic_set(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
@@ -205,9 +213,13 @@ class Admin:
             _number(message, "partitions", 1, limits.PARTITIONS_MAX) if "partitions" in args else None
         )
         size = _record_bytes(message, 1) if "record_bytes_max" in args else None
-        if partitions is None and size is None:
-            raise UsageError("nothing to set: give `partitions` or `record_bytes_max`")
-        self._commit(session, message, SetTopic(info.topic_id, partitions, size), info.name)
+        copies = self._copies_min(message, 1) if "copies_min" in args else None
+        if partitions is None and size is None and copies is None:
+            raise UsageError("nothing to set: give `partitions`, `record_bytes_max` or `copies_min`")
+        self._commit(session, message, SetTopic(info.topic_id, partitions, size, copies), info.name)
+
+    def _copies_min(self, message: Ask, default: int) -> int:
+        return _number(message, "copies_min", default, self.ctx.registry.replicas)
 
     def _topic_delete(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
@@ -229,36 +241,12 @@ class Admin:
 
         self.registrar.propose(command, done)
 
-    # --------------------------------------------------------------------------- other peers' facts
-    def _fan_out(self, what: str, args: dict[str, Any], done: Callable[[list[dict[str, Any]]], None]) -> None:
-        if len(self._fan_outs) >= FAN_OUTS_MAX:
-            raise Overloaded("this peer asks others as much as it may", retry_after_ms=200)
-        fan_out = _FanOut(set(), [], self.ctx.now + FAN_OUT_S, done)
-        for peer in self.links.reachable() - {self.ctx.me.peer}:
-            request = self.ctx.next_request()
-            if self.links.send(peer, Ask(request, what, args)):
-                fan_out.waiting.add(request)
-                self._fan_outs[request] = fan_out
-        if not fan_out.waiting:
-            done([])
-
     def on_answer(self, _: PeerId, answer: Answer | Failure) -> None:
-        fan_out = self._fan_outs.pop(answer.request, None)
-        if fan_out is None:
-            return
-        fan_out.waiting.discard(answer.request)
-        if isinstance(answer, Answer) and isinstance(answer.value, dict):
-            fan_out.answers.append({k: v for k, v in answer.value.items() if isinstance(k, str)})
-        if not fan_out.waiting:
-            fan_out.done(fan_out.answers)
+        self.fan_out.on_answer(answer)
 
     def tick(self) -> None:
         self.journal.tick()
-        for request, fan_out in list(self._fan_outs.items()):
-            if fan_out.deadline <= self.ctx.now and request in self._fan_outs:
-                for other in fan_out.waiting:
-                    self._fan_outs.pop(other, None)
-                fan_out.done(fan_out.answers)
+        self.fan_out.tick()
 
     def _topic(self, message: Ask) -> TopicInfo:
         name = check_topic(_text(message, "topic"))
@@ -279,6 +267,10 @@ _HANDLERS: dict[str, _Handler] = {
     "topic.set": Admin._topic_set,
     "topic.delete": Admin._topic_delete,
     "client.register": Admin._client_register,
+    "peer.leave": Admin._peer_leave,
+    "peer.stay": Admin._peer_stay,
+    "peer.leaving": Admin._peer_leaving,
+    PLACEMENT: Admin._placement,
     "offsets": Admin._offsets,
     LEVEL: Admin._registry_level,
 }
@@ -302,12 +294,31 @@ def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:
     }
 
 
+def _left(peer: PeerId, facts: CertificateFacts) -> dict[str, Any]:
+    """One that has left, with the fields of the others."""
+    nothing = ("since_ms", "incarnation", "evidence", "udp", "rtt_ms", "address", "reason")
+    return {
+        "name": facts.name,
+        "id": show_id(peer),
+        "standing": "left",
+        "state": "left",
+        **dict.fromkeys(nothing),
+        "addresses": [],
+        "link": "down",
+        "slots": 0,
+        "holds_registry": False,
+        "certificate_until_s": facts.not_after_s,
+        "server_key": show_key(facts.curve_key),
+    }
+
+
 def _describe(info: TopicInfo) -> dict[str, Any]:
     return {
         "name": info.name,
         "id": info.topic_id.hex(),
         "partitions": info.partitions,
         "record_bytes_max": info.record_bytes_max,
+        "copies_min": info.copies_min,
     }
 
 

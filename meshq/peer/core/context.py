@@ -45,6 +45,7 @@ class CoreSettings:
     auto_create: bool = True
     record_bytes_max: int = RECORD_BYTES_MAX
     partitions: int = 8  # of topics made by `topic create`
+    evacuate_after_s: float = 300.0  # a peer that was away for so long is replaced
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Context:
         """Registered here, or with a certificate that says so: a copy of the registry that is behind may know
         nobody yet of those from whom it has to come.
         """
-        shown = {c.peer_id: c for c in self.presented.values()}
+        shown = {c.peer_id: c for c in self.presented.values() if c.peer_id not in self.registry.left}
         return {**shown, **{peer: r.facts for peer, r in self.registry.peers.items()}}
 
     def principal(self, key: bytes) -> Principal:
@@ -144,7 +145,7 @@ class Context:
         peer = self.registry.peer_of_key.get(key)
         registered = self.registry.peers[peer] if peer is not None else self.registry.clients.get(key)
         shown = self.presented.get(key)
-        if registered is None and shown is not None:
+        if registered is None and shown is not None and shown.peer_id not in self.registry.left:
             return Principal.of(shown), shown.not_after_s
         if registered is None:
             raise Forbidden("this key is not registered with the mesh: make one with `meshq client add NAME`")

@@ -32,6 +32,7 @@ from meshq.messages import (
     CarryGossip,
     Credit,
     Failure,
+    HasLeft,
     Hello,
     Join,
     Leads,
@@ -54,11 +55,13 @@ from meshq.messages import (
     Welcome,
 )
 from meshq.peer.core import events
+from meshq.peer.core.absences import Absences
 from meshq.peer.core.admin import Admin
 from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
 from meshq.peer.core.desks import GROUPS
 from meshq.peer.core.disks import Disks
+from meshq.peer.core.draining import Draining
 from meshq.peer.core.events import (
     PEERS,
     BatchesFetched,
@@ -89,6 +92,7 @@ from meshq.peer.core.events import (
     WritesDone,
     WritesFailed,
 )
+from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
@@ -159,13 +163,12 @@ class PeerCore:
         self.publishing = Publishing(ctx, self.slots)
         self.slots.on_stored, self.slots.on_refused = self._on_stored, self._on_refused
         self.consuming = Consuming(ctx, self.slots, rng)
-        self.slots.on_group, self.slots.on_groups_refused = (
-            self.consuming.desks.on_applied,
-            self.consuming.desks.on_refused,
-        )
+        self.slots.on_group = self.consuming.desks.on_applied
         ctx.sessions.on_closed = self._on_session_gone
+        self.slots.on_lost = self._on_lost
         self.reading = Reading(ctx, self.slots)
-        self.placing = Placing(ctx, self.links, self.slots)
+        self.absences = Absences(ctx, self.links, self.slots)
+        self.placing = Placing(ctx, self.links, self.slots, self.absences)
         self.liveness = Liveness(ctx, self.links, self.slots)
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
         self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
@@ -174,9 +177,12 @@ class PeerCore:
         self.registrar = Registrar(ctx, self.links, self.slots, self._on_changes, leader)
         self.slots.system = self.registrar.stream
         self.naming = Naming(ctx, self.registrar)
+        fan_out = FanOut(ctx, self.links)
+        self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
         self.admin = Admin(
-            ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal
-        )
+            ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
+            fan_out, self.draining,
+        )  # fmt: skip
         self._look_for_deleted = True  # of slots led here
         self._next_tick = 0.0
         self._recheck_at = 0.0
@@ -235,7 +241,7 @@ class PeerCore:
             self.registrar.seek_level()
             return
         self._look_for_deleted = False
-        for topic_id in self.slots.topics_held():
+        for topic_id in sorted(self.slots.topics_held()):
             if self.ctx.registry.version > 0 and self.ctx.topic(topic_id) is None:
                 self.slots.drop_topic(topic_id)
 
@@ -321,11 +327,14 @@ class PeerCore:
         self.registrar.tick()
         if self._look_for_deleted:
             self._drop_deleted()
+        self.absences.tick()
         self.placing.tick()
         self.leaving.tick()
+        self.draining.tick()
         self.disks.tick()
         self.admin.tick()
         self.ctx.sessions.tick(self.ctx.now)
+        self.publishing.receipts.tick()
         if self.ctx.now >= self._recheck_at:
             self._recheck_at = self.ctx.now + RECHECK_S
             self.ctx.recheck_sessions()
@@ -354,7 +363,7 @@ class PeerCore:
                     self.ctx.send(session, routes)
         self.whereabouts.flush()
         self.replicating.flush()
-        self.publishing.flush()
+        self.publishing.receipts.flush()
         self.reading.flush()
         self.consuming.desks.flush()
         out = self.ctx.out[:]
@@ -365,6 +374,10 @@ class PeerCore:
         self.publishing.on_stored(stored, payload, copies)
         self.consuming.desks.on_stored(stored, payload)
 
+    def _on_lost(self, host: Host, error: MeshqError) -> None:
+        self.publishing.receipts.on_lost(host, error)
+        self.consuming.desks.on_refused(host.slot, error)
+
     def _on_session_gone(self, session: Session) -> None:
         self.ctx.deliveries.on_session_gone(session)
         self.consuming.on_session_gone(session)
@@ -374,7 +387,7 @@ class PeerCore:
         if door == REGISTRY:
             self.registrar.on_refused(number, error)
         else:
-            self.publishing.on_refused(ref, error)
+            self.ctx.fail(*ref, error)
 
     def _on_proposal(self, event: ProposalMade) -> None:
         def done(result: int | MeshqError) -> None:
@@ -457,6 +470,7 @@ class PeerCore:
                 | CarryGossip()
                 | MembershipAsked()
                 | NotMember()
+                | HasLeft()
             ):
                 self._on_peers_request(session, principal, message, payloads)
             case _:
@@ -481,6 +495,8 @@ class PeerCore:
                 self.leaving.on_asked(peer, message)
             case NotMember():
                 self.leaving.on_answer(message)
+            case HasLeft():
+                self.draining.on_has_left(message)
             case CarryGossip():
                 self.ctx.out.append(TellMembership(peer, message.payload))
 

@@ -321,6 +321,11 @@ class TellRolledBack:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerLeft:
+    """The mesh has let this peer go: nothing is here any more that others need. It stops."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """The end of a ProposalMade: the registry index it was committed at, or why not."""
 
@@ -331,5 +336,5 @@ class Settle:
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadSlotLog | ReadRows
     | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | TellMembership
-    | PeersRegistered | TellRolledBack | Settle
+    | PeersRegistered | TellRolledBack | PeerLeft | Settle
 )  # fmt: skip

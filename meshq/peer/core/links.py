@@ -74,12 +74,6 @@ class Links:
     def reachable(self) -> set[PeerId]:
         return {self.ctx.me.peer} | {p for p, x in self.states.items() if x.state is LinkState.UP}
 
-    def dead_for(self, seconds: float) -> set[PeerId]:
-        """Peers that membership has called dead for so long."""
-        before_ms = self.ctx.wall_ms - int(seconds * 1000)
-        seen = {peer: link.seen for peer, link in self.states.items() if link.seen is not None}
-        return {p for p, s in seen.items() if not s.alive and 0 < s.since_ms < before_ms}
-
     def send(self, peer: PeerId, message: AnyMessage, payloads: tuple[Buffer, ...] = ()) -> bool:
         """False when there is no link; otherwise it was sent (and may still be lost with the link)."""
         link = self.states.get(peer)
@@ -194,6 +188,11 @@ class Links:
                 # given up, the peer serves on, and `meshq peers` shows why.
                 self.ctx.count("links_broken_by_content")
                 self._break(peer, str(e))
+
+    def forget(self, peer: PeerId) -> None:
+        """It is no peer of the mesh any more."""
+        if self.states.pop(peer, None) is not None:
+            self.ctx.out.append(CloseLink(peer))
 
     def probe(self, peer: PeerId, payload: bytes = b"") -> None:
         """Ask now whether it is there; `answered` is the hint that it is. With what gossip has to tell it."""

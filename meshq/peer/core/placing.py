@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from meshq.errors import MeshqError
 from meshq.ids import SYSTEM_SLOT, PeerId, Slot
+from meshq.peer.core.absences import Absences
 from meshq.peer.core.context import Context
 from meshq.peer.core.links import Links
 from meshq.peer.core.slots import Host, Slots
@@ -18,7 +19,7 @@ from meshq.replication.system import system_step
 from meshq.ring import owners
 
 ROUND_S = 1.0
-EVACUATE_S = 300.0  # a peer that has been dead for so long is replaced
+MOVING_S = 0.25  # while steps are found: what throttles them is how many copies are under way
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Placing:
     ctx: Context
     links: Links
     slots: Slots
+    absences: Absences
     wanted: dict[Slot, tuple[PeerId, ...]] = field(default_factory=dict)
     moves: int = 0  # begun since the start, for `status`
     _gone: frozenset[PeerId] = frozenset()
@@ -45,14 +47,15 @@ class Placing:
     def tick(self) -> None:
         if self.ctx.now < self._round_at:
             return
-        self._round_at = self.ctx.now + ROUND_S
-        gone = frozenset(self.links.dead_for(EVACUATE_S))
+        gone = self.absences.longer_than(self.ctx.settings.evacuate_after_s)
         if self._ring_changed or gone != self._gone:
             self._ring_changed, self._gone = False, gone
             self._rested = None
             self._look_at_ring()
         alive, nodes = self.slots.supports | {self.ctx.me.peer}, self._nodes()
-        self._take(self._data_steps(alive, nodes) + self._system_steps(alive, nodes))
+        found = self._data_steps(alive, nodes) + self._system_steps(alive, nodes)
+        self._round_at = self.ctx.now + (MOVING_S if found else ROUND_S)
+        self._take(found)
 
     def _data_steps(self, alive: set[PeerId], nodes: dict[PeerId, Node]) -> list[Step]:
         if self._rested == (alive, nodes):
@@ -68,7 +71,7 @@ class Placing:
         if system is None or not system.leads:
             return []
         peers = set(self.ctx.registry.peers) - self._gone
-        step = system_step(self._situation(system), peers, nodes, alive)
+        step = system_step(self._situation(system), peers, nodes, alive, self.ctx.registry.leaving)
         return [step] if step is not None else []
 
     def _take(self, found: list[Step]) -> None:

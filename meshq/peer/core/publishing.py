@@ -1,7 +1,7 @@
 """Produce: from a client's message to the slot, and back to a receipt.
 
-Every batch is answered on its own: another one's refusal does not hold it up. Receipts of one turn travel
-together.
+Every batch is answered on its own: another one's refusal does not hold it up. When a receipt may leave is
+decided in `receipts`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from meshq.errors import (
     TopicGone,
     Unavailable,
 )
-from meshq.ids import PartitionKey, Ref, Session, Slot, TopicId
+from meshq.ids import PartitionKey, Session, Slot, TopicId
 from meshq.limits import PRODUCE_BYTES_MAX
-from meshq.messages import Accepted, Produce, Produced, ProduceItem, TopicInfo
+from meshq.messages import ACKS_QUORUM, Produce, ProduceItem, TopicInfo
 from meshq.peer.core.context import Context
+from meshq.peer.core.receipts import Receipts
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal
-from meshq.streams.producers import BatchReceipt
 from meshq.streams.slot import Stored
 
 
@@ -33,7 +33,10 @@ from meshq.streams.slot import Stored
 class Publishing:
     ctx: Context
     slots: Slots
-    _receipts: dict[Session, list[Accepted]] = field(default_factory=dict)  # of this turn
+    receipts: Receipts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.receipts = Receipts(self.ctx, self.slots)
 
     def on_produce(
         self, session: Session, principal: Principal, message: Produce, payloads: tuple[Buffer, ...]
@@ -49,17 +52,11 @@ class Publishing:
                 opened_bytes += batch.read_header(payload).body_bytes
                 if opened_bytes > PRODUCE_BYTES_MAX:
                     raise Overloaded("that is much for one message", retry_after_ms=20)
-                done = self._publish(session, principal, item, payload)
+                self._publish(session, principal, item, payload)
             except MeshqError as e:
                 self.ctx.fail(session, item.request, e)
-                continue
-            if isinstance(done, BatchReceipt):
-                slot = self.ctx.slot_of(PartitionKey(TopicId(item.topic_id), item.partition))
-                self._receive(session, item.request, done.base_offset, self.slots.copies(slot, done.index))
 
-    def _publish(
-        self, session: Session, principal: Principal, item: ProduceItem, payload: Buffer
-    ) -> BatchReceipt | None:
+    def _publish(self, session: Session, principal: Principal, item: ProduceItem, payload: Buffer) -> None:
         info = self._topic(item)
         if not principal.may_publish(info.name):
             raise Forbidden(
@@ -68,20 +65,29 @@ class Publishing:
         partition = PartitionKey(TopicId(item.topic_id), item.partition)
         slot = led_slot(self.ctx, self.slots, partition)
         header = batch.check(payload, record_bytes_max=info.record_bytes_max)
+        self.receipts.check(slot, info)
+        ref = session, item.request
         done = self.slots.publish(
             slot,
             partition,
             header,
             payload,
             client_key=principal.key,
-            ref=(session, item.request),
+            ref=ref if item.acks == ACKS_QUORUM else None,
         )
         if isinstance(done, MeshqError):
             raise done
         self.ctx.count("batches_in")
         self.ctx.count("records_in", header.count)
         self.ctx.count("bytes_in", len(payload))
-        return done
+        if isinstance(done, int):
+            if item.acks != ACKS_QUORUM:
+                self.receipts.on_appended(slot, done, ref, item.acks)
+        elif item.acks != ACKS_QUORUM:
+            self.receipts.on_appended(slot, done.index, ref, item.acks)
+        else:
+            copies = self.slots.copies(slot, done.index)
+            self.receipts.on_stored(slot, done.index, done.base_offset, copies, info.copies_min, (ref,))
 
     def _topic(self, item: ProduceItem) -> TopicInfo:
         info = find_topic(self.ctx, item.topic_id, item.version)
@@ -92,24 +98,14 @@ class Publishing:
         return info
 
     def on_stored(self, stored: Stored, payload: Buffer, copies: int) -> None:
-        for session, request in stored.refs:
-            self._receive(session, request, stored.base_offset, copies)
+        if stored.refs:
+            info = self.ctx.topic(stored.partition.topic_id)
+            copies_min = info.copies_min if info is not None else 1  # deleted meanwhile
+            slot = self.ctx.slot_of(stored.partition)
+            self.receipts.on_stored(slot, stored.index, stored.base_offset, copies, copies_min, stored.refs)
         self.ctx.deliveries.on_committed(
             stored.partition, stored.base_offset, stored.count, stored.timestamp_ms, payload
         )
-
-    def on_refused(self, ref: Ref, error: MeshqError) -> None:
-        session, request = ref
-        self.ctx.fail(session, request, error)
-
-    def _receive(self, session: Session, request: int, base_offset: int, copies: int) -> None:
-        self._receipts.setdefault(session, []).append(Accepted(request, base_offset, copies))
-
-    def flush(self) -> None:
-        for session, receipts in self._receipts.items():
-            for i in range(0, len(receipts), 1_024):
-                self.ctx.send(session, Produced(receipts[i : i + 1_024]))
-        self._receipts.clear()
 
 
 def find_topic(ctx: Context, topic_id: bytes, version: int) -> TopicInfo:

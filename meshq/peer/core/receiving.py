@@ -196,7 +196,7 @@ class Receiving:
         )
         host.stream, host.checkpointed = stream, stream.applied_index
         host.incoming, host.touched = None, {}
-        for partition in stream.dropping:
+        for partition in sorted(stream.dropping):
             self.slots.out.append(DeletePayloads(host.slot, partition))
         self.slots.count("snapshots_installed")
         self.slots.tell(host, words.SnapshotStored(incoming.meta, incoming.position, True))

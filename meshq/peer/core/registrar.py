@@ -166,7 +166,7 @@ class Registrar:
     def _try(self, p: _Proposal) -> None:
         p.tries += 1
         p.try_at, p.tried_at = inf, self.ctx.now
-        if self._leads():
+        if self.leads():
             p.here = True
             self._append(p.command, lambda result: self._on_tried(p, result))
             return
@@ -228,7 +228,7 @@ class Registrar:
 
     def is_reachable(self) -> bool:
         """Whether a command would come to whoever leads the registry, as it looks from here."""
-        return self._leads() or self.leader() in self.links.reachable() - {self.ctx.me.peer}
+        return self.leads() or self.leader() in self.links.reachable() - {self.ctx.me.peer}
 
     def voters(self) -> set[PeerId]:
         """Who votes for the system slot, as far as this peer knows."""
@@ -260,13 +260,13 @@ class Registrar:
     def _host(self) -> Host | None:
         return self.slots.hosts.get(SYSTEM_SLOT)
 
-    def _leads(self) -> bool:
+    def leads(self) -> bool:
         host = self._host()
         return host is not None and host.leads
 
     def check_leads(self) -> None:
         """Raises: NotOwner."""
-        if not self._leads():
+        if not self.leads():
             raise NotOwner(f"{self.ctx.me.name!r} does not lead the registry", retry_after_ms=50)
 
     def on_propose(self, session: Session, message: ProposeRegistry) -> None:
@@ -302,7 +302,7 @@ class Registrar:
         """What was appended here at this index was not committed by this leader."""
         done = self._dones.pop(index, None)
         if done is not None:
-            lost = not self._leads()
+            lost = not self.leads()
             done(NotOwner("the registry has another leader now", retry_after_ms=50) if lost else error)
 
     # ----------------------------------------------------------------------------- as new as the leader
@@ -320,7 +320,7 @@ class Registrar:
         if self._level_from is not None or self.ctx.now < self._level_asked_at + LEVEL_S:
             return
         leader, doubts = self.leader(), self._doubts
-        if self._leads():
+        if self.leads():
             self._level_asked_at = self.ctx.now
             self.slots.read(SYSTEM_SLOT, lambda index: self._on_level(index, doubts))
         elif leader is not None:

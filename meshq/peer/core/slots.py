@@ -91,8 +91,7 @@ class Host:
 class Slots:
     """`genesis(slot)`: what it begins with. `send(to, slot, message)`: to another node. `on_role(host)`: who
     leads has changed. `on_members()`: who keeps copies has. `on_stored`: a batch is committed, with the
-    number of peers that have it on disk. `on_group`: an entry about a group is; `on_groups_refused`: none of
-    a slot that was under way will be.
+    number of peers that have it on disk. `on_group`: an entry about a group is.
     """
 
     me: Node
@@ -107,7 +106,7 @@ class Slots:
     on_stored: Callable[[Stored, Buffer, int], None] = field(init=False)
     on_refused: Callable[[Ref, MeshqError], None] = field(init=False)
     on_group: Callable[[GroupApplied], None] = field(init=False)
-    on_groups_refused: Callable[[Slot, MeshqError], None] = field(init=False)
+    on_lost: Callable[[Host, MeshqError], None] = field(init=False)  # what was proposed, not decided
     system: SlotStream = field(init=False)  # what the system slot's log means
     hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
     supports: set[PeerId] = field(default_factory=set)
@@ -158,7 +157,7 @@ class Slots:
             slot, stream, now, hard=hard, log=log, configs=configs, partial=partial, repair_until=until
         )
         host.incoming, host.touched = incoming, touched
-        for partition in stream.dropping:
+        for partition in sorted(stream.dropping):
             self.out.append(DeletePayloads(slot, partition))
 
     def begin(self, slots: Iterable[Slot], *, now: float) -> None:
@@ -238,13 +237,15 @@ class Slots:
         payload: Buffer,
         *,
         client_key: bytes,
-        ref: Ref,
-    ) -> BatchReceipt | MeshqError | None:
-        """Append a checked batch to a slot led here. None: `on_stored` will name `ref`, or `on_refused`."""
+        ref: Ref | None,
+    ) -> BatchReceipt | MeshqError | int:
+        """Append a checked batch to a slot led here; the entry's index. `on_stored` will name `ref`, or
+        `on_refused`.
+        """
         host = self.hosts[slot]
         timestamp_ms = max(self.wall_ms, host.replica.log.last_timestamp_ms)
         body = host.stream.judge(partition, header, client_key, ref, timestamp_ms=timestamp_ms)
-        if body is None or isinstance(body, BatchReceipt | MeshqError):
+        if isinstance(body, BatchReceipt | MeshqError | int):
             return body
         if len(payload) > self.disk.room_bytes:
             return DiskFull(
@@ -255,7 +256,7 @@ class Slots:
             return Overloaded("this peer has as much waiting for its disk as it may", retry_after_ms=50)
         entry = self._propose(host, EntryKind.PUBLISH, encode_publish(body, payload), payload)
         host.stream.on_proposed(entry, body, ref)
-        return None
+        return entry.index
 
     def drop_topic(self, topic_id: TopicId) -> None:
         """The registry deleted this topic: log it in every slot led here that holds some of it."""
@@ -345,7 +346,7 @@ class Slots:
     def on_peer_linked(self, peer: PeerId) -> None:
         for host in list(self.hosts.values()):
             if host.replica.role is Role.LEADER:
-                for node in host.replica.config.nodes():
+                for node in sorted(host.replica.config.nodes()):
                     if node.peer == peer:
                         self.tell(host, words.PeerLinked(node))
 
@@ -478,7 +479,7 @@ class Slots:
     def refuse_waiting(self, host: Host, error: MeshqError) -> None:
         for ref in host.stream.on_append_failed():
             self.on_refused(ref, error)
-        self.on_groups_refused(host.slot, error)
+        self.on_lost(host, error)
 
     # --------------------------------------------------------------------------------- housekeeping
     def tick(self) -> None:

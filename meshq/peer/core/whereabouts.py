@@ -48,7 +48,7 @@ class Whereabouts:
         if self._news:
             message = Leads(sorted((int(slot), term) for slot, term in self._news.items()))
             self._news.clear()
-            for peer in self.links.reachable() - {self.ctx.me.peer}:
+            for peer in sorted(self.links.reachable() - {self.ctx.me.peer}):
                 self.links.send(peer, message)
 
     def registry_leader(self) -> PeerId | None:
@@ -60,8 +60,8 @@ class Whereabouts:
         known = self._leaders.get(slot)
         if known is not None and known[1] in self.ctx.registry.peers:
             return known[1]
-        wanted = self.placing.wanted.get(slot) or self.ctx.registry.genesis_owners[slot]
-        return wanted[0]
+        guesses = (*self.placing.wanted.get(slot, ()), *self.ctx.registry.genesis_owners[slot])
+        return next((p for p in guesses if p in self.ctx.registry.peers), self.ctx.me.peer)
 
     def counts(self) -> Counter[PeerId]:
         """How many slots each peer leads, as far as is known here."""
