@@ -37,7 +37,7 @@ from meshq.peer.core.events import (
     WritesDone,
     WritesFailed,
 )
-from meshq.peer.core.slots import Tail
+from meshq.peer.core.hosts import Tail
 from meshq.replication.words import Item, LogRead
 from meshq.security.directory import DataDirectory, Loaded
 from meshq.store.reads import SlotImage

@@ -17,7 +17,7 @@ from meshq.messages import Ask, Failure, Hello, Message, Produce, ProduceItem, R
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
-from meshq.peer.core.slots import Tail
+from meshq.peer.core.hosts import Tail
 from meshq.peer.papers import verifier
 from meshq.registry import commands
 from meshq.registry.state import GENESIS_DISK, Registry

@@ -12,7 +12,7 @@ from meshq.ids import Slot
 from meshq.limits import PRODUCER_RECEIPTS_KEPT
 from meshq.messages import Failure, Produce, Produced, ProduceItem
 from meshq.peer.core import events as e
-from meshq.peer.core import slots
+from meshq.peer.core import saving, slots
 from meshq.registry import commands
 from meshq.ring import slot_of
 from tests.peer.single import SLOTS, Single, identity, key_of, make_batch
@@ -271,8 +271,8 @@ def test_state_rows_follow_within_a_second_and_are_said_again_when_the_disk_refu
 
 
 def test_the_log_is_trimmed_behind_the_state_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "LOG_ENTRIES_KEPT", 3)
-    monkeypatch.setattr(slots, "CHECKPOINT_ENTRIES", 5)
+    monkeypatch.setattr(saving, "LOG_ENTRIES_KEPT", 3)
+    monkeypatch.setattr(saving, "CHECKPOINT_ENTRIES", 5)
     peer = ready()
     info = peer.make_topic()
     peer.take(e.Persist)

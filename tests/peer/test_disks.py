@@ -8,7 +8,7 @@ import pytest
 
 from meshq.ids import SYSTEM_SLOT, PartitionKey, TopicId
 from meshq.messages import Accepted, TopicInfo
-from meshq.peer.core import slots
+from meshq.peer.core import saving
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Node
 from meshq.ring import owners
@@ -159,8 +159,8 @@ def test_a_clone_that_runs_beside_its_original_is_told() -> None:
 
 @pytest.mark.parametrize("seed", (2, 5, 8, 11))
 def test_a_damaged_entry_comes_again_from_another_replica(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "CHECKPOINT_S", 1e9)  # all that is applied is to be applied again
-    monkeypatch.setattr(slots, "CHECKPOINT_ENTRIES", 10**9)
+    monkeypatch.setattr(saving, "CHECKPOINT_S", 1e9)  # all that is applied is to be applied again
+    monkeypatch.setattr(saving, "CHECKPOINT_ENTRIES", 10**9)
     world, client, info, sent = placing.play(seed)
     world.run(lambda: lives_where_it_should(world))
     host = world.hosts[seed % 3]

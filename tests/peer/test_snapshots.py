@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from meshq.peer.core import sending, slots
+from meshq.peer.core import hosts, saving, sending
 from tests.peer import test_exactly_once as once
 from tests.peer import test_placing as placing
 from tests.peer.world import World
@@ -19,10 +19,10 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def squeeze(put) -> None:  # type: ignore[no-untyped-def]
-    put(slots, "LOG_ENTRIES_KEPT", 2)
-    put(slots, "LOG_ENTRIES_MAX", 6)
-    put(slots, "CHECKPOINT_S", 0.05)
-    put(slots, "REPLICA", slots.Settings(memory_bytes=200))
+    put(saving, "LOG_ENTRIES_KEPT", 2)
+    put(saving, "LOG_ENTRIES_MAX", 6)
+    put(saving, "CHECKPOINT_S", 0.05)
+    put(hosts, "REPLICA", hosts.Settings(memory_bytes=200))
     put(sending, "SNAPSHOT_PIECE_BYTES", 150)
 
 

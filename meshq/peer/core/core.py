@@ -1,6 +1,6 @@
 """The peer's core: takes each event to the part that decides, and collects what is to be done.
 
-    MessageArrived ──> principal (by key) ──> Hello/Ping        sessions
+    MessageArrived ──> requests (by key)  ──> Hello/Ping        sessions
                                               Resolve/Watch     naming     ──> registrar ──> slots
                                               Produce           publishing ──> slots ──> disk ──> receipts
                                               Read/Credit       reading    <── deliveries <─┘
@@ -20,43 +20,19 @@ from typing import TYPE_CHECKING, assert_never
 
 from meshq.batch import Buffer
 from meshq.entries import Entry
-from meshq.errors import Forbidden, MeshqError, NotOwner, RemoteProtocolError, TopicGone, UsageError
-from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session, Slot, TopicId
+from meshq.errors import MeshqError, NotOwner
+from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session, Slot
 from meshq.messages import (
-    VERSION_MAX,
-    VERSION_MIN,
     Answer,
-    AnyMessage,
-    Ask,
-    Beat,
-    CarryGossip,
-    Credit,
     Failure,
-    HasLeft,
-    Hello,
-    Join,
-    Leads,
-    MembershipAsked,
-    NotMember,
-    PeerMessage,
-    Ping,
     Pong,
-    Produce,
-    ProposeRegistry,
-    Read,
-    Replicate,
-    Resolve,
     Routes,
     ServerMessage,
-    Settle,
-    Unread,
-    Unwatch,
-    Watch,
     Welcome,
 )
-from meshq.peer.core import events
 from meshq.peer.core.absences import Absences
 from meshq.peer.core.admin import Admin
+from meshq.peer.core.changes import Changes
 from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
 from meshq.peer.core.desks import GROUPS
@@ -83,8 +59,8 @@ from meshq.peer.core.events import (
     RoundTripsMeasured,
     RowsRead,
     SessionClosed,
+    Settle,
     SlotLogRead,
-    TellMembership,
     TellRolledBack,
     Ticked,
     TimeSought,
@@ -93,6 +69,7 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
@@ -103,22 +80,17 @@ from meshq.peer.core.publishing import Publishing
 from meshq.peer.core.reading import Reading
 from meshq.peer.core.registrar import REGISTRY, Registrar
 from meshq.peer.core.replicating import Replicating
-from meshq.peer.core.slots import Host, Slots, Tail
+from meshq.peer.core.requests import Requests
+from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry import commands
 from meshq.registry.state import (
     GENESIS_DISK,
-    Change,
-    ClientsChanged,
-    PeersChanged,
     Registry,
-    TopicChanged,
-    TopicRemoved,
 )
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Config, Node
 from meshq.replication.system import system_genesis
-from meshq.security.authorization import Principal
 from meshq.security.certificates import Certificate
 from meshq.streams.slot import Stored
 
@@ -173,8 +145,9 @@ class PeerCore:
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
         self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
         self.membership = MembershipView(ctx, self.links)
+        self.changes = Changes(self)
         leader = self.whereabouts.registry_leader
-        self.registrar = Registrar(ctx, self.links, self.slots, self._on_changes, leader)
+        self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
         self.slots.system = self.registrar.stream
         self.naming = Naming(ctx, self.registrar)
         fan_out = FanOut(ctx, self.links)
@@ -183,7 +156,7 @@ class PeerCore:
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining,
         )  # fmt: skip
-        self._look_for_deleted = True  # of slots led here
+        self.requests = Requests(self)
         self._next_tick = 0.0
         self._recheck_at = 0.0
 
@@ -204,16 +177,16 @@ class PeerCore:
         """`tail` are the entries behind the rows' applied index, with their payloads; `aside` is what is
         there of a snapshot.
         """
-        self.slots.restore(slot, rows, tail=tail, aside=aside, now=self.ctx.now)
+        self.slots.hosting.restore(slot, rows, tail=tail, aside=aside, now=self.ctx.now)
 
     def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
         """After restoring: what was left undone is taken up again."""
         self._set_time(now, wall_ms)
         self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
-        self._tell_peers()
-        self.slots.begin([SYSTEM_SLOT], now=now)
-        self.slots.begin((Slot(i) for i in range(self.ctx.registry.slots)), now=now)
+        self.tell_peers()
+        self.slots.hosting.begin([SYSTEM_SLOT], now=now)
+        self.slots.hosting.begin((Slot(i) for i in range(self.ctx.registry.slots)), now=now)
         self.slots.tick()
         return self._take()
 
@@ -221,7 +194,7 @@ class PeerCore:
         self.ctx.now, self.ctx.wall_ms = now, wall_ms
         self.slots.now, self.slots.wall_ms, self.ctx.disk.now = now, wall_ms, now
 
-    def _tell_peers(self) -> None:
+    def tell_peers(self) -> None:
         self.liveness.on_peers_changed()
         self.ctx.out.append(PeersRegistered(tuple(self.ctx.known_peers())))
 
@@ -232,19 +205,6 @@ class PeerCore:
         owners = self.ctx.registry.genesis_owners[slot]
         return genesis_config([Node(peer, GENESIS_DISK) for peer in owners])
 
-    def _drop_deleted(self) -> None:
-        """Drop, of slots led here, what was deleted while somebody else led them or nobody did. Only with the
-        whole registry at hand: a copy that is behind has not heard of the newest topics and one that was lost
-        knows none, so nothing is deleted on its word.
-        """
-        if not self.registrar.is_level:
-            self.registrar.seek_level()
-            return
-        self._look_for_deleted = False
-        for topic_id in sorted(self.slots.topics_held()):
-            if self.ctx.registry.version > 0 and self.ctx.topic(topic_id) is None:
-                self.slots.drop_topic(topic_id)
-
     def on_presented(self, certificate: Certificate) -> None:
         """A peer this copy of the registry has not heard of showed a valid certificate: let it in
         meanwhile.
@@ -254,7 +214,7 @@ class PeerCore:
         if len(self.ctx.presented) >= PRESENTED_MAX:
             self.ctx.presented.pop(next(iter(self.ctx.presented)))
         self.ctx.presented[certificate.curve_key] = certificate
-        self._tell_peers()
+        self.tell_peers()
 
     def on_own_record(self, addresses: tuple[str, ...], incarnation: tuple[int, int]) -> None:
         """Where this peer can be found now, and the incarnation in which it says so."""
@@ -268,12 +228,12 @@ class PeerCore:
         self._set_time(now, wall_ms)
         match event:
             case MessageArrived():
-                self._on_message(event)
+                self.requests.on_message(event)
             case WritesDone():
                 self.ctx.disk.on_done(event.tokens, event.room_bytes)
             case WritesFailed():
                 self.ctx.disk.on_failed(event.error, event.room_bytes)
-                self._look_for_deleted = True  # a deletion may be among what was taken back
+                self.changes.look_for_deleted = True  # a deletion may be among what was taken back
             case BatchesFetched():
                 if event.fetch.sub[0][0] == GROUPS:
                     self.consuming.desks.on_fetched(event)
@@ -325,8 +285,7 @@ class PeerCore:
         self._next_tick = self.ctx.now + TICK_S
         self.links.tick()
         self.registrar.tick()
-        if self._look_for_deleted:
-            self._drop_deleted()
+        self.changes.tick()
         self.absences.tick()
         self.placing.tick()
         self.leaving.tick()
@@ -348,7 +307,7 @@ class PeerCore:
     def checkpoint(self, *, now: float, wall_ms: int) -> list[Effect]:
         """Write all state rows (before a clean stop)."""
         self._set_time(now, wall_ms)
-        self.slots.checkpoint_all()
+        self.slots.saving.checkpoint_all()
         return self._take()
 
     def _take(self) -> list[Effect]:
@@ -391,114 +350,12 @@ class PeerCore:
 
     def _on_proposal(self, event: ProposalMade) -> None:
         def done(result: int | MeshqError) -> None:
-            self.ctx.out.append(events.Settle(event.ticket, result))
+            self.ctx.out.append(Settle(event.ticket, result))
 
         try:
             self.registrar.propose(commands.decode(event.command), done)
         except MeshqError as e:
             done(e)
-
-    # ------------------------------------------------------------------------------------- messages
-    def _on_message(self, event: MessageArrived) -> None:
-        session, message = event.session, event.message
-        request = getattr(message, "request", 0)
-        try:
-            principal = self.ctx.principal(event.key)
-            if isinstance(message, Hello):
-                self._on_hello(session, principal, message)
-                return
-            state = self.ctx.sessions.states.get(session)
-            if state is None:
-                raise RemoteProtocolError("say Hello first (this connection has no session here)")
-            state.heard = self.ctx.now
-            self._dispatch(session, principal, message, tuple(event.payloads))
-        except MeshqError as e:
-            self.ctx.fail(session, request, e)
-
-    def _on_hello(self, session: Session, principal: Principal, message: Hello) -> None:
-        if message.version_min > VERSION_MAX or message.version_max < VERSION_MIN:
-            raise UsageError(
-                f"this peer speaks versions {VERSION_MIN} to {VERSION_MAX} of the protocol, the other side "
-                f"{message.version_min} to {message.version_max}: upgrade the older one"
-            )
-        if message.mesh and message.mesh != self.ctx.registry.mesh:
-            raise Forbidden("this peer belongs to another mesh")
-        self.ctx.sessions.open(session, principal, message.name, self.ctx.now)
-        me = self.ctx.me
-        version = min(VERSION_MAX, message.version_max)
-        mesh, now_ms = self.ctx.registry.mesh, self.ctx.wall_ms
-        m, rolled_back = message, False
-        if session[0] == PEERS and principal.peer_id is not None:
-            rolled_back = self.disks.judge(principal.peer_id, m.disk, m.epoch, m.boot)
-        welcome = Welcome(version, mesh, me.peer, me.boot, now_ms, me.disk, me.epoch, rolled_back)
-        self.ctx.send(session, welcome)
-        if session[0] != PEERS:
-            self.ctx.send(session, self.routes())
-
-    def _dispatch(
-        self, session: Session, principal: Principal, message: AnyMessage, payloads: tuple[Buffer, ...]
-    ) -> None:
-        match message:
-            case Produce():
-                self.publishing.on_produce(session, principal, message, payloads)
-            case Credit():
-                self.reading.on_credit(session, message)
-            case Ping():
-                self.ctx.send(session, Pong(message.token))
-            case Resolve():
-                self.naming.on_resolve(session, principal, message)
-            case Watch():
-                self.naming.on_watch(session, principal, message)
-            case Unwatch():
-                self.naming.on_unwatch(session, message)
-            case Read():
-                self.reading.on_read(session, principal, message)
-            case Unread():
-                self.consuming.on_unread(session, message)
-                self.reading.on_unread(session, message)
-            case Join():
-                self.consuming.on_join(session, principal, message)
-            case Settle():
-                self.consuming.on_settle(session, message)
-            case Ask():
-                self.admin.on_ask(session, principal, message)
-            case (
-                ProposeRegistry()
-                | Replicate()
-                | Beat()
-                | Leads()
-                | CarryGossip()
-                | MembershipAsked()
-                | NotMember()
-                | HasLeft()
-            ):
-                self._on_peers_request(session, principal, message, payloads)
-            case _:
-                raise RemoteProtocolError(f"{type(message).__name__} is not for a peer to receive")
-
-    def _on_peers_request(
-        self, session: Session, principal: Principal, message: PeerMessage, payloads: tuple[Buffer, ...]
-    ) -> None:
-        peer = principal.peer_id
-        if peer is None or principal.kind != "peer" or session[0] != PEERS:
-            raise Forbidden(f"{type(message).__name__} is between peers only")
-        match message:
-            case ProposeRegistry():
-                self.registrar.on_propose(session, message)
-            case Replicate():
-                self.replicating.on_replicate(peer, message, payloads, self.slots)
-            case Beat():
-                self.liveness.on_beat(peer, message)
-            case Leads():
-                self.whereabouts.on_leads(peer, message)
-            case MembershipAsked():
-                self.leaving.on_asked(peer, message)
-            case NotMember():
-                self.leaving.on_answer(message)
-            case HasLeft():
-                self.draining.on_has_left(message)
-            case CarryGossip():
-                self.ctx.out.append(TellMembership(peer, message.payload))
 
     # ---------------------------------------------------------------------------------- other peers
     def _on_peer_up(self, peer: PeerId) -> None:
@@ -529,7 +386,7 @@ class PeerCore:
         self.liveness.on_roles_changed()
         self.whereabouts.on_role(host)
         if host.leads:
-            self._look_for_deleted = True
+            self.changes.look_for_deleted = True
             self.registrar.doubt_level()
         else:
             self._end_reads_of(host.slot)
@@ -546,32 +403,6 @@ class PeerCore:
                 pass  # Routes: every peer computes its own
 
     # ------------------------------------------------------------------------------------- registry
-    def _on_changes(self, changes: list[Change]) -> None:
-        for change in changes:
-            match change:
-                case PeersChanged():
-                    self.ctx.forget_principals()
-                    self.placing.on_peers_changed()
-                    self._tell_peers()
-                    self.whereabouts.changed = True
-                case ClientsChanged():
-                    self.ctx.forget_principals()
-                    self.ctx.recheck_sessions()
-                case TopicChanged():
-                    self.naming.on_topic(change.info, gone=False)
-                case TopicRemoved():
-                    self._on_topic_removed(change)
-                case _:
-                    assert_never(change)
-
-    def _on_topic_removed(self, change: TopicRemoved) -> None:
-        topic_id = TopicId(change.info.topic_id)
-        self.naming.on_topic(change.info, gone=True)
-        self.slots.drop_topic(topic_id)
-        self.consuming.on_topic_gone(topic_id, change.info.name)
-        for partition in self.ctx.deliveries.readers_of(topic_id):
-            self.reading.on_partition_gone(partition, TopicGone(f"topic {change.info.name!r} was deleted"))
-
     def _end_reads_of(self, slot: Slot) -> None:
         for partition in self.ctx.deliveries.partitions_read():
             if self.ctx.slot_of(partition) == slot:

@@ -16,9 +16,10 @@ from meshq.errors import RemoteProtocolError, StoreCorrupt
 from meshq.ids import PeerId, Slot
 from meshq.messages import MembershipAsked, NotMember
 from meshq.peer.core.context import Context
+from meshq.peer.core.hosts import Host
 from meshq.peer.core.links import Links
 from meshq.peer.core.placing import Placing
-from meshq.peer.core.slots import Host, Slots
+from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.replication.quorum import Node, decode_config, encode_config
 from meshq.replication.words import Role

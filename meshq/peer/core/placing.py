@@ -11,8 +11,9 @@ from meshq.errors import MeshqError
 from meshq.ids import SYSTEM_SLOT, PeerId, Slot
 from meshq.peer.core.absences import Absences
 from meshq.peer.core.context import Context
+from meshq.peer.core.hosts import Host
 from meshq.peer.core.links import Links
-from meshq.peer.core.slots import Host, Slots
+from meshq.peer.core.slots import Slots
 from meshq.replication.placement import ChangeMembers, MoveLeadership, Situation, Step, is_at_rest, steps
 from meshq.replication.quorum import Node
 from meshq.replication.system import system_step

@@ -23,7 +23,8 @@ from meshq.errors import MeshqError, NotEnoughCopies, OutcomeUnknown
 from meshq.ids import Ref, Session, Slot
 from meshq.messages import ACKS_NONE, Accepted, Produced, TopicInfo
 from meshq.peer.core.context import Context
-from meshq.peer.core.slots import Host, Slots
+from meshq.peer.core.hosts import Host
+from meshq.peer.core.slots import Slots
 from meshq.replication.mirrors import Mirrors
 from meshq.replication.quorum import Node
 

@@ -32,7 +32,8 @@ from meshq.streams.publish import payload_key_of
 from meshq.streams.slot import EMPTY, SlotStream, begun_rows, partition_of_row
 
 if TYPE_CHECKING:
-    from meshq.peer.core.slots import Host, Slots
+    from meshq.peer.core.hosts import Host
+    from meshq.peer.core.slots import Slots
 
 _TOUCHED, _META = b"t", b"m"
 Begun = tuple[bytes | None, tuple[tuple[bytes, bytes], ...]]  # what is cleared aside, and put there

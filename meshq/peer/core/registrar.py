@@ -30,8 +30,9 @@ from meshq.errors import (
 from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session
 from meshq.messages import Answer, Ask, Failure, ProposeRegistry, error_of
 from meshq.peer.core.context import Context
+from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.links import Links
-from meshq.peer.core.slots import Host, Slots, Tail
+from meshq.peer.core.slots import Slots
 from meshq.registry import commands
 from meshq.registry.commands import AnyCommand, DeleteTopic
 from meshq.registry.state import Change
@@ -139,7 +140,7 @@ class Registrar:
                 self.ctx.registry.apply(entry.index, commands.decode(entry.body))
         if last < applied:
             raise StoreCorrupt(f"the registry's log ends at {last}, and {applied} entries were applied")
-        self.slots.restore(SYSTEM_SLOT, rows, tail=Tail(tail), aside={}, now=self.ctx.now)
+        self.slots.hosting.restore(SYSTEM_SLOT, rows, tail=Tail(tail), aside={}, now=self.ctx.now)
 
     def _on_entry(self, entry: Entry) -> None:
         result = self.ctx.registry.apply(entry.index, commands.decode(entry.body))

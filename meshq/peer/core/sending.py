@@ -24,7 +24,8 @@ from meshq.replication.words import SnapshotMeta
 from meshq.streams.slot import PartitionState, is_shared, partition_states
 
 if TYPE_CHECKING:
-    from meshq.peer.core.slots import Host, Slots
+    from meshq.peer.core.hosts import Host
+    from meshq.peer.core.slots import Slots
 
 IDLE_S = 5.0  # a transfer that nothing was asked of for so long leaves its place to another
 RANGES_MAX = 64  # partitions one piece is looked for in

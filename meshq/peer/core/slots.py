@@ -1,90 +1,43 @@
 """The slots this peer has a replica of: each one a replicated log and the stream it means.
 
 Publishing: the stream judges the batch (sequence, offset), the replica gives it a place and takes care that a
-majority has it on disk; when that is so the stream applies it, and only then is there a receipt. State rows
-follow within a second (`checkpoint`): what they miss after a crash, the log's tail says again.
+majority has it on disk; when that is so the stream applies it, and only then is there a receipt.
 
-A slot begins with the configuration that genesis gives it, the same on every peer. A peer that is not in it
-has no replica until a leader writes to it.
+`Slots` takes what replicas order to whom it concerns: `saving` (this peer's disk), `sending` and `receiving`
+(snapshots); `hosting` makes the replicas.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
 from meshq.batch import BatchHeader, Buffer
-from meshq.entries import Entry, EntryKind, PayloadKey
-from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded, StoreCorrupt
-from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Ref, Slot, TopicId
-from meshq.limits import (
-    LOG_BYTES_MAX,
-    LOG_ENTRIES_KEPT,
-    LOG_ENTRIES_MAX,
-    PENDING_BYTES_MAX,
-    REPLICA_MEMORY_BYTES,
-)
+from meshq.entries import Entry, EntryKind
+from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded
+from meshq.ids import PartitionKey, PeerId, Ref, Slot, TopicId
+from meshq.limits import PENDING_BYTES_MAX
 from meshq.peer.core.disk import Disk
 from meshq.peer.core.events import DeletePayloads, Effect, PayloadsRead, ReadSlotLog
-from meshq.peer.core.receiving import Incoming, Receiving
+from meshq.peer.core.hosts import Host, Hosting, Tail
+from meshq.peer.core.receiving import Receiving
+from meshq.peer.core.saving import Saving
 from meshq.peer.core.sending import Sending
 from meshq.replication import words
-from meshq.replication.machine import Replica
 from meshq.replication.quorum import Config, Node
-from meshq.replication.saved import hard_row, replica_row, restored, snapshot_row
-from meshq.replication.state import Settings
+from meshq.replication.saved import hard_row, snapshot_row
 from meshq.replication.words import GENESIS, Item, Position, Role
 from meshq.streams.groups.table import GroupApplied
 from meshq.streams.producers import BatchReceipt
-from meshq.streams.publish import encode_publish, payload_key_of, payload_of
+from meshq.streams.publish import encode_publish
 from meshq.streams.slot import EMPTY, Dropped, PartitionState, SlotStream, Stored, begun_rows
 
 if TYPE_CHECKING:
     import random
 
-CHECKPOINT_S = 1.0
-CHECKPOINT_ENTRIES = 1_024
 ENTRY_BYTES = 40  # of an entry on disk, beside its body
-REPLICA = Settings(memory_bytes=REPLICA_MEMORY_BYTES)
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """Entries behind a slot's state, dense and sound. `damage`: why there are no more, although the log goes
-    on to `last_index`; `lost` is where payloads of what is behind the damage are.
-    """
-
-    items: Sequence[Item] = ()
-    last_index: int = 0
-    damage: StoreCorrupt | None = None
-    lost: tuple[PayloadKey, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class Host:
-    """`leads`: it serves as the slot's leader, and its stream knows all that was decided before."""
-
-    slot: Slot
-    replica: Replica
-    stream: SlotStream
-    checkpointed: int = 0  # applied index of the last rows handed to the disk
-    leads: bool = False
-    wake: float = inf
-    incoming: Incoming | None = None  # a snapshot on its way here
-    touched: dict[PartitionKey, int] = field(default_factory=dict)  # up to where snapshots brought batches
-    marks: deque[tuple[int, int]] = field(default_factory=deque)  # (applied index, log bytes up to it)
-    log_bytes: int = 0  # that were applied since the start
-    is_emptied: bool = False  # a write that leaves nothing of it is on its way
-    damaged_below: int = 0  # entries below are unreadable: not to be kept for others
-    members: Config | None = None  # that were last told of
-
-    @property
-    def is_replaced(self) -> bool:
-        """Whether what is in memory of its state is about to be another on disk."""
-        return self.incoming is not None and self.incoming.installing
 
 
 @dataclass
@@ -117,80 +70,20 @@ class Slots:
     wall_ms: int = 0
     sending: Sending = field(init=False)
     receiving: Receiving = field(init=False)
+    hosting: Hosting = field(init=False)
+    saving: Saving = field(init=False)
     _soon: list[tuple[Host, words.Event]] = field(default_factory=list)  # of this turn
     _dirty: dict[Host, None] = field(default_factory=dict)  # proposed to in this turn
-    _failing: dict[Host, MeshqError] = field(default_factory=dict)
-    _checkpoint_at: float = 0.0
     _wake: float = inf
 
     def __post_init__(self) -> None:
         self.sending = Sending(self)
         self.receiving = Receiving(self)
+        self.hosting = Hosting(self)
+        self.saving = Saving(self)
 
-    # -------------------------------------------------------------------------------------- restart
-    def restore(
-        self,
-        slot: Slot,
-        rows: Mapping[bytes, bytes],
-        *,
-        tail: Tail,
-        aside: Mapping[bytes, bytes],
-        now: float,
-    ) -> None:
-        """A slot as the disk has it; `tail` are the entries behind the rows' applied index, with payloads,
-        `aside` what is there of a snapshot. What is damaged is cut off and comes again from another copy.
-
-        Raises: StoreCorrupt, where this is the only copy too.
-        """
-        stream = self._stream(slot)
-        stream.restore(rows.items())
-        hard, log, configs = restored(rows, self.genesis(slot), tail.items)
-        if tail.damage is not None:
-            if configs[-1][1].nodes() == {self.me}:
-                raise tail.damage
-            self.damaged += 1
-            self.disk.submit(slot, dropped=tail.lost, done=lambda: None, failed=lambda _: None)
-        until = tail.last_index if tail.damage is not None else 0
-        incoming, touched = self.receiving.restore(aside)
-        partial = (incoming.meta, incoming.position) if incoming is not None else None
-        host = self._add(
-            slot, stream, now, hard=hard, log=log, configs=configs, partial=partial, repair_until=until
-        )
-        host.incoming, host.touched = incoming, touched
-        for partition in sorted(stream.dropping):
-            self.out.append(DeletePayloads(slot, partition))
-
-    def begin(self, slots: Iterable[Slot], *, now: float) -> None:
-        """Take part in the slots that genesis gave to this node, as far as the disk has none of them."""
-        for slot in slots:
-            if slot not in self.hosts and self.me in self.genesis(slot).nodes():
-                self._begin(slot, now)
-
-    def _begin(self, slot: Slot, now: float) -> Host:
-        hard, log, configs = restored({}, self.genesis(slot), ())
-        return self._add(slot, self._stream(slot), now, hard=hard, log=log, configs=configs)
-
-    def _stream(self, slot: Slot) -> SlotStream:
-        return self.system if slot == SYSTEM_SLOT else SlotStream(slot)
-
-    def _add(self, slot: Slot, stream: SlotStream, now: float, **state: object) -> Host:
-        replica = Replica(
-            slot,
-            self.me,
-            applied=stream.applied_index,
-            rng=self.rng,
-            now=now,
-            settings=REPLICA,
-            supports=self.supports,
-            supported_by=self.supported_by,
-            frozen=self.frozen,
-            **state,  # type: ignore[arg-type]
-        )
-        host = self.hosts[slot] = Host(slot, replica, stream, stream.applied_index)
-        self._mind(host)
-        return host
-
-    def _mind(self, host: Host) -> None:
+    # -------------------------------------------------------------------------------------- members
+    def mind(self, host: Host) -> None:
         """When it wants to be ticked."""
         host.wake = host.replica.deadline() if not host.is_emptied else inf
         self._wake = min(self._wake, host.wake)
@@ -219,7 +112,7 @@ class Slots:
         host.is_emptied = True
 
         def done() -> None:
-            self.restore(host.slot, dict(rows), tail=Tail(), aside={}, now=self.now)
+            self.hosting.restore(host.slot, dict(rows), tail=Tail(), aside={}, now=self.now)
             self.count("slots_emptied")
             self.on_role(self.hosts[host.slot])
 
@@ -331,7 +224,7 @@ class Slots:
         if host is None:
             if not isinstance(message, words.AppendEntries | words.InstallSnapshot):
                 return
-            host = self._begin(slot, self.now)
+            host = self.hosting.begin_one(slot, self.now)
         self.tell(host, words.Received(frm, message))
 
     def tell(self, host: Host, event: words.Event) -> None:
@@ -387,7 +280,7 @@ class Slots:
         for effect in effects:
             match effect:
                 case words.Persist():
-                    self._persist(host, effect)
+                    self.saving.on_order(host, effect)
                 case words.Send():
                     self.send(effect.to, host.slot, effect.message)
                 case words.Commit():
@@ -397,7 +290,7 @@ class Slots:
                 case words.ReadLog():
                     self._read_log(host, effect)
                 case words.TakenBack():
-                    self.refuse_waiting(host, self._failing.get(host, DiskFull("the disk is full")))
+                    self.refuse_waiting(host, self.saving.failing.get(host, DiskFull("the disk is full")))
                 case words.Damaged():
                     self.damaged += 1
                 case words.ReadReady() | words.ReadFailed():
@@ -413,42 +306,12 @@ class Slots:
         if host.replica.config is not host.members:
             host.members = host.replica.config
             self.on_members()
-        self._mind(host)
+        self.mind(host)
 
     def _read_log(self, host: Host, effect: words.ReadLog) -> None:
         log, before = host.replica.log, effect.from_index - 1
         prev = log.position(before) or Position(before, log.term_at(before) or 0, b"")
         self.out.append(ReadSlotLog(host.slot, effect.to, prev, effect.bytes_max))
-
-    def _persist(self, host: Host, effect: words.Persist) -> None:
-        # While a snapshot takes the log's place on disk, what is said of that log is out of date.
-        items = () if host.is_replaced else effect.items
-        dropped = () if host.is_replaced else tuple(_keys(effect.dropped))
-        clear_aside, aside = self.receiving.give_up(host, dropped)
-        self.disk.submit(
-            host.slot,
-            entries=tuple(i.entry for i in items),
-            payloads=tuple(p for p in (payload_of(i.entry, i.payload) for i in items) if p is not None),
-            rows=(hard_row(effect.hard),) if effect.hard else (),
-            truncate_from=None if host.is_replaced else effect.truncate_from,
-            dropped=dropped,
-            clear_aside=clear_aside,
-            aside=aside,
-            done=lambda: self.tell(host, words.Persisted(effect.token)),
-            failed=lambda error: self._on_persist_failed(host, error),
-        )
-
-    def _on_persist_failed(self, host: Host, error: MeshqError) -> None:
-        """Once for all that a slot had under way, when everybody's has been taken back."""
-        if host in self._failing:
-            return
-        self._failing[host] = error
-
-        def settle() -> None:
-            self.tell(host, words.PersistFailed())
-            del self._failing[host]
-
-        self.disk.when_settled(settle)
 
     def _apply(self, host: Host, items: tuple[Item, ...]) -> None:
         match = host.replica.match() if host.leads else {}
@@ -463,8 +326,7 @@ class Slots:
                 self.on_stored(applied, payload, copies)
             elif isinstance(applied, GroupApplied) and host.leads:
                 self.on_group(applied)
-        if host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
-            self._checkpoint(host)
+        self.saving.on_applied(host)
 
     def _on_role(self, host: Host, effect: words.TellRole) -> None:
         leads = effect.role is Role.LEADER and effect.serves
@@ -489,9 +351,7 @@ class Slots:
                 if self.now >= host.wake:
                     self.tell(host, words.Ticked())
             self._wake = min((h.wake for h in self.hosts.values()), default=inf)
-        if self.now >= self._checkpoint_at:
-            self._checkpoint_at = self.now + CHECKPOINT_S
-            self.checkpoint_all()
+        self.saving.tick()
 
     def wake_at(self, at: float) -> None:
         self._wake = min(self._wake, at)
@@ -499,54 +359,6 @@ class Slots:
     def wake(self) -> float:
         """When a tick is due; perhaps too early, never too late."""
         return self._wake
-
-    def checkpoint_all(self) -> None:
-        for host in self.hosts.values():
-            if host.stream.is_dirty or host.stream.applied_index > host.checkpointed:
-                self._checkpoint(host)
-
-    def _checkpoint(self, host: Host) -> None:
-        if host.is_replaced or host.is_emptied:
-            return
-        self.receiving.clean(host)
-        log, applied = host.replica.log, host.stream.applied_index
-        keep_from = self._trim_to(host, applied)
-        before = keep_from - 1
-        there = log.position(before) or Position(before, log.term_at(before) or 0, b"")
-        start = there if keep_from else log.start
-        rows = (*host.stream.take_rows(), replica_row(log, applied, host.replica.settled_config, start=start))
-        host.checkpointed = applied
-
-        def done() -> None:
-            if keep_from:
-                host.replica.trim(start)
-
-        self.disk.submit(
-            host.slot,
-            rows=rows,
-            trim_below=keep_from or None,
-            done=done,
-            failed=lambda _: host.stream.mark_again(key for key, _ in rows),
-        )
-
-    def _trim_to(self, host: Host, applied: int) -> int:
-        """The first entry to keep, or 0. Few are kept for nobody; for followers that lack them, and for one
-        that a snapshot is on its way to, as many as a bound allows: beyond it they get a snapshot.
-        """
-        if host.slot == SYSTEM_SLOT:
-            return 0  # the log is the registry
-        log = host.replica.log
-        keep_from = applied - LOG_ENTRIES_KEPT + 1
-        if host.replica.role is Role.LEADER:
-            lacking = [m + 1 for m in host.replica.match().values()]
-            keep_from = max(min([keep_from, *lacking]), applied - LOG_ENTRIES_MAX + 1)
-        host.marks.append((applied, host.log_bytes))
-        while host.marks[0][1] < host.log_bytes - LOG_BYTES_MAX:
-            keep_from = max(keep_from, host.marks.popleft()[0] + 1)
-        while len(host.marks) > 1 and host.marks[1][0] < keep_from:
-            host.marks.popleft()
-        keep_from = min(max(keep_from, host.damaged_below), applied + 1)
-        return keep_from if keep_from > log.first_index else 0
 
     # ---------------------------------------------------------------------------------------- facts
     def led(self) -> Iterator[Host]:
@@ -566,10 +378,3 @@ class Slots:
 
     def topics_held(self) -> set[TopicId]:
         return {t for h in self.hosts.values() if h.leads for t in h.stream.topics()}
-
-
-def _keys(items: Collection[Item]) -> Iterator[PayloadKey]:
-    for item in items:
-        key = payload_key_of(item.entry)
-        if key is not None:
-            yield key

@@ -13,9 +13,10 @@ from meshq.ids import SYSTEM_SLOT, PeerId, Slot
 from meshq.limits import ADDRESSES_MAX
 from meshq.messages import Leads, PeerRoute, Routes
 from meshq.peer.core.context import Context
+from meshq.peer.core.hosts import Host
 from meshq.peer.core.links import Links
 from meshq.peer.core.placing import Placing
-from meshq.peer.core.slots import Host, Slots
+from meshq.peer.core.slots import Slots
 
 
 @dataclass

@@ -1,0 +1,130 @@
+"""What of a slot goes to this peer's disk, and what is trimmed from its log.
+
+What a replica orders is written at once, because promises rest on it. State rows follow within a second: what
+they miss after a crash, the log's tail says again. What rows have taken in need not stay in the log, except
+for followers that lack it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from meshq.entries import PayloadKey
+from meshq.errors import MeshqError
+from meshq.ids import SYSTEM_SLOT
+from meshq.limits import LOG_BYTES_MAX, LOG_ENTRIES_KEPT, LOG_ENTRIES_MAX
+from meshq.replication import words
+from meshq.replication.saved import hard_row, replica_row
+from meshq.replication.words import Item, Position, Role
+from meshq.streams.publish import payload_key_of, payload_of
+
+if TYPE_CHECKING:
+    from meshq.peer.core.hosts import Host
+    from meshq.peer.core.slots import Slots
+
+CHECKPOINT_S = 1.0
+CHECKPOINT_ENTRIES = 1_024
+
+
+@dataclass(slots=True)
+class Saving:
+    slots: Slots
+    failing: dict[Host, MeshqError] = field(default_factory=dict)  # until what was under way is taken back
+    _checkpoint_at: float = 0.0
+
+    def on_order(self, host: Host, effect: words.Persist) -> None:
+        # While a snapshot takes the log's place on disk, what is said of that log is out of date.
+        items = () if host.is_replaced else effect.items
+        dropped = () if host.is_replaced else tuple(_keys(effect.dropped))
+        clear_aside, aside = self.slots.receiving.give_up(host, dropped)
+        self.slots.disk.submit(
+            host.slot,
+            entries=tuple(i.entry for i in items),
+            payloads=tuple(p for p in (payload_of(i.entry, i.payload) for i in items) if p is not None),
+            rows=(hard_row(effect.hard),) if effect.hard else (),
+            truncate_from=None if host.is_replaced else effect.truncate_from,
+            dropped=dropped,
+            clear_aside=clear_aside,
+            aside=aside,
+            done=lambda: self.slots.tell(host, words.Persisted(effect.token)),
+            failed=lambda error: self._on_failed(host, error),
+        )
+
+    def _on_failed(self, host: Host, error: MeshqError) -> None:
+        """Once for all that a slot had under way, when everybody's has been taken back."""
+        if host in self.failing:
+            return
+        self.failing[host] = error
+
+        def settle() -> None:
+            self.slots.tell(host, words.PersistFailed())
+            del self.failing[host]
+
+        self.slots.disk.when_settled(settle)
+
+    # ---------------------------------------------------------------------------------- state rows
+    def on_applied(self, host: Host) -> None:
+        if host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
+            self.checkpoint(host)
+
+    def tick(self) -> None:
+        if self.slots.now >= self._checkpoint_at:
+            self._checkpoint_at = self.slots.now + CHECKPOINT_S
+            self.checkpoint_all()
+
+    def checkpoint_all(self) -> None:
+        for host in self.slots.hosts.values():
+            if host.stream.is_dirty or host.stream.applied_index > host.checkpointed:
+                self.checkpoint(host)
+
+    def checkpoint(self, host: Host) -> None:
+        if host.is_replaced or host.is_emptied:
+            return
+        self.slots.receiving.clean(host)
+        log, applied = host.replica.log, host.stream.applied_index
+        keep_from = self._trim_to(host, applied)
+        before = keep_from - 1
+        there = log.position(before) or Position(before, log.term_at(before) or 0, b"")
+        start = there if keep_from else log.start
+        rows = (*host.stream.take_rows(), replica_row(log, applied, host.replica.settled_config, start=start))
+        host.checkpointed = applied
+
+        def done() -> None:
+            if keep_from:
+                host.replica.trim(start)
+
+        self.slots.disk.submit(
+            host.slot,
+            rows=rows,
+            trim_below=keep_from or None,
+            done=done,
+            failed=lambda _: host.stream.mark_again(key for key, _ in rows),
+        )
+
+    def _trim_to(self, host: Host, applied: int) -> int:
+        """The first entry to keep, or 0. Few are kept for nobody; for followers that lack them, and for one
+        that a snapshot is on its way to, as many as a bound allows: beyond it they get a snapshot.
+        """
+        if host.slot == SYSTEM_SLOT:
+            return 0  # the log is the registry
+        log = host.replica.log
+        keep_from = applied - LOG_ENTRIES_KEPT + 1
+        if host.replica.role is Role.LEADER:
+            lacking = [m + 1 for m in host.replica.match().values()]
+            keep_from = max(min([keep_from, *lacking]), applied - LOG_ENTRIES_MAX + 1)
+        host.marks.append((applied, host.log_bytes))
+        while host.marks[0][1] < host.log_bytes - LOG_BYTES_MAX:
+            keep_from = max(keep_from, host.marks.popleft()[0] + 1)
+        while len(host.marks) > 1 and host.marks[1][0] < keep_from:
+            host.marks.popleft()
+        keep_from = min(max(keep_from, host.damaged_below), applied + 1)
+        return keep_from if keep_from > log.first_index else 0
+
+
+def _keys(items: Collection[Item]) -> Iterator[PayloadKey]:
+    for item in items:
+        key = payload_key_of(item.entry)
+        if key is not None:
+            yield key
