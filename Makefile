@@ -24,10 +24,9 @@ stage = @echo "== $(1)"; SECONDS=0; { $(2); } || exit 1; echo "   $(1): $${SECON
 
 # Tests of processes, sockets and network namespaces run one after the other: they wait for each other and the clock.
 TIMED := tests/transport tests/mesh tests/cli tests/examples tests/lab
-# The hash seed is fixed so that a seed of a simulated world means the same run in every process.
 PYTEST = $(BIN)/python -m pytest -m 'not long' --durations=10 --durations-min=1
 
-.PHONY: help test lint format types imports docs docs-current units check-long simulate mutants simulate-membership fuzz-membership lab demo bench bench-membership lab-deps venv clean
+.PHONY: help test lint format types imports docs docs-current units check-long simulate mutants simulate-membership fuzz-membership lab lab-replication demo bench bench-membership lab-deps venv clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +59,9 @@ check-long: $(READY)  ## the tests that take minutes
 
 lab: $(READY) lab-deps  ## every test in network namespaces, and what it measured (root; about eight minutes)
 	@$(BIN)/python -m pytest tests/lab
+
+lab-replication: $(READY) lab-deps  ## peers under load and every fault, judged by their histories (root; half an hour)
+	@$(BIN)/python -m pytest tests/lab/test_replication.py
 
 simulate: $(READY)  ## the replicated log under faults: make simulate SEEDS=1000 FIRST=0
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)

@@ -19,6 +19,7 @@ from meshq.batch import Buffer
 from meshq.errors import StoreCorrupt
 from meshq.ids import PartitionKey, Slot
 
+TERM_BITS: Final = 32  # of a term; what is above them is the slot's generation (replication/generations.py)
 CHAIN_BYTES: Final = 8
 GENESIS_CHAIN: Final = bytes(CHAIN_BYTES)
 
@@ -51,6 +52,10 @@ class Entry:
     def encode(self) -> bytes:
         data = _HEAD.pack(self.term, self.kind, self.timestamp_ms, self.chain) + self.body
         return _CRC.pack(zlib.crc32(data)) + data
+
+
+def generation_of(term: int) -> int:
+    return term >> TERM_BITS
 
 
 def make_entry(

@@ -13,7 +13,8 @@
     │   ├── OutOfOrderSequence  409  a gap in the producer's sequence
     │   ├── UnknownProducer     409  the producer's state has expired here
     │   ├── Fenced              409  a newer epoch of this producer exists
-    │   └── LeaseLost           409  the record is not this consumer's any more: it is handed out again
+    │   ├── LeaseLost           409  the record is not this consumer's any more: it is handed out again
+    │   └── RecordsLost         409  records that were read are lost, and their offsets are given to others
     ├── Unavailable             503  not now; the same call may succeed later
     │   ├── NotOwner            503  this peer does not own the slot; ask the one named
     │   ├── RegistryUnavailable 503  nothing new can be registered just now
@@ -101,6 +102,10 @@ class LeaseLost(Refused):
     status = 409
 
 
+class RecordsLost(Refused):
+    status = 409
+
+
 class Unavailable(MeshqError):
     status = 503
     retriable = True
@@ -154,7 +159,7 @@ _ON_THE_WIRE: dict[str, type[MeshqError]] = {
     c.__name__: c
     for c in (
         UsageError, RemoteProtocolError, Refused, Forbidden, UnknownTopic, TopicGone, TopicExists, TooLarge,
-        SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, LeaseLost, Unavailable,
+        SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, LeaseLost, RecordsLost, Unavailable,
         NotOwner, RegistryUnavailable, NotEnoughCopies, Overloaded, DiskFull, OutcomeUnknown, SecurityError,
         InternalError, StoreError, StoreCorrupt,
     )

@@ -190,13 +190,18 @@ EARLIEST, LATEST, OFFSET, TIMESTAMP = 0, 1, 2, 3
 
 
 class ReadItem(Struct, frozen=True, array_like=True):
-    """`start`: EARLIEST, LATEST, OFFSET (`value`) or TIMESTAMP (`value` in ms: first record from then)."""
+    """`start`: EARLIEST, LATEST, OFFSET (`value`) or TIMESTAMP (`value` in ms: first record from then).
+
+    `generation`: the slot's, in which what comes before the offset was read. Where the partition was shorter
+    when a later one began, the reading begins at that end, below what was asked for: the rest is lost.
+    """
 
     topic_id: Id16
     partition: U32
     version: U63
     start: U16
     value: U63 = 0
+    generation: U63 | None = None
 
 
 class Read(Message, frozen=True, tag=30):
@@ -214,6 +219,7 @@ class Started(Struct, frozen=True, array_like=True):
     partition: U32
     offset: U63  # of the first record that will be pushed
     end: U63  # the high watermark now
+    generation: U63 = 0  # of the slot: who has read in a higher one does not take this
 
 
 class ReadStarted(Message, frozen=True, tag=31):
@@ -372,7 +378,7 @@ class Beat(Message, frozen=True, tag=57):
     `echo` is the receiver's newest beat heard (0: none), of its run `echo_epoch`; `supports`: the sender
     treats the receiver as alive. `led` and `believed` are checksums: of what the sender leads among the
     receiver's slots, and of what it believes that the receiver leads. `slots` lists what it leads, (slot,
-    term), when the receiver was seen to believe something else.
+    term), when the receiver was seen to believe something else. `full`: the sender has no room for records.
     """
 
     epoch: U63
@@ -383,6 +389,7 @@ class Beat(Message, frozen=True, tag=57):
     led: U32
     believed: U32
     slots: Annotated[list[tuple[U16, U63]], Meta(max_length=1 << 16)] | None = None
+    full: bool = False
 
 
 class Leads(Message, frozen=True, tag=58):

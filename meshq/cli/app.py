@@ -28,6 +28,7 @@ _VERBS: Final = {
     "join": "founding:join",
     "up": "up:up",
     "leave": "leave:leave",
+    "recover": "recover:recover",
     "status": "listing:status",
     "peers": "listing:peers",
     "events": "watching:events",

@@ -61,7 +61,7 @@ class Consuming(Reading):
         for settling in [x for x in self._sent.values() if x.server == server_key]:
             self._again(settling, now)
 
-    def on_started(self, server_key: bytes, message: ReadStarted) -> None:
+    def on_started(self, server_key: bytes, message: ReadStarted, now: float) -> None:
         s = self._subs.get(message.sub)
         if s is None:
             return

@@ -3,7 +3,7 @@ own.
 
     routing      links, home, whose slot is whose
     asking       topics resolved and listed, administrative requests
-    producing    batches to the owners of their slots (pipeline: one partition's order and repeats)
+    producing    batches to the leaders of their slots (pipeline: one partition's order and repeats)
     reading      subscriptions, positions, credit
     consuming    subscriptions of groups: joining, settling
 
@@ -172,8 +172,8 @@ class ClientCore:
                 if not self._reading.on_topics(message) and not self._consuming.on_topics(message):
                     self._asking.on_topics(message)
             case ReadStarted():
-                self._reading.on_started(key, message)
-                self._consuming.on_started(key, message)
+                self._reading.on_started(key, message, now)
+                self._consuming.on_started(key, message, now)
             case ReadEnded():
                 self._reading.on_ended(key, message, now)
                 self._consuming.on_ended(key, message, now)

@@ -38,7 +38,7 @@ class Freshness:
         self._known_at = self._driver.clock()
 
     def look(self, now: float, timeout: float) -> None:
-        """Ask when it is due. Never makes the topic: one that is gone, the owner of its slot says so."""
+        """Ask when it is due. Never makes the topic: one that is gone, the leader of its slot says so."""
         if self._asking or now - self._known_at < TOPIC_AGE_S:
             return
         self._asking = True

@@ -301,6 +301,10 @@ class Pipeline:
         self._broken_at = sequence if self._broken_at is None else min(self._broken_at, sequence)
 
     def _again(self, now: float, at_least_s: float) -> None:
+        """All that was sent goes again. Its refusals come one by one and are one failed attempt."""
+        if self._resending:
+            self.retry_at = max(self.retry_at, now + at_least_s)
+            return
         self._resending = True
         self.retry_at = now + max(at_least_s, delay_s(self._attempt, self._common.rng))
         self._attempt += 1

@@ -1,4 +1,4 @@
-"""Publishing: each batch to the owner of its slot, several to one peer in one message.
+"""Publishing: each batch to the leader of its slot, several to one peer in one message.
 
 `pipeline.py` decides what may be sent when; here batches find their pipeline, pipelines their peer, answers
 their batch.
@@ -170,5 +170,5 @@ class Producing:
     def _why(self, topic_id: bytes, partition: int) -> str:
         owner = self._routing.owner_of(topic_id, partition)
         if owner is not None and self._routing.is_ready(owner):
-            return "the owner of its slot has not answered for it, or for the batches before it"
+            return "the leader of its slot has not answered for it, or for the batches before it"
         return self._routing.why_not(owner)

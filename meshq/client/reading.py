@@ -1,7 +1,7 @@
 """Subscriptions: which topics match, where each of their partitions is read, and from which record on.
 
-The home peer tells which topics match and tells of every change. Each partition is read at the owner of its
-slot. Where it starts is what the subscriber said until the owner named an offset (`latest` only to an owner
+The home peer tells which topics match and tells of every change. Each partition is read at the leader of its
+slot. Where it starts is what the subscriber said until the leader named an offset (`latest` only to a leader
 that is asked at once; to any other it is the time of the first complete answer); from then on the position is
 known here, moves on with every batch, and is what any later Read asks for, so no record is skipped and
 none is handed out twice, whichever peer it comes from. A batch that would leave a gap is not taken: the
@@ -33,9 +33,9 @@ from meshq.client.subscribed import Part, Subscribed
 from meshq.errors import (
     Forbidden,
     MeshqError,
+    RecordsLost,
     RemoteProtocolError,
     SecurityError,
-    StoreCorrupt,
     TopicGone,
     Unavailable,
     UsageError,
@@ -144,7 +144,7 @@ class Reading:
 
     def on_way_open(self, now: float) -> None:
         """A link came up or routes changed: read at once what waits, and move what is read at a former
-        owner.
+        leader.
         """
         for s in self._subs.values():
             for part in s.parts.values():
@@ -186,7 +186,7 @@ class Reading:
         if self._home_knows(s.version):
             for topic_id in [t for t in s.topics if t not in topics]:
                 self._drop_topic(s, topic_id)
-        # Else what is missing may only be news to this home. A topic that is gone in truth, its owner ends.
+        # Else what is missing may only be news to this home. A topic that is gone in truth, its leader ends.
         for info in topics.values():
             s.add(info)
         if not s.complete:
@@ -214,7 +214,7 @@ class Reading:
         self._alarm.by(s.watch_retry_at)
         return True
 
-    def on_started(self, server_key: bytes, message: ReadStarted) -> None:
+    def on_started(self, server_key: bytes, message: ReadStarted, now: float) -> None:
         s = self._subs.get(message.sub)
         if s is None:
             return
@@ -222,12 +222,19 @@ class Reading:
             part = s.parts.get((item.topic_id, item.partition))
             if part is None or part.server != server_key:
                 continue
+            if part.generation is not None and item.generation < part.generation:
+                # It was cut off when the slot went on without it, and does not know it yet.
+                self._leave(s, part)
+                self._wait(s, part, now + delay_s(part.attempt, self._common.rng))
+                part.attempt += 1
+                continue
             if part.position is not None and item.offset < part.position:
                 self._refuse(s, _records_lost(part, item.offset))
                 return
             part.started = True
             part.attempt = 0
-            # Further on than asked for: the records in between are not there any more, and the owner says so.
+            part.generation = item.generation
+            # Further on than asked for: the records in between are gone, and the leader says so.
             part.position = item.offset if part.position is None else max(part.position, item.offset)
             self._common.effects.append(Place(s.sub, part.topic, part.number, part.position))
             s.not_started.discard(part.key)
@@ -348,7 +355,7 @@ class Reading:
 
     # ------------------------------------------------------------------------------- how it is done
     def _wait(self, s: Subscribed, part: Part, retry_at: float) -> None:
-        """Not read anywhere just now; to be read at its owner from then on."""
+        """Not read anywhere just now; to be read at its leader from then on."""
         flow = s.flows.get(part.server) if part.server else None
         if flow is not None:
             flow.readers -= 1
@@ -398,8 +405,9 @@ class Reading:
         self._common.effects.append(Send(server_key, message))
 
 
-def _records_lost(part: Part, end: int) -> StoreCorrupt:
-    return StoreCorrupt(
-        f"{part.topic}/{part.number} ends at offset {end}, but more was read ({part.position}): "
-        "its owner has lost records (its disk was replaced, or put back from an old copy). Subscribe again"
+def _records_lost(part: Part, end: int) -> RecordsLost:
+    return RecordsLost(
+        f"{part.topic}/{part.number}@{end}: records from this offset on were read (up to {part.position}) "
+        "and are lost, and their offsets go to others. The slot went on without them after most of its "
+        "copies were lost (`meshq recover`). Subscribe again from that offset"
     )

@@ -2,7 +2,7 @@
 
 One link, the *home*, is always kept: over it topics are resolved and watched. Known peers are tried in turn,
 the next one a moment before the last is given up, and the first to welcome us is home until it is lost; then
-any link that is up takes its place at once. Links to the owners of slots are opened when something is to be
+any link that is up takes its place at once. Links to the leaders of slots are opened when something is to be
 said to them, and closed after a minute in which nothing was.
 
 A link lives from `opening` (the socket connects) over `greeting` (Hello is sent) to `ready` (Welcome came).
@@ -140,7 +140,7 @@ class Routing:
         """Why nothing can be sent to this peer (None: to any peer)."""
         if server_key is not None:
             link = self._links.get(server_key)
-            return f"its owner is {_tell(link)}" if link else "its owner is not known yet"
+            return f"its leader is {_tell(link)}" if link else "its leader is not known yet"
         if self.home is not None:
             return "which peer owns it is not known yet"
         return "no peer could be reached: " + "; ".join(_tell(x) for x in list(self._links.values())[:16])

@@ -26,6 +26,7 @@ class Part:
     version: int
     start: Start
     position: int | None = None  # of the next record to hand out, once it is known
+    generation: int | None = None  # of the slot, in which that was said; it only rises
     server: bytes | None = None
     started: bool = False
     attempt: int = 0
@@ -37,7 +38,8 @@ class Part:
 
     def item(self) -> ReadItem:
         start = self.start if self.position is None else Start(OFFSET, self.position)
-        return ReadItem(self.topic_id, self.number, self.version, start.kind, start.value)
+        generation = None if self.position is None else self.generation
+        return ReadItem(self.topic_id, self.number, self.version, start.kind, start.value, generation)
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +67,7 @@ class Subscribed:
     flows: dict[bytes, Flow] = field(default_factory=dict)
 
     def not_latest(self, start: Start) -> Start:
-        """What this start is at an owner that is not asked at once."""
+        """What this start is at a leader that is not asked at once."""
         return self.later if start.kind == LATEST else start
 
     def add(self, info: TopicInfo) -> None:

@@ -3,9 +3,11 @@
 Members are asked in a shuffled order, shuffled again after each round: so each is asked once in n periods
 (twice that at the latest), and not, as with free choice, perhaps never. SWIM, sections 3.1 and 4.3.
 
-A probe has two stages: a ping; and when that is not answered in time, the same question by way of a few
-others. A helper says so when it did not get through (a *nack*, Lifeguard IV-A): who gets neither an answer
-nor a nack knows that it is itself the one who does not hear.
+A probe begins with a ping. While that is not answered, the same question is asked once more, and by way of
+a few others, every `ping_s` until the probe has failed: SWIM asks helpers once, but a failed probe is told
+to all, and a third and fourth question to one are cheaper than that. A helper says so when it did not get
+through (a *nack*, Lifeguard IV-A): who gets neither an answer nor a nack knows that it is itself the one who
+does not hear.
 """
 
 from __future__ import annotations
@@ -38,15 +40,16 @@ class _Probe:
     peer: PeerId
     token: int
     asked_at: float
-    helpers_at: float
+    again_s: float  # from one question to the next
+    again_at: float
     until: float
     helped: bool = False  # helpers have been asked
-    asked: int = 0
+    asked: int = 0  # nacks to expect: of the first helpers; those asked later make up for lost ones
     refused: int = 0  # nacks come back
 
     @property
     def wake(self) -> float:
-        return self.until if self.helped else self.helpers_at
+        return min(self.again_at, self.until)
 
 
 class Probing:
@@ -106,9 +109,9 @@ class Probing:
         busy = any(p.peer == known.peer for p in self._probes.values())
         if busy or len(self._probes) >= PROBES_MAX:
             return
-        s, scale = self._settings, self._awareness.scale
+        again_s, fail_s = map(self._awareness.scale, (self._settings.ping_s, self._settings.fail_s))
         token = self.token()
-        self._probes[token] = _Probe(known.peer, token, now, now + scale(s.ping_s), now + scale(s.fail_s))
+        self._probes[token] = _Probe(known.peer, token, now, again_s, now + again_s, now + fail_s)
         self.ping(known, token, now)
 
     def ping(self, known: Known, token: int, now: float) -> None:
@@ -119,14 +122,18 @@ class Probing:
     def token(self) -> int:
         return self._rng.getrandbits(_TOKEN_BITS) | 1 << _TOKEN_BITS
 
-    def _ask_helpers(self, probe: _Probe, known: Known, now: float) -> None:
-        probe.helped = True
-        others = [k for k in self._table.known.values() if k.belief is Belief.ALIVE and k.peer != probe.peer]
-        for helper in self._rng.sample(others, min(self._settings.helpers, len(others))):
-            probe.asked += 1
-            self._mail.send(helper, Gossip(helping=probe.token, whom=probe.peer), now)
-        self.ping(known, probe.token, now)  # once more itself: one datagram may have been lost
-        if known.linked:
+    def _ask_again(self, probe: _Probe, known: Known, now: float) -> None:
+        first, probe.helped = not probe.helped, True
+        probe.again_at = now + probe.again_s
+        if first or probe.again_at < probe.until:  # else its nack would come too late
+            others = [
+                k for k in self._table.known.values() if k.belief is Belief.ALIVE and k.peer != probe.peer
+            ]
+            for helper in self._rng.sample(others, min(self._settings.helpers, len(others))):
+                probe.asked += first
+                self._mail.send(helper, Gossip(helping=probe.token, whom=probe.peer), now)
+        self.ping(known, probe.token, now)
+        if first and known.linked:
             self._blockage.on_link_asked(known, probe.asked_at)
             self._mail.by_link(known, Gossip(ask=probe.token))
 
@@ -173,8 +180,8 @@ class Probing:
     def expire(self, now: float) -> None:
         for probe in [p for p in self._probes.values() if p.wake <= now]:
             known = self._table.known[probe.peer]
-            if not probe.helped:
-                self._ask_helpers(probe, known, now)
+            if not probe.helped or now < probe.until:
+                self._ask_again(probe, known, now)
                 continue
             del self._probes[probe.token]
             if known.present:

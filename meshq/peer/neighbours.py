@@ -26,8 +26,10 @@ from meshq.gossip.words import (
     LinkAnswered,
     LinkBroken,
     LinkUp,
+    MemberChanged,
     OwnRecordOutdated,
     ProbeLink,
+    ReachChanged,
     Registered,
     SendDatagram,
     Slept,
@@ -52,6 +54,7 @@ SETTLE_S = 0.05  # after a change; an interface that comes up gets its addresses
 REMEMBER_S = 30.0
 SLEPT_S = 0.5  # the loop's clock stops while the host is suspended; more than this apart is a suspension
 _RECORD = b"member"
+_WAYS = {"direct": "directly", "indirect": "by way of others", "link": "only over the link", "": "in no way"}
 News = Verdict | UdpBlocked | UdpUnblocked | OwnRecordOutdated | VerdictsDiscarded
 
 
@@ -195,10 +198,8 @@ class Neighbours:
                 log.warning("%s: %s", name, m.name or m.peer.hex(), extra={"event": name})
                 self._on_news(effect)
             case _:
-                m = effect.member
-                name = type(effect).__name__
-                level = logging.DEBUG if name == "MemberSuspect" else logging.INFO
-                log.log(level, "%s is %s", m.name or m.peer.hex(), m.state.value, extra={"event": name})
+                m, name = effect.member, type(effect).__name__
+                log.info("%s %s", m.name or m.peer.hex(), _said(effect), extra={"event": name})
                 self._on_news(effect)
 
     def _on_datagram(self, data: bytes, address: str) -> None:
@@ -206,10 +207,19 @@ class Neighbours:
             opened = self._opener.open(data)
         except Dropped:
             return  # counted by reason
-        self.handle(DatagramReceived(opened.payload, opened.sender, address))
+        self._handle_guarded(DatagramReceived(opened.payload, opened.sender, address))
 
     def _on_suggested(self, address: str) -> None:
-        self.handle(AddressSuggested(address))
+        self._handle_guarded(AddressSuggested(address))
+
+    def _handle_guarded(self, event: Event) -> None:
+        """Of what the loop calls: what is raised there reaches nobody else, and a machine that broke in the
+        middle of an event is not to go on.
+        """
+        try:
+            self.handle(event)
+        except Exception as e:
+            self._on_fatal(e)
 
     def _verify(self, peer: PeerId, data: bytes, signature: bytes) -> bool:
         key = self._signing_key_of(peer)
@@ -268,6 +278,20 @@ class Neighbours:
         found = {f"udp_{k}": v for k, v in self._udp.counts.items()}
         found |= {f"gossip_{k}": v for k, v in self.members.counts.items()}
         return found | {f"datagram_{k}": v for k, v in self._opener.dropped.items()}
+
+
+def _said(effect: Verdict) -> str:
+    """What has changed about a member."""
+    m = effect.member
+    match effect:
+        case MemberChanged(restarted=True):
+            return f"has started again, at {', '.join(m.addresses)}"
+        case MemberChanged():
+            return f"says something new of itself: at {', '.join(m.addresses)}"
+        case ReachChanged(before=before):
+            return f"is reached {_WAYS.get(m.reach, m.reach)} now, {_WAYS.get(before, before)} before"
+        case _:
+            return f"is {m.state.value}"
 
 
 def _suspended_s(loop: asyncio.AbstractEventLoop) -> float:

@@ -13,6 +13,7 @@ All roles are entered here, each by its one door.
 
 from __future__ import annotations
 
+import zlib
 from math import inf
 
 from meshq.replication.generations import generation_of, next_generation
@@ -154,6 +155,8 @@ class Elections:
         level = level and not self._is_of_old(m.last_term)
         granted = free and level and not s.frozen and (m.transfer or not self.follows_a_live_leader())
         if m.pre:
+            if granted:
+                self._let_pass(frm)
             s.promise(frm, VoteReply(m.term if granted else s.term, granted, True))
             if s.role is Role.LEADER:
                 self._leading.on_linked(frm)  # it knows no leader, and an idle one would not come to tell it
@@ -162,6 +165,25 @@ class Elections:
             s.set_hard(s.term, frm)
             self._arm_again()
         s.promise(frm, VoteReply(s.term, granted))
+
+    def _let_pass(self, frm: Node) -> None:
+        """One that would be elected asks before us, or with us: of two that ask at once one stands back.
+
+        A leader's end is news to all its voters in the same moment, of hundreds of slots at a time, so that
+        campaigns cross however their starts are spread, and a vote that is split costs `election_s`. Which of
+        two goes first is drawn by slot. Nobody waits longer than `pass_s`, less than the time in which one
+        asks again: who asks and never hears an answer holds nobody up.
+        """
+        s = self._state
+        until = s.now + s.settings.pass_s + s.rng.random() * s.settings.hurry_s
+        if s.role is Role.PRE_CANDIDATE and self._draw(frm) < self._draw(s.me):
+            self.become_follower(s.term, None)
+            self.at = until
+        elif s.role is Role.FOLLOWER:
+            self.at = max(self.at, until)
+
+    def _draw(self, node: Node) -> tuple[int, Node]:
+        return zlib.crc32(node.peer, self._state.slot), node
 
     def _is_of_old(self, last_term: int) -> bool:
         """Whether a candidate's log is as stale as this node's may be."""

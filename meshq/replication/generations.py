@@ -21,12 +21,10 @@ from __future__ import annotations
 
 from typing import Final
 
-TERM_BITS: Final = 32
+from meshq.entries import TERM_BITS, generation_of
+
+__all__ = ["generation_of", "next_generation", "number_of", "show_term"]
 DRAW_BITS: Final = 16
-
-
-def generation_of(term: int) -> int:
-    return term >> TERM_BITS
 
 
 def next_generation(term: int, draw: int) -> int:

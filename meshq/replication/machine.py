@@ -286,6 +286,13 @@ class Replica:
         log, index = self._state.log, self._state.delivered
         return log.position(index) or Position(index, log.term_at(index) or 0, b"")
 
+    def kept_ms(self) -> int:
+        """The time of that entry, 0 where it is not known: lost records are not older."""
+        log, index = self._state.log, self._state.delivered
+        if log.base.index < index:
+            return log.item(index).entry.timestamp_ms
+        return log.last_timestamp_ms if index == log.last.index else 0
+
     def set_rank(self, rank: int) -> None:
         self._state.rank = rank
 

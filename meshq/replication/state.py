@@ -44,6 +44,7 @@ class Settings:
     election_s: float = 0.3  # without a known leader, the least time before a voter campaigns
     spread_s: float = 0.2  # ... and so much more at random, so that votes do not split
     hurry_s: float = 0.05  # the same when the leader's peer is known to be gone
+    pass_s: float = 0.15  # so long another one's campaign goes first; less than election_s
     rank_s: float = 0.1  # a voter further down the ring's order waits so much longer
     hurry_rank_s: float = 0.02
     quorum_s: float = 0.6  # a leader without the support of a majority steps down after this

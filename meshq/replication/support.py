@@ -9,6 +9,9 @@ Support is extended only by a beat that echoes one of one's own recent beats: th
 hear it, so a cut in one direction ends it in both. A peer whose disk does not finish its writes, or whose
 loop stands still, sends no beats: it could not lead either.
 
+Whoever membership suspects is supported for `suspect_s` behind its last beat, not for `support_s`: a hint
+that shortens the wait. It takes nothing away while beats come, so blocked datagrams cost no election.
+
     A                                              B
     │ beat 7, echoes 3 ───────────────────────────>│ sent its 3 less than `support_s` ago: supports A until
     │<─────────────────────────── beat 4, echoes 7 │ then + `support_s`, and says so
@@ -63,6 +66,7 @@ SupportEffect = SendBeat | PeerRestarted | LeadsOnly | SupportGiven | SupportGot
 class SupportSettings:
     beat_s: float = 0.1
     support_s: float = 1.0  # raising it: fewer false alarms, later fail-over from a host that is cut off
+    suspect_s: float = 0.4  # the same, of a peer that membership suspects: some missed beats confirm it
     stall_s: float = 0.4  # a disk or a loop that stands still so long keeps its peer silent
 
 
@@ -75,6 +79,7 @@ class _Partner:
     got_until: float = -inf
     given: bool = False
     got: bool = False
+    suspected: bool = False  # by membership
     disputed: bool = False  # it believes that we lead something else than we do
 
 
@@ -113,9 +118,12 @@ class Support:
         ends = (t for p in self._partners.values() for t in self._ends(p))
         return min(self._beat_at, min(ends, default=inf))
 
-    @staticmethod
-    def _ends(p: _Partner) -> Sequence[float]:
-        return [t for t, holds in ((p.given_until, p.given), (p.got_until, p.got)) if holds]
+    def _ends(self, p: _Partner) -> Sequence[float]:
+        return [t for t, holds in ((self._given_until(p), p.given), (p.got_until, p.got)) if holds]
+
+    def _given_until(self, p: _Partner) -> float:
+        t = self._settings
+        return p.given_until - (t.support_s - t.suspect_s) if p.suspected else p.given_until
 
     # --------------------------------------------------------------------------------------------- events
     def on_partners(self, peers: Collection[PeerId]) -> list[SupportEffect]:
@@ -164,12 +172,18 @@ class Support:
             p.sent.clear()  # what it still has of ours on the way proves nothing
         return self._take()
 
+    def on_suspected(self, peer: PeerId, suspected: bool) -> None:
+        """Membership does not hear it, or does again. What that ends is ended by the next tick."""
+        p = self._partners.get(peer)
+        if p is not None:
+            p.suspected = suspected
+
     def on_tick(self, *, now: float) -> list[SupportEffect]:
         late_s = now - self._beat_at
         if late_s > self._settings.stall_s:
             self._on_stalled(late_s)
         for peer, p in self._partners.items():
-            if p.given and now >= p.given_until:
+            if p.given and now >= self._given_until(p):
                 self._set_given(peer, p, False)
             if p.got and now >= p.got_until:
                 self._set_got(peer, p, False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from meshq.batch import NO_PRODUCER, BatchHeader
-from meshq.entries import Entry, EntryKind
+from meshq.entries import Entry, EntryKind, generation_of
 from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
 from meshq.streams.groups.table import ROW as GROUP_ROW
@@ -40,9 +40,11 @@ class PartitionState(msgspec.Struct, frozen=True, array_like=True):
     end: int = 0
     bytes: int = 0  # payload bytes stored
     timestamp_ms: int = 0  # of the newest batch
+    cuts: tuple[tuple[int, int], ...] = ()  # (generation, end when it began), the newest CUTS_MAX
 
 
 EMPTY = PartitionState()
+CUTS_MAX = 8  # of a partition, and generations of a slot that are remembered; the oldest are forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class SlotStream:
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
         self.applied_index = 0
+        self.generations: tuple[int, ...] = ()  # after the first one, CUTS_MAX
         self.partitions: dict[PartitionKey, PartitionState] = {}
         self.dropping: set[PartitionKey] = set()  # deleted, payloads not all gone yet
         self._dirty: dict[bytes, None] = {}
@@ -165,6 +168,8 @@ class SlotStream:
         if entry.index != self.applied_index + 1:
             raise InternalError(f"slot {self.slot}: entry {entry.index} after {self.applied_index}")
         self.applied_index = entry.index
+        if generation_of(entry.term) > self.generation:
+            self._begin_generation(generation_of(entry.term))
         match entry.kind:
             case EntryKind.PUBLISH:
                 return self._apply_publish(entry)
@@ -177,6 +182,24 @@ class SlotStream:
             case EntryKind.REGISTRY:
                 raise InternalError(f"slot {self.slot} holds an entry of the registry")
 
+    def _begin_generation(self, generation: int) -> None:
+        """What was decided and never came here is lost: who read beyond these ends has to be told."""
+        self.generations = (*self.generations, generation)[-CUTS_MAX:]
+        self._mark(_GENERATIONS)
+        for partition, state in self.partitions.items():
+            cuts = (*state.cuts, (generation, state.end))[-CUTS_MAX:]
+            self.partitions[partition] = msgspec.structs.replace(state, cuts=cuts)
+            self._mark(_partition_row(partition))
+
+    @property
+    def generation(self) -> int:
+        return self.generations[-1] if self.generations else 0
+
+    def cut_after(self, partition: PartitionKey, generation: int) -> int | None:
+        """Up to which offset the partition is what one of that generation has read; None: all of it."""
+        cuts = dict(self.partitions.get(partition, EMPTY).cuts)
+        return min((cuts.get(g, 0) for g in self.generations if g > generation), default=None)
+
     def _apply_publish(self, entry: Entry) -> Stored:
         body = decode_publish(entry.body)
         partition = PartitionKey(TopicId(body.topic_id), body.partition)
@@ -186,7 +209,7 @@ class SlotStream:
                 f"slot {self.slot}: offset {body.base_offset} after {old.end}: offsets are dense"
             )
         self.partitions[partition] = PartitionState(
-            old.low, old.end + body.count, old.bytes + body.payload_bytes, entry.timestamp_ms
+            old.low, old.end + body.count, old.bytes + body.payload_bytes, entry.timestamp_ms, old.cuts
         )
         self._mark(_partition_row(partition))
         self.producers.expire(entry.timestamp_ms)
@@ -258,6 +281,8 @@ class SlotStream:
                     case b"D":
                         self.dropping.add(_partition_of(key))
                     case b"G":
+                        self.generations = msgspec.msgpack.decode(value, type=tuple[int, ...])
+                    case b"C":
                         self.groups.restore(key, value)
                     case _:
                         pass  # rows of other machines of this slot (the fence)
@@ -271,8 +296,10 @@ class SlotStream:
     def _encoded(self, row: bytes) -> bytes | None:
         if row[:1] == GROUP_ROW:
             return self.groups.encoded(row)
-        value: PartitionState | ProducerState | bool | None
+        value: PartitionState | ProducerState | tuple[int, ...] | bool | None
         match row[:1]:
+            case b"G":
+                value = self.generations
             case b"P":
                 value = self.partitions.get(_partition_of(row))
             case b"Q":
@@ -291,7 +318,7 @@ class SlotStream:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_APPLIED = b"A"
+_APPLIED, _GENERATIONS = b"A", b"G"
 _LOCAL = (_APPLIED, b"D", b"H", b"R")  # rows that each replica has its own of
 _PARTITION_ROW_BYTES = 21
 

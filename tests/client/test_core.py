@@ -36,6 +36,7 @@ from meshq.client.facts import (
 from meshq.errors import (
     DiskFull,
     Forbidden,
+    NotOwner,
     OutcomeUnknown,
     OutOfOrderSequence,
     Overloaded,
@@ -253,6 +254,16 @@ def test_the_pipeline_behind_a_refused_batch_is_sent_again_in_order() -> None:
     again = copies(m.effects)[3:] + copies(m.wait(1.0))
     assert [c[1:] for c in again] == [first[1:], second[1:], third[1:]]
     assert of(m.effects, Fail) == []
+
+
+def test_a_window_of_batches_that_is_sent_away_is_one_failed_attempt() -> None:
+    """Each refusal doubled the pause: a window of sixteen sent away once waited for two seconds."""
+    m = Machine()
+    for ticket in range(8):
+        m.seal(ticket)
+    for request, _, _ in copies(m.effects):
+        m.hear(A, failure(request, NotOwner("another leads it", retry_after_ms=20)))
+    assert len(copies(m.wait(0.1))) == 8
 
 
 def test_overloaded_is_given_the_time_it_asked_for() -> None:

@@ -162,14 +162,13 @@ class Goal:
 
 def goals(found: Results) -> list[Goal]:
     """What is asked of `lan`, and what the tables say to it; only of what was measured."""
-    calm = {k: f for k, f in found.detection.items() if k[1] <= 0.05}
     made = []
     for text, sizes, most, of in (
-        ("suspected within 1 s at p99, any size, loss to 5 %", range(1_001), 1.0, lambda f: f.suspected),
+        ("suspected within 1 s at p99, any size and loss", range(1_001), 1.0, lambda f: f.suspected),
         ("everyone knows within 3 s at p99, to 200 members", range(201), 3.0, lambda f: f.dead),
         ("everyone knows within 6 s at p99, 1,000 members", (1_000,), 6.0, lambda f: f.dead),
     ):
-        chosen = {k: f for k, f in calm.items() if k[0] in sizes}
+        chosen = {k: f for k, f in found.detection.items() if k[0] in sizes}
         made += [_goal_of_times(text, chosen, most, of)] if chosen else []
     quiet = [q for (_, loss), q in found.quiet.items() if loss <= 0.05]
     if quiet:

@@ -62,10 +62,14 @@ def test_a_killed_process_is_suspected_in_half_a_second_and_dead_in_two(size: in
     assert max(found.dead) <= 2.0
 
 
-@pytest.mark.parametrize(("size", "trials"), [(3, 30), (10, 20), (50, 5)])
-def test_a_host_cut_off_is_suspected_within_a_second_and_dead_within_three(size: int, trials: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "trials", "loss"), [(3, 30, 0.05), (10, 20, 0.05), (50, 5, 0.05), (3, 30, 0.3), (10, 8, 0.3)]
+)
+def test_a_host_cut_off_is_suspected_within_a_second_and_dead_within_three(
+    size: int, trials: int, loss: float
+) -> None:
     """SWIM, section 3.1: the expected time to first detection does not depend on the size."""
-    found = detection(World(size, loss=0.05), trials)
+    found = detection(World(size, loss=loss), trials)
     assert percentile(found.suspected, 0.99) <= 1.0
     assert max(found.dead) <= 3.0
 
@@ -99,6 +103,11 @@ def test_loss_kills_nobody(loss: float) -> None:
 def test_five_percent_loss_kills_nobody_in_ten_hours_of_fifty(seed: int) -> None:
     """An hour each."""
     assert quiet(World(50, seed=seed, loss=0.05), 3_600).false_deaths == 0
+
+
+def test_datagrams_lost_now_and_then_make_nobody_suspect() -> None:
+    """So what loss costs a member does not grow with the mesh: a suspicion is told to all."""
+    assert quiet(World(50, loss=0.05), 10).false_suspicions == 0
 
 
 @pytest.mark.parametrize("slow", ["pause", "freeze"])

@@ -87,7 +87,7 @@ def test_a_peer_that_doubts_itself_asks_less_often_and_waits_longer(score: int) 
     m._awareness.add(score)
     m.handle(Tick(), now=0.0)
     (probe,) = m._probing._probes.values()
-    assert probe.helpers_at == pytest.approx(LAN.ping_s * (1 + score))
+    assert probe.again_at == pytest.approx(LAN.ping_s * (1 + score))
     assert probe.until == pytest.approx(LAN.fail_s * (1 + score))
     assert m._next_probe == pytest.approx(LAN.probe_s * (1 + score))
 

@@ -36,6 +36,29 @@ def test_who_does_not_answer_is_asked_by_way_of_others_before_it_is_suspected() 
     assert of(m, 2).evidence.direct
 
 
+def test_it_is_asked_again_until_the_probe_has_failed_with_helpers_while_their_nack_can_come() -> None:
+    """Beyond SWIM, which asks helpers once: a lost datagram or two is no reason to tell everybody."""
+    m = knowing(2, 3, 4, 5, 6, 7, 8)
+    m.handle(LinkBroken(peer_id(2)), now=0.0)
+    (token,) = (p.token for p in m._probing._probes.values() if p.peer == peer_id(2))
+    found = [(t, a, g) for t, x in pass_time(m, LAN.fail_s) for a, g in sent([x])]
+    at = [t for t, a, g in found if g.ask == token and a == address_of(2)]
+    assert at == pytest.approx([LAN.ping_s, 2 * LAN.ping_s, 3 * LAN.ping_s])
+    helped = [t for t, _, g in found if g.helping == token]
+    assert helped == pytest.approx([LAN.ping_s] * LAN.helpers + [2 * LAN.ping_s] * LAN.helpers)
+    assert m.awareness == LAN.helpers  # nacks of the first helpers are missed, not twice as many
+
+
+def test_an_answer_to_the_last_question_of_a_probe_is_in_time() -> None:
+    m = knowing(2, 3)
+    m.handle(LinkBroken(peer_id(2)), now=0.0)
+    (token,) = (p.token for p in m._probing._probes.values() if p.peer == peer_id(2))
+    pass_time(m, 3 * LAN.ping_s)
+    hear(m, 2, Gossip(answered=token), now=3 * LAN.ping_s + 0.01)
+    pass_time(m, LAN.fail_s)
+    assert of(m, 2).state is State.ALIVE
+
+
 def test_an_answer_to_a_helper_counts() -> None:
     m = knowing(2, 3)
     m.handle(LinkBroken(peer_id(2)), now=0.0)

@@ -215,10 +215,12 @@ def lab_mesh(
     seeds: bool = True,
     wait: bool = True,
     network: Network | None = None,
+    prepare: Callable[[LabPeer], None] = lambda _: None,
 ) -> Iterator[LabMesh]:
     """A mesh of running peers; with `wait` they see each other alive and are connected each with each.
 
-    `seeds`: each knows where three others are. `network`: a given one, perhaps with faults.
+    `seeds`: each knows where three others are. `network`: a given one, perhaps with faults or more hosts.
+    `prepare`: what is done to each before it is started.
     """
     subprocess.run(
         [*MESHQ, "init", "--peers", str(count), "--out", where],
@@ -230,6 +232,7 @@ def lab_mesh(
         for peer in peers:
             others = [f"{p.host.address}:{PORT}" for p in peers if p is not peer]
             peer.configure(mdns=mdns, seeds=others[:3] if seeds else [])
+            prepare(peer)
         mesh = LabMesh(net, peers)
         for peer in peers:
             peer.start()

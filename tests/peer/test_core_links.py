@@ -9,7 +9,7 @@ import pytest
 from meshq.errors import Forbidden, Overloaded
 from meshq.messages import CarryGossip, Hello, Ping, Pong, Routes, Welcome, failure
 from meshq.peer.core import events as e
-from meshq.peer.core.links import MOVED_S, PAUSE_S_MAX, PING_S, SILENCE_S, LinkState
+from meshq.peer.core.links import MOVED_S, PAUSE_S_MAX, PING_S, SILENCE_S, STEADY_S, LinkState
 from tests.peer.single import AUTHORITY, Single, identity
 
 B, C = identity("b").peer_id, identity("c").peer_id
@@ -114,6 +114,15 @@ def test_pauses_double_and_are_cut_short_by_news_of_the_peer() -> None:
     peer.tell(e.MemberSeen(B, ("192.0.2.9:7700",), True))
     peer.tick(0.1)
     assert opened(peer) == [("192.0.2.9:7700",)]
+
+
+def test_a_broken_link_is_tried_again_in_the_same_turn_unless_it_was_hardly_up() -> None:
+    """Whether its process is gone shows by that, and elections wait for it."""
+    peer = up()
+    assert not [x for x in peer.tell(e.LinkDown(B, "lost")) if isinstance(x, e.OpenLink)]
+    peer = up()
+    peer.now += STEADY_S + 0.1
+    assert [x for x in peer.tell(e.LinkDown(B, "lost")) if isinstance(x, e.OpenLink)]
 
 
 def test_a_link_is_pinged_and_silence_ends_it() -> None:

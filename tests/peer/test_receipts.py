@@ -112,6 +112,18 @@ def test_fewer_copies_than_the_topic_asks_for_are_refused_before_anything_is_sto
     assert bench.send().copies == 3, "and goes on by itself when the peer is back"
 
 
+def test_a_peer_without_room_is_no_copy_to_count_on() -> None:
+    bench = Bench(6, 3, copies_min=3)
+    other = bench.others[0]
+    other.disk.full = True
+    bench.world.run(lambda: other.identity.peer_id in bench.leader.core.slots.full)
+    end = bench.leader.core.slots.partition(bench.slot, bench.key).end
+    assert isinstance(bench.send(timeout=2.0), NotEnoughCopies)
+    assert bench.leader.core.slots.partition(bench.slot, bench.key).end == end
+    other.disk.full = False
+    assert bench.send().copies == 3
+
+
 def test_a_copy_that_does_not_come_leaves_the_outcome_open() -> None:
     bench = Bench(4, 3, copies_min=3)
     ticket = bench.begin(timeout=60.0)

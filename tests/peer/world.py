@@ -21,7 +21,7 @@ from meshq.batch import read_header, read_records
 from meshq.client import facts
 from meshq.client.core import ClientCore
 from meshq.entries import ASIDE_ROW, Entry, Payload, PayloadKey, StoredBatch, Write
-from meshq.errors import DiskFull, StoreCorrupt
+from meshq.errors import DiskFull, StoreCorrupt, StoreError
 from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, PeerId, Slot
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
@@ -315,7 +315,14 @@ class Host:
 
     def tell(self, event: e.Event) -> None:
         if self.up:
-            self._do(self.core.handle(event, now=self.world.now, wall_ms=self.world.wall_ms()))
+            try:
+                effects = self.core.handle(event, now=self.world.now, wall_ms=self.world.wall_ms())
+            except StoreError:  # the peer stops, and is started again as systemd does it
+                self.counted["stopped"] += 1
+                self.crash()
+                self.world.at(0.5, self.start)
+                return
+            self._do(effects)
             self._wind(self.run)
 
     # -------------------------------------------------------------------------------------- effects

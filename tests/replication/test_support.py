@@ -144,3 +144,25 @@ def test_who_believes_in_another_leadership_is_sent_the_list() -> None:
     pair.believed[B] = pair.led[A]
     pair.beat(2)
     assert not [e for e in pair.beat(4) if isinstance(e, LeadsOnly)]
+
+
+def test_a_suspicion_shortens_the_wait_of_who_hears_no_beats() -> None:
+    pair = Pair()
+    pair.beat(4)
+    pair.cut = {A, B}
+    pair.sides[A].on_suspected(B, True)
+    times = round(S.suspect_s / S.beat_s) + 1
+    assert SupportGiven(B, False) in pair.beat(times)
+    assert pair.sides[A].given() == set() and pair.sides[B].given() == {A}
+
+
+def test_a_suspicion_alone_takes_nothing_away() -> None:
+    """As when datagrams are blocked, and connections are not."""
+    pair = Pair()
+    pair.beat(4)
+    pair.sides[A].on_suspected(B, True)
+    assert not [x for x in pair.beat(30) if isinstance(x, SupportGiven)]
+    pair.cut = {A, B}
+    pair.sides[A].on_suspected(B, False)
+    pair.beat(round(S.suspect_s / S.beat_s) + 1)
+    assert pair.sides[A].given() == {B}, "and one that is taken back is none"

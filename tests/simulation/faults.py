@@ -1,8 +1,9 @@
 """What strikes in a schedule, and how a seed becomes one.
 
-Each kind of fault is in about half of the schedules ("swarm testing", Groce et al. 2012): where all of
-them are always there, the frequent ones hide what the rare ones would do. A disk is harmed only while a
-majority of every configuration can do without it, because more was never promised.
+A schedule has a few kinds of faults, half of them or most ("swarm testing", Groce et al. 2012): where all of
+them are always there, the frequent ones hide what the rare ones would do. Some strike at random times, some
+just when it hurts: whoever has come to lead, or has proposed a change of members, is struck at once. A disk
+is harmed only while a majority of every configuration can do without it, because more was never promised.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tests.simulation.host import Host
 from tests.simulation.network import Weather
 from tests.simulation.world import Plan, World
 
+AIMED = {"change", "new_leader", "transfer"}  # not struck at random times
 EVENTS = 4_500  # of the safety phase: with the liveness phase some 5,000
 HOSTS = (1, 2, 3, 3, 3, 3, 5, 5)
 
@@ -27,18 +29,19 @@ def draw(seed: int, *, events: int = EVENTS, hosts: int | None = None) -> Plan:
     voters = {1: 1, 2: 1, 3: 3}.get(count) or rng.choice((3, 5))
     weather = Weather(
         loss=rng.choice((0.0, 0.0, 0.02, 0.15)),
-        twice=rng.choice((0.0, 0.0, 0.05)),
+        twice=rng.choice((0.0, 0.0, 0.05, 0.3)),
         delay_s=rng.choice((0.0002, 0.001, 0.01)),
         jitter_s=rng.choice((0.0005, 0.005, 0.03)),
         late=rng.choice((0.0, 0.0, 0.02)),
         in_order=rng.random() < 0.5,
     )
+    share = rng.choice((0.15, 0.3, 0.5, 0.7))
     plan = Plan(
         hosts=count,
         slots=rng.randint(1, 4),
         voters=voters,
         weather=weather,
-        faults=frozenset(f for f in sorted(FAULTS) if f != "recover" and rng.random() < 0.5),
+        faults=frozenset(f for f in sorted(FAULTS) if f != "recover" and rng.random() < share),
         fault_s=rng.choice((0.03, 0.1, 0.3, 1.0)),
         client_s=rng.choice((0.005, 0.02, 0.05)),
         burst=rng.choice((1, 3, 12)),
@@ -47,6 +50,7 @@ def draw(seed: int, *, events: int = EVENTS, hosts: int | None = None) -> Plan:
         fsync_s=rng.choice((0.0005, 0.005, 0.03)),
         append_bytes=rng.choice((1, 200, 1 << 20)),
         in_flight=rng.choice((1, 2, 64)),
+        alarms=rng.choice((0.0, 0.0, 0.02, 0.2)),
         quick=rng.random() < 0.5,
     )
     if rng.random() < 0.3:
@@ -60,7 +64,9 @@ class Nemesis:
     def __init__(self, world: World) -> None:
         self._world = world
         self._rng = world.rng
-        self._kinds = sorted(world.plan.faults & FAULTS.keys())
+        self._kinds = sorted(world.plan.faults & FAULTS.keys() - AIMED)
+        self._where_it_hurts = self._rng.choice((0.1, 0.4, 0.8))
+        world.on_leader, world.on_change = self._on_leader, self._on_change
         self._copies: dict[int, tuple[int, dict[int, Image], int]] = {}  # by host: an old directory
         if self._kinds:
             world.at(self._pause(), self._strike)
@@ -76,7 +82,7 @@ class Nemesis:
         kind = self._rng.choice(self._kinds)
         host = self._rng.choice(world.hosts)
         leaders = world.leaders(self._rng.randrange(world.plan.slots))
-        if leaders and self._rng.random() < 0.4:  # where it hurts
+        if leaders and self._rng.random() < self._where_it_hurts:
             host = leaders[-1][0]
         world.tell(host, -1, f"fault: {kind}")
         world.events += 1
@@ -89,6 +95,27 @@ class Nemesis:
     def _unless_healed(self, what: Callable[..., None], args: tuple[object, ...]) -> None:
         if self._world.now < self._world.healed_at:
             what(*args)
+
+    # ------------------------------------------------------------------------------------------ just then
+    def _on_leader(self, host: Host) -> None:
+        """It has been elected, and nothing of its term is decided yet."""
+        if "new_leader" in self._world.plan.faults and self._rng.random() < 0.5:
+            self._soon(host)
+
+    def _on_change(self, host: Host) -> None:
+        """It has proposed other members."""
+        if "change" in self._world.plan.faults and self._rng.random() < 0.4:
+            self._soon(host)
+
+    def _soon(self, host: Host) -> None:
+        """After a few deliveries or writes, whichever take longer."""
+        world = self._world
+        a_moment = max(world.plan.weather.delay_s + world.plan.weather.jitter_s, world.plan.fsync_s)
+        self._later(a_moment * self._rng.choice((0.2, 1.0, 3.0)), self._strike_at, host)
+
+    def _strike_at(self, host: Host) -> None:
+        self._world.tell(host, -1, "fault: just then")
+        self._rng.choice((Nemesis.crash, Nemesis.isolate))(self, host)
 
     # --------------------------------------------------------------------------------------------- processes
     def crash(self, host: Host) -> None:
@@ -116,13 +143,24 @@ class Nemesis:
 
     # ----------------------------------------------------------------------------------------------- network
     def _cut(self, pairs: list[tuple[int, int]]) -> None:
+        """Connections; mostly datagrams too, but either may fail alone."""
+        datagrams = self._rng.random() < 0.7
         for a, b in pairs:
             self._world.network.cut(a, b, self._world.now)
+            self._world.network.links[a][b].udp_cut |= datagrams
         self._later(self._rng.choice((0.3, 2.0)), self._mend, pairs)
 
     def _mend(self, pairs: list[tuple[int, int]]) -> None:
         for a, b in pairs:
-            self._world.network.links[a][b].cut = False
+            link = self._world.network.links[a][b]
+            link.cut = link.udp_cut = False
+
+    def udp(self, host: Host) -> None:
+        """Datagrams are blocked, connections are not: membership is wrong about it."""
+        pairs = [(host.number, h.number) for h in self._world.hosts if h is not host]
+        for a, b in pairs:
+            self._world.network.links[a][b].udp_cut = True
+        self._later(2.0, self._mend, pairs)
 
     def one_way(self, host: Host) -> None:
         others = [h.number for h in self._world.hosts if h is not host and self._rng.random() < 0.7]
@@ -237,12 +275,14 @@ class Nemesis:
 
 FAULTS: dict[str, Callable[[Nemesis, Host], None]] = {
     "break_link": Nemesis.break_link,
+    "change": lambda nemesis, host: None,  # where members are changed
     "crash": Nemesis.crash,
     "crash_all": Nemesis.crash_all,
     "flip": Nemesis.flip,
     "full_disk": Nemesis.full_disk,
     "isolate": Nemesis.isolate,
     "members": Nemesis.members,
+    "new_leader": lambda nemesis, host: None,  # where one is elected
     "one_way": Nemesis.one_way,
     "pause": Nemesis.pause,
     "recover": Nemesis.recover,
@@ -251,6 +291,7 @@ FAULTS: dict[str, Callable[[Nemesis, Host], None]] = {
     "slow_disk": Nemesis.slow_disk,
     "split": Nemesis.split,
     "transfer": lambda nemesis, host: None,  # by the clients
+    "udp": Nemesis.udp,
     "wipe": Nemesis.wipe,
 }
 

@@ -8,12 +8,14 @@ the `Environment`'s.
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from meshq.entries import EntryKind
 from meshq.ids import PeerId, Slot
 from meshq.replication.machine import Replica
+from meshq.replication.mirrors import Mirrors
 from meshq.replication.quorum import Config, Node, decode_config
 from meshq.replication.state import Settings
 from meshq.replication.support import (
@@ -83,6 +85,9 @@ class Copy:
     timer: float = float("inf")  # when the environment will look at its deadline
     snapshot: tuple[SnapshotMeta, bytes] | None = None  # what is being sent
     live: bool = True
+    leads: bool = False  # and serves, as it was told
+    mirrors: Mirrors = field(default_factory=Mirrors)
+    receipts: deque[int] = field(default_factory=deque)  # of decided entries, where there may be mirrors
 
 
 class Environment(Protocol):
@@ -236,10 +241,14 @@ class Host:
         effects = copy.replica.handle(event, now=now * self.rate + self.ahead_s, wall_ms=self.wall_ms())
         if effects:
             self.carry_out(copy, effects)
+        if copy.receipts:
+            self.give_receipts(copy)
         self.env.set_timer(self, copy)
 
     def flush(self, copy: Copy) -> None:
         self.carry_out(copy, copy.replica.flush(now=self.local(self.env.now), wall_ms=self.wall_ms()))
+        if copy.receipts:
+            self.give_receipts(copy)
         self.env.set_timer(self, copy)
 
     def carry_out(self, copy: Copy, effects: list[Effect]) -> None:
@@ -253,6 +262,8 @@ class Host:
                 env.send(self, copy, e.to, e.message)
             elif kind is Persist:
                 env.oracle.on_persist(slot, e)
+                if copy.replica.role is Role.LEADER:
+                    env.oracle.on_change(slot, copy.replica, e)
                 if self.full and any(i.payload for i in e.items):
                     self.rebuild(slot)
                     return
@@ -261,6 +272,7 @@ class Host:
                 self._apply(copy, e.items)
             elif kind is TellRole:
                 env.oracle.on_role(slot, copy.node, copy.replica, e)
+                copy.leads = e.role is Role.LEADER and e.serves
                 if e.serves:
                     copy.next_offset = copy.applied.count
             elif kind is ReadLog:
@@ -319,8 +331,25 @@ class Host:
             if item.entry.kind is EntryKind.CONFIG:
                 config = (item.entry.index, decode_config(item.entry.body))
         copy.applied = applied
+        r = copy.replica
+        if r.role is Role.LEADER and len(r.config.voters) == 1 and r.config.learners:
+            copy.receipts += [i.entry.index for i in items if i.entry.kind is EntryKind.PUBLISH]
         self.write_applied(copy.slot, applied, config)
         self.env.on_committed(self, copy, items, news)
+
+    def give_receipts(self, copy: Copy) -> None:
+        """Tell the clients of what is decided and, where a single voter decides, mirrored."""
+        r = copy.replica
+        if r.role is not Role.LEADER:
+            copy.receipts.clear()
+            return
+        match, supports = r.match(), r._state.supports
+        copy.mirrors.look(r.config, match, r.commit_index, supports, now=self.local(self.env.now))
+        while copy.receipts and copy.mirrors.have(match, copy.receipts[0]):
+            index = copy.receipts.popleft()
+            on = sorted(n for n in r.config.nodes() if match.get(n, 0) >= index)
+            self.env.oracle.on_receipt(copy.slot, r.term, index, on)
+            self.env.tell(self, copy.slot, f"receipt for {index}, on {len(on)} disks")
 
     def write_applied(self, slot: int, applied: Applied, config: object) -> None:
         self.write(slot, Apply(applied, config))

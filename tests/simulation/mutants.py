@@ -21,6 +21,7 @@ from meshq.replication.elections import Elections
 from meshq.replication.following import Following
 from meshq.replication.leading import Leading
 from meshq.replication.machine import Replica
+from meshq.replication.mirrors import Mirrors
 from meshq.replication.quorum import Config
 from meshq.replication.snapshots import Receiving, Sending
 from meshq.replication.state import State
@@ -49,6 +50,14 @@ class Edit:
         return there[self.function]
 
 
+# Legal, and what others do: our leader begins and goes back just as far as it must, so that it never tells of
+# decisions beyond what matches, and a follower that believes too much would not be seen.
+BEGINS_FURTHER_BACK = Edit(
+    Leading,
+    "_on_config_changed",
+    "Progress(next=max(s.log.last.index, 1))",
+    "Progress(next=max(s.log.last.index - 3, s.log.start.index + 1, 1))",
+)
 MUTANTS: dict[str, tuple[Edit, ...]] = {
     "ack before fsync": (
         Edit(
@@ -89,6 +98,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
             "s.commit_to(min(m.commit, match))",
             "s.commit_to(min(m.commit, s.log.last.index))",
         ),
+        BEGINS_FURTHER_BACK,
     ),
     "commit of an old term": (
         Edit(
@@ -245,6 +255,23 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
             "if not self._told_serving and self._state.commit >= self._term_began:",
         ),
     ),
+    "mirror not waited for": (
+        Edit(Mirrors, "have", "match.get(node, 0) >= index", "match.get(node, 0) >= 0"),
+    ),
+    "mirror that lags is given up": (
+        Edit(Mirrors, "look", "((self.nodes & there) | level) - stuck", "level - stuck"),
+    ),
+    "mirror waited for without support": (Edit(Mirrors, "look", "if n.peer in supports", "if n.peer"),),
+    "mirror waited for although it is full": (
+        Edit(Mirrors, "look", "((self.nodes & there) | level) - stuck", "(self.nodes & there) | level"),
+    ),
+}
+
+
+# No invariant of the simulator breaks by these, so the search leaves them to their stories.
+HARMLESS = {
+    "pieces sent twice": "costs traffic and nothing else",
+    "serves before it applied": "what a node has is durable before it asks for votes: only a no-op lacks",
 }
 
 

@@ -23,6 +23,7 @@ class Link:
     """One direction."""
 
     cut: bool = False
+    udp_cut: bool = False  # of datagrams, which only membership sends
     cut_at: float = 0.0
     broken: int = 0  # how often the connection broke: what was on the way then is lost
     up: bool = True
@@ -59,7 +60,7 @@ class Network:
     def heal(self) -> None:
         for row in self.links:
             for link in row:
-                link.cut = False
+                link.cut = link.udp_cut = False
 
     def break_link(self, a: int, b: int) -> None:
         for link in (self.links[a][b], self.links[b][a]):

@@ -6,12 +6,14 @@
     state machine        what is decided at an index is the same bytes everywhere, and never changes
     durability           what is decided is on the disks of a majority; what is applied is on this one
     promises             a vote, a candidacy, an acknowledgement leave after their cause is on disk
+    changes              one change of members at a time, and none before a decision of the leader's term
+    receipts             whoever one counts has the record on disk
     density              offsets are 0, 1, 2, ...; time never goes back
     linearizable reads   a read sees everything that was decided before it was asked
     generations          each holds to all of this by itself; a new one begins with all that it said it keeps
 
-The second block of names is Ongaro's (2014, figure 3.2). `strict=False` leaves out durability and promises,
-which see many faults before they did any harm: without them it shows what the harm is.
+The second block of names is Ongaro's (2014, figure 3.2). `strict=False` leaves out durability, promises and
+changes, which see many faults before they did any harm: without them it shows what the harm is.
 """
 
 from __future__ import annotations
@@ -139,6 +141,23 @@ class Oracle:
             if chains.setdefault((entry.index, entry.term), entry.chain) != entry.chain:
                 raise Wrong(f"slot {slot}: two entries {entry.index} of term {entry.term}")
 
+    def on_change(self, slot: int, replica: Replica, persist: Persist) -> None:
+        """A leader writes other members: the change before is decided, and something of its term."""
+        if not self._strict:
+            return
+        term, line = replica.term, self.of(slot, replica.term)
+        for entry in (i.entry for i in persist.items if i.entry.kind is EntryKind.CONFIG):
+            if entry.term != term or replica.log.term_at(entry.index - 1) != term:
+                continue  # not its own, or what a generation begins with
+            history = replica._state.configs.history
+            at, before = max(x for x in history if x[0] < entry.index)
+            there = replica.log.position(at)
+            if at > len(line.decided) and there is not None:
+                self._check_majority(slot, before, at, there.chain)
+            of_the_term = line.decided and line.decided[-1].entry.term >= term
+            if not before.is_joint and not of_the_term:
+                raise Wrong(f"slot {slot}: members change before anything of term {term} is decided")
+
     def on_commit(
         self, slot: int, node: Node, term: int, config: Config | None, image: Image, items: tuple[Item, ...]
     ) -> int:
@@ -197,6 +216,15 @@ class Oracle:
             raise Wrong(f"{show(node)} has another state of slot {slot} at entry {index}: {applied}")
 
     # ---------------------------------------------------------------------------------------- promises
+    def on_receipt(self, slot: int, term: int, index: int, on: list[Node]) -> None:
+        """A client is told that these nodes have it."""
+        decided = self.of(slot, term).decided
+        if len(decided) < index:
+            raise Wrong(f"slot {slot}: a receipt for entry {index}, which is not decided")
+        for node in on:
+            if not self._has_it(slot, node, index, decided[index - 1].entry.chain):
+                raise Wrong(f"slot {slot}: a receipt counts {show(node)}, which has no entry {index}")
+
     def on_send(
         self,
         slot: int,

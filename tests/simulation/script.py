@@ -12,6 +12,7 @@ be seen. `#` begins a remark. `pytest --rewrite` writes down what is seen now.
     > change 1 1 2 learning 3      new members, proposed at 1
     > transfer 1 2
     > recover 1 without 2 3        it goes on alone: somebody says that the others are gone for good
+    > look 1                       receipts that wait at 1 are looked at
     > hear 2 1                     2 is told that 1 leads the slot
     > read 1
     > sync 1 2                     their disks finish what waits
@@ -224,6 +225,12 @@ class Story:
         for host in self.hosts.values():
             if host.up and host.copies[0].replica.deadline() <= self.now:
                 host.handle(host.copies[0], Ticked())
+
+    def do_look(self, number: str) -> None:
+        host, copy = self._copy(number)
+        host.give_receipts(copy)
+        waiting = f"receipts from {copy.receipts[0]} on wait" if copy.receipts else "no receipt waits"
+        self.lines.append(f"n{number}: {waiting}")
 
     def do_lose(self, number: str, other: str) -> None:
         self._support(int(number), int(other), False)

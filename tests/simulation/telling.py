@@ -128,6 +128,8 @@ def show_event(event: object) -> str:
 
 def show_effect(e: object) -> str:
     match e:
+        case str():
+            return e
         case Send():
             return f"send {show(e.to)}: {show_message(e.message)}"
         case Persist():

@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulation import faults
 
-IN_MAKE_TEST = 300
+IN_MAKE_TEST = 500
 A_PART = 25
 
 

@@ -31,6 +31,7 @@ from meshq.replication.words import (
     PeerLinked,
     Received,
     Role,
+    TellRole,
     Ticked,
 )
 from tests.simulation.disk import NOBODY, Image, Wrong
@@ -62,6 +63,7 @@ class Plan:
     fsync_s: float
     append_bytes: int  # of a message: 1 is one entry
     in_flight: int
+    alarms: float  # how often membership suspects somebody for nothing
     quick: bool  # support and elections in a third of the time: more leaders, each with less done
 
 
@@ -93,6 +95,8 @@ class World:
         self.wanted: list[tuple[list[int], list[int]]] = []  # (voters, learners) by slot, hosts
         self.finals: dict[int, tuple[int, float]] = {}  # by slot: (index, when it was proposed)
         self.clients_run = True
+        self.on_leader: Callable[[Host], None] = lambda host: None  # somebody was elected
+        self.on_change: Callable[[Host], None] = lambda host: None  # and proposed other members
         self.healed_at = inf
         self.recovery_s = LIVENESS_S
         self.hosts = [self._make_host(n) for n in range(plan.hosts)]
@@ -105,6 +109,7 @@ class World:
             for b in range(a):
                 self.at(0.001, self._relink, a, b)
         self.at(rng.random() * 0.1, self._client)
+        self.at(rng.random() * 0.2, self._membership)
         self.at(0.5, self._operator)
 
     def _make_host(self, number: int) -> Host:
@@ -119,7 +124,7 @@ class World:
         host = Host(self, number, rng, settings)
         if self.plan.quick:
             host.settings = replace(settings, election_s=0.1, spread_s=0.1, quorum_s=0.2, resend_s=0.2)
-            host.support_settings = SupportSettings(beat_s=0.03, support_s=0.3, stall_s=0.15)
+            host.support_settings = SupportSettings(beat_s=0.03, support_s=0.3, suspect_s=0.12, stall_s=0.15)
         host.rate = 1.0 + rng.uniform(-drift, drift)
         host.ahead_s = rng.uniform(0, 1_000)
         host.wall_ahead_ms = rng.randint(-3_600_000, 3_600_000) + 4_000_000
@@ -176,6 +181,8 @@ class World:
 
     # ------------------------------------------------------------------------------- the hosts' environment
     def tell(self, host: Host, slot: int, what: object) -> None:
+        if type(what) is TellRole and what.role is Role.LEADER and not what.serves:
+            self.on_leader(host)
         if self.teller is not None:
             self.teller(self, host, slot, what)
 
@@ -232,6 +239,22 @@ class World:
         host.on_support(host.support.on_tick(now=host.local(self.now)))
         t = (host.support.deadline() - host.ahead_s) / host.rate
         self.at(max(t, self.now + 0.001), self._support_tick, host, boots)
+
+    def _membership(self) -> None:
+        """What gossip would say: whom datagrams do not reach both ways is suspected. Now and then it errs."""
+        self.at(self.now + 0.2, self._membership)
+        for host in self.hosts:
+            if not host.up or self.paused[host.number] > self.now:
+                continue
+            for other in self.hosts:
+                there, back = self._ways(host, other)
+                lost = not other.up or self.paused[other.number] > self.now or there.udp_cut or back.udp_cut
+                if other is not host:
+                    host.support.on_suspected(other.peer, lost or self.rng.random() < self.plan.alarms)
+
+    def _ways(self, a: Host, b: Host) -> tuple[Link, Link]:
+        links = self.network.links
+        return links[a.number][b.number], links[b.number][a.number]
 
     def want_sync(self, host: Host) -> None:
         delay = self.plan.fsync_s * (0.5 + self.rng.random())
@@ -342,7 +365,7 @@ class World:
         return [
             (h, h.copies[slot])
             for h in self.hosts
-            if h.up and self.paused[h.number] <= self.now and h.copies[slot].replica.serves
+            if h.up and self.paused[h.number] <= self.now and h.copies[slot].leads
         ]
 
     def _client(self) -> None:
@@ -382,16 +405,19 @@ class World:
 
     def _read(self, host: Host, copy: Copy) -> None:
         self._ref += 1
+        try:
+            copy.replica.read(self._ref)
+        except MeshqError:
+            return
         self.oracle.on_read(copy.slot, self._ref, copy.replica.term)
         self.reads += 1
-        copy.replica.read(self._ref)
         host.flush(copy)
 
     def read_at(self, host: Host) -> None:
         """Somebody reads at this host wherever it believes to lead."""
         if host.up and self.now < self.healed_at:
             for copy in host.copies:
-                if copy.replica.serves:
+                if copy.leads:
                     self._read(host, copy)
 
     def _transfer(self, host: Host, copy: Copy) -> None:
@@ -406,6 +432,10 @@ class World:
         self.at(self.now + 0.2, self._operator)
         for host in self.hosts:
             host.check_configs()
+            if host.up and self.paused[host.number] <= self.now:
+                for copy in host.copies:
+                    if copy.receipts:
+                        host.give_receipts(copy)
             self._tell_generations(host)
         for slot, (voters, learners) in enumerate(self.wanted):
             for host, copy in self.leaders(slot):
@@ -481,6 +511,7 @@ class World:
             copy.replica.propose_config(target, wall_ms=host.wall_ms())
         except MeshqError:
             return
+        self.on_change(host)
         host.flush(copy)
 
     # ----------------------------------------------------------------------------------- what is known of all
@@ -550,6 +581,11 @@ class World:
                     self.at(self.now + 0.01, self._relink, a, b)
         self.excluded: set[int] = set()
         candidates = [h for h in self.hosts if self.can_spare(h)]
+        if self.rng.random() < 0.2:  # datagrams may stay blocked for good: membership is only a hint
+            host = self.rng.choice(self.hosts)
+            for other in self.hosts:
+                for link in self._ways(host, other):
+                    link.udp_cut = True
         if candidates and self.rng.random() < 0.6:
             self._exclude(self.rng.choice(candidates))
         self.at(self.now + 0.05, self._final)
@@ -604,6 +640,8 @@ class World:
         leader = max(self.leaders(slot), key=lambda x: x[1].replica.term, default=None)
         if leader is None:
             return f"slot {slot} lost its leader"
+        if leader[1].receipts:
+            return f"slot {slot} holds back the receipt for entry {leader[1].receipts[0]}"
         for node in sorted(leader[1].replica.config.nodes()):
             host = self._by_peer[node.peer]
             if host.number not in self.excluded and host.node == node:

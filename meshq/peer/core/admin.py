@@ -19,6 +19,7 @@ from meshq.peer.core.draining import PLACEMENT, Draining
 from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
 from meshq.peer.core.links import LinkFacts, Links
+from meshq.peer.core.recovering import FACTS, SLOTS, Recovering
 from meshq.peer.core.registrar import LEVEL, Registrar
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
@@ -42,6 +43,7 @@ class Admin:
     journal: Journal
     fan_out: FanOut
     draining: Draining
+    recovering: Recovering
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
         """Raises: Forbidden, UsageError and what the request itself raises."""
@@ -194,6 +196,18 @@ class Admin:
     def _peer_leaving(self, session: Session, _: Principal, message: Ask) -> None:
         self.draining.on_ask_progress(session, message)
 
+    def _recover_plan(self, session: Session, _: Principal, message: Ask) -> None:
+        self.recovering.on_ask(session, message, run=False)
+
+    def _recover_run(self, session: Session, _: Principal, message: Ask) -> None:
+        self.recovering.on_ask(session, message, run=True)
+
+    def _recover_facts(self, session: Session, _: Principal, message: Ask) -> None:
+        self.recovering.on_ask_facts(session, message)
+
+    def _recover_slots(self, session: Session, _: Principal, message: Ask) -> None:
+        self.recovering.on_ask_slots(session, message)
+
     def _placement(self, session: Session, _: Principal, message: Ask) -> None:
         self.draining.on_ask_placement(session, message)
 
@@ -270,6 +284,10 @@ _HANDLERS: dict[str, _Handler] = {
     "peer.leave": Admin._peer_leave,
     "peer.stay": Admin._peer_stay,
     "peer.leaving": Admin._peer_leaving,
+    "recover.plan": Admin._recover_plan,
+    "recover.run": Admin._recover_run,
+    FACTS: Admin._recover_facts,
+    SLOTS: Admin._recover_slots,
     PLACEMENT: Admin._placement,
     "offsets": Admin._offsets,
     LEVEL: Admin._registry_level,

@@ -78,6 +78,7 @@ from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing
 from meshq.peer.core.reading import Reading
+from meshq.peer.core.recovering import Recovering
 from meshq.peer.core.registrar import REGISTRY, Registrar
 from meshq.peer.core.replicating import Replicating
 from meshq.peer.core.requests import Requests
@@ -144,7 +145,7 @@ class PeerCore:
         self.liveness = Liveness(ctx, self.links, self.slots)
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
         self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
-        self.membership = MembershipView(ctx, self.links)
+        self.membership = MembershipView(ctx, self.links, self.liveness)
         self.changes = Changes(self)
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
@@ -154,7 +155,7 @@ class PeerCore:
         self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
-            fan_out, self.draining,
+            fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0

@@ -71,7 +71,7 @@ class Draining:
             self._when_possible(call)
         if self.ctx.me.peer in registry.left:
             self._go()
-        for peer in registry.left.keys() - self._told.keys():
+        for peer in [p for p in registry.left if p not in self._told]:
             self._told[peer] = self.ctx.now
             self.links.send(peer, HasLeft(registry.version))
         for peer in [p for p, at in self._told.items() if at < self.ctx.now - GOODBYE_S]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from meshq.errors import Overloaded
+from meshq.ids import PeerId
 from meshq.messages import Answer, Ask, Failure
 from meshq.peer.core.context import Context
 from meshq.peer.core.links import Links
@@ -33,14 +34,23 @@ class FanOut:
     links: Links
     _asked: dict[int, _Asked] = field(default_factory=dict)  # by request sent; FAN_OUTS_MAX
 
-    def ask(self, what: str, args: dict[str, Any], done: Callable[[Answers], None]) -> None:
-        """Raises: Overloaded."""
+    def ask(
+        self,
+        what: str,
+        args: dict[str, Any],
+        done: Callable[[Answers], None],
+        *,
+        each: Mapping[PeerId, dict[str, Any]] | None = None,
+    ) -> None:
+        """`each`: only these are asked, with these arguments besides. Raises: Overloaded."""
         if len(self._asked) >= FAN_OUTS_MAX:
             raise Overloaded("this peer asks others as much as it may", retry_after_ms=200)
         asked = _Asked(set(), [], self.ctx.now + FAN_OUT_S, done)
         for peer in sorted(self.links.reachable() - {self.ctx.me.peer}):
+            if each is not None and peer not in each:
+                continue
             request = self.ctx.next_request()
-            if self.links.send(peer, Ask(request, what, args)):
+            if self.links.send(peer, Ask(request, what, {**args, **(each[peer] if each else {})})):
                 asked.waiting.add(request)
                 self._asked[request] = asked
         if not asked.waiting:

@@ -33,6 +33,7 @@ PAUSE_S_MIN = 0.1
 PAUSE_S_MAX = 3.0  # between two tries of a link
 PING_S = 2.0
 SILENCE_S = 8.0
+STEADY_S = 1.0  # one that was up for less is not tried again before the next tick
 MOVED_S = 1.0  # how long a connection may be silent when one of its ends has moved
 
 
@@ -50,6 +51,7 @@ class LinkFacts:
     pause_s: float = PAUSE_S_MIN
     try_at: float = 0.0
     heard: float = 0.0
+    up_at: float = 0.0
     pinged: float = 0.0
     moved_at: float | None = None  # asked then whether it still carries; None: not in question
     reason: str = "not tried yet"
@@ -119,11 +121,16 @@ class Links:
         for peer, link in self.states.items():
             if peer not in known:
                 continue
-            if link.state is LinkState.DOWN and link.addresses and self.ctx.now >= link.try_at:
-                link.state, link.heard = LinkState.OPENING, self.ctx.now
-                self.ctx.out.append(OpenLink(peer, link.addresses, known[peer].curve_key))
+            if link.state is LinkState.DOWN and self.ctx.now >= link.try_at:
+                self._open(peer, link)
             elif link.state is not LinkState.DOWN:
                 self._keep_alive(peer, link)
+
+    def _open(self, peer: PeerId, link: LinkFacts) -> None:
+        known = self.ctx.known_peers()
+        if peer in known and link.addresses:
+            link.state, link.heard = LinkState.OPENING, self.ctx.now
+            self.ctx.out.append(OpenLink(peer, link.addresses, known[peer].curve_key))
 
     def _keep_alive(self, peer: PeerId, link: LinkFacts) -> None:
         if link.moved_at is not None and link.heard > link.moved_at:
@@ -146,11 +153,19 @@ class Links:
         self.ctx.out.append(SendPeer(peer, hello))
 
     def on_link_down(self, peer: PeerId, reason: str) -> None:
+        """The transport lost it, or could not open it."""
+        link = self.states.get(peer)
+        was_steady = link is not None and link.state is LinkState.UP and self.ctx.now - link.up_at > STEADY_S
+        self._go_down(peer, reason)
+        if link is not None and was_steady:
+            self._open(peer, link)  # at once: whether somebody is still there is worth knowing
+
+    def _go_down(self, peer: PeerId, reason: str) -> None:
         link = self.states.setdefault(peer, LinkFacts())
         was_up = link.state is LinkState.UP
         link.state, link.reason, link.moved_at = LinkState.DOWN, reason, None
         if was_up:
-            link.try_at = self.ctx.now  # at once: whether somebody is still there is worth knowing
+            link.try_at = self.ctx.now
             self.ctx.out.append(HintMembership(peer, "broken"))
             self.on_down(peer)
             return
@@ -160,7 +175,7 @@ class Links:
 
     def _break(self, peer: PeerId, reason: str) -> None:
         self.ctx.out.append(CloseLink(peer))
-        self.on_link_down(peer, reason)
+        self._go_down(peer, reason)
 
     def on_link_message(self, peer: PeerId, message: ServerMessage) -> None:
         link = self.states.setdefault(peer, LinkFacts())
@@ -175,6 +190,7 @@ class Links:
                 self._break(peer, "another peer answers at its address")
                 return
             link.state, link.pause_s, link.boot = LinkState.UP, PAUSE_S_MIN, message.boot
+            link.up_at = self.ctx.now
             link.disk = message.disk
             self.on_welcome(peer, message)
             link.pinged = self.ctx.now

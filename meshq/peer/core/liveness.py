@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from meshq.ids import PeerId
+from meshq.limits import BATCH_BYTES_MAX
 from meshq.messages import Beat
 from meshq.peer.core.context import Context
+from meshq.peer.core.events import MemberSeen
 from meshq.peer.core.links import Links
 from meshq.peer.core.slots import Slots
 from meshq.replication.support import LeadsOnly, Led, PeerRestarted, SendBeat, Support, SupportEffect
@@ -44,10 +48,15 @@ class Liveness:
         self._partners_dirty = True
 
     def on_beat(self, peer: PeerId, beat: Beat) -> None:
+        (self.slots.full.add if beat.full else self.slots.full.discard)(peer)
         self._carry_out(self.support.on_beat(peer, beat, now=self.ctx.now))
 
     def on_gone(self, peer: PeerId) -> None:
         self._carry_out(self.support.on_gone(peer))
+
+    def on_member(self, seen: MemberSeen) -> None:
+        """Membership suspects it or does not: a hint that shortens the wait, and no more."""
+        self.support.on_suspected(seen.peer, seen.state in ("suspect", "dead"))
 
     def tick(self) -> None:
         if self._partners_dirty:
@@ -66,7 +75,8 @@ class Liveness:
         for effect in effects:
             match effect:
                 case SendBeat(peer, beat):
-                    self.links.send(peer, beat)
+                    full = self.ctx.disk.room_bytes < BATCH_BYTES_MAX
+                    self.links.send(peer, msgspec.structs.replace(beat, full=full) if full else beat)
                 case SupportGiven() | SupportGot():
                     self.slots.on_supported(effect)
                 case PeerRestarted(peer):

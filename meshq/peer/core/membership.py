@@ -9,6 +9,7 @@ from meshq.peer.core.context import Context
 from meshq.peer.core.events import MemberSeen, MembershipNoticed, RoundTripsMeasured, UdpSeen
 from meshq.peer.core.journal import Journal
 from meshq.peer.core.links import Links
+from meshq.peer.core.liveness import Liveness
 
 News = MemberSeen | UdpSeen | RoundTripsMeasured | MembershipNoticed
 
@@ -17,6 +18,7 @@ News = MemberSeen | UdpSeen | RoundTripsMeasured | MembershipNoticed
 class MembershipView:
     ctx: Context
     links: Links
+    liveness: Liveness
     journal: Journal = field(init=False)
 
     def __post_init__(self) -> None:
@@ -27,6 +29,7 @@ class MembershipView:
         match news:
             case MemberSeen():
                 link = self.links.states.get(news.peer)
+                self.liveness.on_member(news)
                 self.journal.on_member(link.seen if link else None, news)
                 return self.links.on_member(news)
             case UdpSeen():

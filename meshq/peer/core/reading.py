@@ -57,7 +57,8 @@ class Reading:
             raise RemoteProtocolError(
                 f"topic {info.name!r} has {info.partitions} partitions, not {item.partition + 1}"
             )
-        state = self.slots.partition(led_slot(self.ctx, self.slots, partition), partition)
+        slot = led_slot(self.ctx, self.slots, partition)
+        state = self.slots.partition(slot, partition)
         reads = self.ctx.sessions.states[session]
         reads.add_reader(sub, partition)
         reads.seeks.pop((sub, partition), None)
@@ -68,6 +69,9 @@ class Reading:
                 position = state.end
             case messages.OFFSET:
                 position = min(max(item.value, state.low), state.end)
+                if item.generation is not None:
+                    cut = self.slots.hosts[slot].stream.cut_after(partition, item.generation)
+                    position = position if cut is None else min(position, cut)
             case messages.TIMESTAMP:
                 # What it read before stops now: the next batch it gets is the one from then on.
                 self.ctx.deliveries.on_unread((session, sub), [partition])
@@ -98,7 +102,8 @@ class Reading:
 
     def _start(self, sub: SubKey, partition: PartitionKey, position: int, end: int) -> Started:
         self._fetch(self.ctx.deliveries.on_read(sub, partition, position=position, end=end))
-        return Started(partition.topic_id, partition.partition, position, end)
+        generation = self.slots.hosts[self.ctx.slot_of(partition)].stream.generation
+        return Started(partition.topic_id, partition.partition, position, end, generation)
 
     def on_credit(self, session: Session, message: Credit) -> None:
         """Credit beyond a bound is ignored: who takes what it gets never has that much."""

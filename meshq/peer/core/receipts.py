@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from meshq.errors import MeshqError, NotEnoughCopies, OutcomeUnknown
-from meshq.ids import Ref, Session, Slot
+from meshq.ids import PeerId, Ref, Session, Slot
 from meshq.messages import ACKS_NONE, Accepted, Produced, TopicInfo
 from meshq.peer.core.context import Context
 from meshq.peer.core.hosts import Host
@@ -54,12 +54,12 @@ class Receipts:
         if info.copies_min <= 1:
             return
         host = self.slots.hosts[slot]
-        alive = self.slots.supports | {self.ctx.me.peer}
-        able = sum(node.peer in alive for node in host.replica.config.nodes())
+        there = self._there() | {self.ctx.me.peer}
+        able = sum(node.peer in there for node in host.replica.config.nodes())
         if able < info.copies_min:
             raise NotEnoughCopies(
                 f"topic {info.name!r} wants {info.copies_min} copies of a record, and {able} of the peers "
-                f"that keep slot {slot} can be reached (`meshq status` shows which peers are away)",
+                f"that keep slot {slot} can be reached and have room (`meshq peers` shows which are away)",
                 retry_after_ms=200,
             )
 
@@ -138,8 +138,12 @@ class Receipts:
             self._mirrors.pop(host.slot, None)
             return None
         mirrors = self._mirrors.setdefault(host.slot, Mirrors())
-        mirrors.look(replica.config, match, replica.commit_index, self.slots.supports, now=self.ctx.now)
+        mirrors.look(replica.config, match, replica.commit_index, self._there(), now=self.ctx.now)
         return mirrors
+
+    def _there(self) -> set[PeerId]:
+        """Other peers that could have a record on disk soon."""
+        return self.slots.supports - self.slots.full
 
     def _wait(self, slot: Slot, waiting: _Waiting) -> None:
         self._waiting.setdefault(slot, deque()).append(waiting)

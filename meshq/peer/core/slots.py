@@ -9,15 +9,15 @@ majority has it on disk; when that is so the stream applies it, and only then is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
 from meshq.batch import BatchHeader, Buffer
 from meshq.entries import Entry, EntryKind
-from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded
-from meshq.ids import PartitionKey, PeerId, Ref, Slot, TopicId
+from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded, StoreError
+from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Ref, Slot, TopicId
 from meshq.limits import PENDING_BYTES_MAX
 from meshq.peer.core.disk import Disk
 from meshq.peer.core.events import DeletePayloads, Effect, PayloadsRead, ReadSlotLog
@@ -26,6 +26,7 @@ from meshq.peer.core.receiving import Receiving
 from meshq.peer.core.saving import Saving
 from meshq.peer.core.sending import Sending
 from meshq.replication import words
+from meshq.replication.generations import generation_of
 from meshq.replication.quorum import Config, Node
 from meshq.replication.saved import hard_row, snapshot_row
 from meshq.replication.words import GENESIS, Item, Position, Role
@@ -63,6 +64,7 @@ class Slots:
     system: SlotStream = field(init=False)  # what the system slot's log means
     hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
     supports: set[PeerId] = field(default_factory=set)
+    full: set[PeerId] = field(default_factory=set)  # that said so: no room for records
     supported_by: set[PeerId] = field(default_factory=set)
     damaged: int = 0
     frozen: bool = False  # this disk was rolled back
@@ -102,16 +104,28 @@ class Slots:
         Term and vote stay. No vote leaves before the log has come to `index` again: added once more, it would
         pass configurations in which it was a voter, and whom it elected then would not know what was decided.
         """
+        vote = host.replica.hard.vote
+        self._clear(
+            host, words.Hard(host.replica.term, vote, max(index, host.replica.hard.repair_until)), config
+        )
+
+    def begin_again(self, host: Host) -> None:
+        """What was decided here is not what the slot's new generation has: term and vote stay, no more."""
+        self._clear(host, words.Hard(host.replica.term, host.replica.hard.vote), Config(()))
+
+    def _clear(self, host: Host, hard: words.Hard, config: Config) -> None:
         if not host.replica.is_quiet or host.is_emptied or host.is_replaced:
             return
         gone = {*host.stream.partitions, *host.stream.dropping, *host.touched}
-        vote = host.replica.hard.vote
-        hard = words.Hard(host.replica.term, vote, max(index, host.replica.hard.repair_until))
         row = snapshot_row(words.SnapshotMeta(GENESIS, config, host.replica.log.last_timestamp_ms))
         rows = (hard_row(hard), row, *begun_rows(0, gone))
         host.is_emptied = True
 
         def done() -> None:
+            if host.slot == SYSTEM_SLOT:
+                raise StoreError(
+                    "the registry went on without what this copy had of it: start this peer again"
+                )
             self.hosting.restore(host.slot, dict(rows), tail=Tail(), aside={}, now=self.now)
             self.count("slots_emptied")
             self.on_role(self.hosts[host.slot])
@@ -185,6 +199,11 @@ class Slots:
         host.replica.transfer(to)
         self._dirty[host] = None
 
+    def recover(self, host: Host, left: Collection[Node], *, draw: int) -> None:
+        """Go on alone, because a person says that all nodes but these are gone. Raises: UsageError."""
+        host.replica.recover(left, draw=draw, wall_ms=self.wall_ms)
+        self._dirty[host] = None
+
     def soon(self, host: Host, event: words.Event) -> None:
         """In this turn, when what the replica ordered before has been carried out."""
         self._soon.append((host, event))
@@ -225,7 +244,20 @@ class Slots:
             if not isinstance(message, words.AppendEntries | words.InstallSnapshot):
                 return
             host = self.hosting.begin_one(slot, self.now)
+        if host.stream.dropping and not host.replica.log.last.index:
+            return  # it begins again: what was here goes first, or what comes now would go with it
+        if isinstance(message, words.InstallSnapshot) and self._is_of_another_generation(host, message):
+            self.begin_again(host)
+            return
         self.tell(host, words.Received(frm, message))
+
+    @staticmethod
+    def _is_of_another_generation(host: Host, message: words.InstallSnapshot) -> bool:
+        """Whether batches are here that came with a snapshot of an older one: they may be other ones."""
+        newer = generation_of(message.term) > generation_of(host.replica.log.last.term)
+        return (
+            newer and bool(host.touched) and host.incoming is not None and host.incoming.meta != message.meta
+        )
 
     def tell(self, host: Host, event: words.Event) -> None:
         if host.is_emptied or self.hosts.get(host.slot) is not host:
@@ -293,6 +325,9 @@ class Slots:
                     self.refuse_waiting(host, self.saving.failing.get(host, DiskFull("the disk is full")))
                 case words.Damaged():
                     self.damaged += 1
+                case words.Diverged():
+                    self.count("copies_diverged")
+                    self.begin_again(host)
                 case words.ReadReady() | words.ReadFailed():
                     index = effect.index if isinstance(effect, words.ReadReady) else None
                     for done in effect.refs:

@@ -17,6 +17,8 @@ from meshq.peer.core.hosts import Host
 from meshq.peer.core.links import Links
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.slots import Slots
+from meshq.replication.generations import generation_of
+from meshq.replication.words import GenerationSeen
 
 
 @dataclass
@@ -30,16 +32,18 @@ class Whereabouts:
     _news: dict[Slot, int] = field(default_factory=dict)  # slots led here since the last flush
 
     def on_role(self, host: Host) -> None:
-        leader = host.replica.leader
-        if leader is not None:
-            self._note(host.slot, host.replica.term, leader.peer)
+        """A leader is told of when it serves, by itself: who came sooner would be sent away again."""
         if host.leads:
+            self._note(host.slot, host.replica.term, self.ctx.me.peer)
             self._news[host.slot] = host.replica.term
 
     def on_leads(self, peer: PeerId, message: Leads) -> None:
         for slot, term in message.slots:
             if slot < self.ctx.registry.slots or slot == SYSTEM_SLOT:
                 self._note(Slot(slot), term, peer)
+                host = self.slots.hosts.get(Slot(slot))
+                if host is not None and generation_of(term) > generation_of(host.replica.term):
+                    self.slots.tell(host, GenerationSeen(term))
 
     def on_peer_up(self, peer: PeerId) -> None:
         self.links.send(peer, Leads(sorted((int(h.slot), h.replica.term) for h in self.slots.led())))

@@ -1,6 +1,6 @@
 """The groups of one slot: from entries to states, and from states to rows.
 
-A row is one group in one partition, `G` + topic id + partition + name. It is written whole when it changed,
+A row is one group in one partition, `C` + topic id + partition + name. It is written whole when it changed,
 with the applied index it belongs to, and travels in snapshots as every row does that replicas share.
 """
 
@@ -14,7 +14,7 @@ from meshq.ids import PartitionKey, TopicId
 from meshq.streams.groups.state import GroupState, decode_state
 from meshq.streams.groups.words import GroupBody, Open, Range, decode_group
 
-ROW: Final = b"G"
+ROW: Final = b"C"
 
 
 class GroupKey(NamedTuple):

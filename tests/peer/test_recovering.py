@@ -1,0 +1,171 @@
+"""`meshq recover` in the simulated world: refused while it could be wrong; no more is lost than it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meshq import batch, messages
+from meshq.client import facts
+from meshq.errors import RecordsLost, Refused, UsageError
+from meshq.ids import SYSTEM_SLOT, PartitionKey, TopicId
+from meshq.messages import Accepted
+from meshq.replication.generations import generation_of, number_of
+from tests.peer.test_draining import PARTITIONS, SLOTS, Writing, ask, is_settled, seen
+from tests.peer.world import Client, Host, World, committed
+
+
+def lose(world: World, *hosts: Host) -> None:
+    for host in hosts:
+        host.crash()
+        host.bury()
+    world.run_for(3.0)
+
+
+def recover(world: World, at: int, *gone: Host) -> Any:
+    names = [h.identity.name for h in gone]
+    plan = ask(world, at, "recover.plan", gone=names)
+    assert isinstance(plan, dict), plan
+    done = ask(world, at, "recover.run", gone=names, plan=plan["plan"])
+    assert isinstance(done, dict), done
+    assert done["failed"] == []
+    return plan
+
+
+def check(writing: Writing, plan: Any) -> int:
+    """All that was acknowledged is there, but for what is newer than the plan said. How many are lost."""
+    writing._on = False
+    world = writing.world
+    world.run(lambda: all(t in writing.client.results for t in writing.sent))
+    world.run(lambda: is_settled(world))
+    hosts = [h for h in world.hosts if h.up]
+    since = {s["slot"]: s["missing_since_ms"] or 0 for s in plan["slots"]}
+    lost = 0
+    for partition in range(PARTITIONS):
+        key = PartitionKey(TopicId(writing.info.topic_id), partition)
+        logs = [committed(host, key) for host in hosts]
+        log = max(logs, key=len)
+        assert all(x == log[: len(x)] for x in logs)
+        slot = str(hosts[0].core.ctx.slot_of(key))
+        for ticket, (p, value) in writing.sent.items():
+            if p == partition and isinstance(writing.client.results[ticket], Accepted) and value not in log:
+                assert slot in since, "of a slot that was not recovered"
+                lost += 1
+    return lost
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_one_that_is_left_of_three_goes_on_and_the_others_come_back(seed: int) -> None:
+    world = World(seed, peers=3, slots=SLOTS)
+    writing = Writing(world)
+    world.run(lambda: is_settled(world))
+    left, *gone = world.rng.sample(world.hosts, 3)
+    lose(world, *gone)
+    plan = recover(world, world.hosts.index(left), *gone)
+    assert len(plan["slots"]) == SLOTS + 1, "all of them, and the registry"
+    world.run(lambda: all(left.core.slots.hosts[s].leads for s in left.core.slots.hosts))
+    world.run_for(3.0)
+    for host in gone:
+        host.start()
+        for other in world.hosts:
+            other.tell(seen(host))
+    check(writing, plan)
+    for host in world.hosts:
+        for slot, x in host.core.slots.hosts.items():
+            if slot != SYSTEM_SLOT:
+                assert number_of(generation_of(x.replica.last.term)) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_mirror_of_two_goes_on(seed: int) -> None:
+    world = World(seed, peers=2, slots=SLOTS)
+    writing = Writing(world)
+    world.run(lambda: is_settled(world))
+    world.run_for(2.0)
+    gone = world.hosts[seed % 2]
+    lose(world, gone)
+    at = 1 - seed % 2
+    plan = recover(world, at, gone)
+    voted = [s for s in plan["slots"] if s["slot"] != "registry"]
+    assert 0 < len(voted) < SLOTS, "those it only mirrored"
+    world.run_for(2.0)
+    gone.start()
+    for other in world.hosts:
+        other.tell(seen(gone))
+    assert check(writing, plan) <= 20
+
+
+def test_it_is_refused_while_it_could_be_wrong() -> None:
+    world = World(1, peers=3, slots=4)
+    world.run(lambda: is_settled(world) and len(world.hosts[0].core.links.reachable()) == 3)
+    p0, p1, p2 = world.hosts
+    nothing = ask(world, 0, "recover.plan", gone=[])
+    assert isinstance(nothing, Refused) and "nothing to recover" in str(nothing)
+    alive = ask(world, 0, "recover.plan", gone=["p1"])
+    assert isinstance(alive, Refused) and "not gone" in str(alive)
+    assert isinstance(ask(world, 0, "recover.plan", gone=["p0"]), UsageError)
+    assert isinstance(ask(world, 0, "recover.plan", gone=["nobody"]), UsageError)
+    lose(world, p1)
+    majority = ask(world, 0, "recover.plan", gone=["p1"])
+    assert isinstance(majority, Refused) and "nothing to recover" in str(majority)
+    lose(world, p2)
+    unnamed = ask(world, 0, "recover.plan", gone=["p1"])
+    assert isinstance(unnamed, Refused) and "p2" in str(unnamed) and "--gone p2" in str(unnamed)
+    other = ask(world, 0, "recover.run", gone=["p1", "p2"], plan="another one")
+    assert isinstance(other, Refused) and "changed" in str(other)
+    assert all(number_of(generation_of(x.replica.term)) == 0 for x in p0.core.slots.hosts.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_read_what_is_lost_is_told_and_others_are_not(seed: int) -> None:
+    """The one that will be left is away while records are published and read: those are lost."""
+    world = World(seed, peers=3, slots=4)
+    writing = Writing(world)
+    writing._on = False
+    world.run(lambda: is_settled(world) and all(t in writing.client.results for t in writing.sent))
+    left, *gone = world.hosts
+    ahead = Client(world)
+    subscribe(ahead)
+    publish(writing, 5)
+    world.run_for(1.0)
+    kept = end(left, writing)
+    left.crash()
+    publish(writing, 5)
+    world.run(lambda: len(ahead.read["t", 0]) == kept + 5)
+    for host in gone:
+        host.crash()
+    left.start()
+    for host in gone:
+        host.bury()
+    world.run_for(3.0)
+    recover(world, 0, *gone)
+    publish(writing, 30)  # more than was lost: the same offsets are given again
+    world.run(lambda: bool(ahead.ended))
+    assert isinstance(ahead.ended[0], RecordsLost)
+    assert f"t/0@{kept}:" in str(ahead.ended[0])
+    assert len(ahead.read["t", 0]) == kept + 5, "nothing of what took their place was handed out"
+    fresh = Client(world)
+    subscribe(fresh)
+    world.run(lambda: len(fresh.read["t", 0]) == kept + 30)
+    assert fresh.read["t", 0][:kept] == ahead.read["t", 0][:kept] and not fresh.ended
+
+
+def publish(writing: Writing, count: int) -> None:
+    client, rng = writing.client, writing.world.rng
+    for _ in range(count):
+        body = batch.seal([batch.RawRecord(None, rng.randbytes(8))], base_timestamp_ms=0)
+        ticket = client.ask(
+            lambda t, d, b=body: facts.BatchSealed(t, 1, writing.info, 0, b, d, 8), timeout=60.0
+        )
+        assert isinstance(client.wait(ticket), Accepted)
+
+
+def subscribe(client: Client) -> None:
+    start = facts.Start(messages.EARLIEST, 0)
+    client.ask(lambda t, _: facts.SubscribeRequested(t, "t", start, 1 << 20, 10_000, t))
+
+
+def end(host: Host, writing: Writing) -> int:
+    key = PartitionKey(TopicId(writing.info.topic_id), 0)
+    return host.core.slots.partition(host.core.ctx.slot_of(key), key).end
