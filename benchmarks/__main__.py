@@ -1,4 +1,4 @@
-"""`make bench`: what one peer does here, beside the raw loop in the same run.
+"""`make bench`: what one peer does here, then three (`trio.py`), beside the raw loop in the same run.
 
 Each figure is the median of several rounds in which both sides take turns, so that a busy machine slows both.
 One producer process, full sync, encrypted, one peer.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -20,11 +19,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import meshq
+from benchmarks import trio
+from benchmarks.processes import cpu_s, free_port, memory_mib, percentile, wait_for
+from benchmarks.publishing import BATCH_BYTES, IN_FLIGHT, publish_each, publish_many
 from benchmarks.raw import Client as RawClient
 from meshq.client.mesh import Mesh
 
-BATCH_BYTES = 256 * 1024
-IN_FLIGHT = 16
 SIZES = (100, 1024)
 IDLE_S = 10.0
 REST_S = 5.0
@@ -34,13 +34,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one publishing round (about)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("one", "three"), help="one peer, or three; both unless told")
     parser.add_argument("--write", type=Path, help="also write the table to this file")
     args = parser.parse_args()
-    with ExitStack() as stack:
-        where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meshq-bench-")))
-        data, peer = stack.enter_context(_peer(where))
-        raw = stack.enter_context(_raw(where))
-        text = asyncio.run(_run(data, peer, raw, args.seconds, args.rounds))
+    text = "# Benchmarks\n"
+    if args.only != "three":
+        with ExitStack() as stack:
+            where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meshq-bench-")))
+            data, peer = stack.enter_context(_peer(where))
+            raw = stack.enter_context(_raw(where))
+            text += asyncio.run(_run(data, peer, raw, args.seconds, args.rounds))
+    if args.only != "one":
+        text += asyncio.run(trio.run(args.seconds, args.rounds))
     print(text)
     if args.write:
         args.write.write_text(text)
@@ -48,7 +53,6 @@ def main() -> None:
 
 async def _run(data: Path, peer: subprocess.Popen[bytes], raw: RawClient, seconds: float, rounds: int) -> str:
     lines = [
-        "# Benchmarks",
         "",
         f"`make bench`: one peer, one producer process, {os.cpu_count()} cores shared by all; median of",
         f"{rounds} rounds in which both sides take turns, with batches of {BATCH_BYTES // 1024} KiB and",
@@ -75,9 +79,9 @@ async def _publishing(mesh: Mesh, raw: RawClient, size: int, seconds: float, rou
     count = max(4, int(seconds * 80e6 / BATCH_BYTES))
     many, each, theirs = [], [], []
     for _ in range(rounds):
-        many.append(await _publish_many(mesh, topic, value, count * per_batch))
+        many.append(await publish_many(mesh, topic, value, count * per_batch))
         theirs.append(raw.publish(frame, count=count, in_flight=IN_FLIGHT) / (count * per_batch))
-        each.append(await _publish_each(mesh, topic, value, count * per_batch))
+        each.append(await publish_each(mesh, topic, value, count * per_batch))
     other = 1 / statistics.median(theirs)
     rows = []
     for how, found in (("`send_many`", many), ("`send` for each", each)):
@@ -87,38 +91,6 @@ async def _publishing(mesh: Mesh, raw: RawClient, size: int, seconds: float, rou
             f"| {other:,.0f} records/s ({other * size / 1e6:.0f} MB/s) | {mine / other:.2f} |"
         )
     return rows
-
-
-async def _publish_many(mesh: Mesh, topic: str, value: bytes, count: int) -> float:
-    """Seconds a record, from the first to the last receipt."""
-    values = [value] * 4096
-    async with mesh.producer(topic, batch_bytes=BATCH_BYTES, in_flight=IN_FLIGHT) as out:
-        await out.send(value)
-        start = time.perf_counter()
-        done = 0
-        while done < count:
-            taken = out.send_many(values)
-            done += taken
-            if taken < len(values):
-                await out.ready()
-        await out.flush()
-        return (time.perf_counter() - start) / done
-
-
-async def _publish_each(mesh: Mesh, topic: str, value: bytes, count: int) -> float:
-    async with mesh.producer(topic, batch_bytes=BATCH_BYTES, in_flight=IN_FLIGHT) as out:
-        await out.send(value)
-        start = time.perf_counter()
-        send, done = out.send, 0
-        while done < count:
-            try:
-                while done < count:
-                    send(value)
-                    done += 1
-            except meshq.Overloaded:
-                await out.ready()
-        await out.flush()
-        return (time.perf_counter() - start) / count
 
 
 async def _catch_up(mesh: Mesh, raw: RawClient, rounds: int) -> str:
@@ -156,7 +128,7 @@ async def _latency(mesh: Mesh, raw: RawClient, rounds: int) -> list[str]:
         theirs += raw.latencies(value, count=200)
     rows = []
     for name, at in (("p50", 50), ("p99", 99)):
-        mine, other = _percentile(ours, at) * 1e3, _percentile(theirs, at) * 1e3
+        mine, other = percentile(ours, at) * 1e3, percentile(theirs, at) * 1e3
         rows.append(
             f"| one publish at a time, {name} | {mine:.2f} ms | {other:.2f} ms | {mine / other:.2f} "
             f"(+{mine - other:.2f} ms) |"
@@ -164,19 +136,12 @@ async def _latency(mesh: Mesh, raw: RawClient, rounds: int) -> list[str]:
     return rows
 
 
-def _percentile(values: list[float], at: int) -> float:
-    return sorted(values)[min(len(values) - 1, len(values) * at // 100)]
-
-
 def _idle(peer: subprocess.Popen[bytes]) -> str:
     time.sleep(REST_S)
-    before, start = _cpu_s(peer.pid), time.perf_counter()
+    before, start = cpu_s(peer.pid), time.perf_counter()
     time.sleep(IDLE_S)
-    share = (_cpu_s(peer.pid) - before) / (time.perf_counter() - start)
-    status = [line.split() for line in Path(f"/proc/{peer.pid}/status").read_text().splitlines()]
-    mib = {
-        words[0].rstrip(":"): int(words[1]) / 1024 for words in status if words[0] in ("VmRSS:", "RssAnon:")
-    }
+    share = (cpu_s(peer.pid) - before) / (time.perf_counter() - start)
+    mib = memory_mib(peer.pid)
     return (
         f"| an idle peer, {IDLE_S:.0f} s, {REST_S:.0f} s after its start "
         f"| {share:.2%} of a core, {mib['VmRSS']:.0f} MiB resident, {mib['RssAnon']:.0f} MiB of it anonymous "
@@ -184,21 +149,15 @@ def _idle(peer: subprocess.Popen[bytes]) -> str:
     )
 
 
-def _cpu_s(pid: int) -> float:
-    """On a core, all threads together, to the nanosecond: ticks of 10 ms would be the figure itself."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
-
-
 @contextmanager
 def _peer(where: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     data = where / "peer"
     run = [sys.executable, "-m", "meshq"]
     subprocess.run([*run, "init", "--data", data], check=True, capture_output=True)
-    command = [*run, "up", "--data", data, "--bind", "127.0.0.1", "--port", str(_free_port()), "--no-mdns"]
+    command = [*run, "up", "--data", data, "--bind", "127.0.0.1", "--port", str(free_port()), "--no-mdns"]
     peer = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        _wait_for(data / "admin.meshq", peer)
+        wait_for(data / "admin.meshq", peer)
         yield data, peer
     finally:
         peer.terminate()
@@ -210,7 +169,7 @@ def _raw(where: Path) -> Iterator[RawClient]:
     ready = where / "raw.json"
     server = subprocess.Popen([sys.executable, "-m", "benchmarks.raw", str(ready)])
     try:
-        _wait_for(ready, server)
+        wait_for(ready, server)
         client = RawClient(ready)
         try:
             yield client
@@ -218,27 +177,6 @@ def _raw(where: Path) -> Iterator[RawClient]:
             client.close()
     finally:
         server.wait(10)
-
-
-def _free_port() -> int:
-    """A base port: this one and the five above it are free."""
-    for base in range(17_700, 19_000, 10):
-        try:
-            for offset in range(6):
-                with socket.socket() as s:
-                    s.bind(("127.0.0.1", base + offset))
-        except OSError:
-            continue
-        return base
-    raise SystemExit("no free ports between 17700 and 19000")
-
-
-def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
-    while not (path.exists() and path.stat().st_size):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"{process.args} did not get ready")
-        time.sleep(0.02)
 
 
 if __name__ == "__main__":
