@@ -20,6 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from meshq.client.connect import connect
+from meshq.client.group import GroupRecord, GroupSubscription
 from meshq.client.mesh import Mesh
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt, Record
@@ -29,6 +30,7 @@ from meshq.errors import (
     Fenced,
     Forbidden,
     InternalError,
+    LeaseLost,
     MeshqError,
     OutcomeUnknown,
     OutOfOrderSequence,
@@ -59,7 +61,10 @@ __all__ = [
     "DiskFull",
     "Fenced",
     "Forbidden",
+    "GroupRecord",
+    "GroupSubscription",
     "InternalError",
+    "LeaseLost",
     "Mesh",
     "MeshqError",
     "OutOfOrderSequence",

@@ -35,6 +35,7 @@ class EntryKind(IntEnum):
     DROP_TOPIC = 3
     NOOP = 4  # a new leader's first: what came before it is decided with it
     CONFIG = 5  # who belongs to the slot, from this entry on
+    GROUP = 6  # what happened to a group in one partition
 
 
 @dataclass(frozen=True, slots=True)

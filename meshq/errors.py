@@ -13,6 +13,7 @@
     │   ├── OutOfOrderSequence  409  a gap in the producer's sequence
     │   ├── UnknownProducer     409  the producer's state has expired here
     │   ├── Fenced              409  a newer epoch of this producer exists
+    │   ├── LeaseLost           409  the record is not this consumer's any more: it is handed out again
     │   └── RecordsLost         409  records that were read are lost, and their offsets are given to others
     ├── Unavailable             503  not now; the same call may succeed later
     │   ├── NotOwner            503  this peer does not own the slot; ask the one named
@@ -97,6 +98,10 @@ class Fenced(Refused):
     status = 409
 
 
+class LeaseLost(Refused):
+    status = 409
+
+
 class RecordsLost(Refused):
     status = 409
 
@@ -154,8 +159,8 @@ _ON_THE_WIRE: dict[str, type[MeshqError]] = {
     c.__name__: c
     for c in (
         UsageError, RemoteProtocolError, Refused, Forbidden, UnknownTopic, TopicGone, TopicExists, TooLarge,
-        SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, RecordsLost, Unavailable, NotOwner,
-        RegistryUnavailable, NotEnoughCopies, Overloaded, DiskFull, OutcomeUnknown, SecurityError,
+        SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, LeaseLost, RecordsLost, Unavailable,
+        NotOwner, RegistryUnavailable, NotEnoughCopies, Overloaded, DiskFull, OutcomeUnknown, SecurityError,
         InternalError, StoreError, StoreCorrupt,
     )
 }  # fmt: skip

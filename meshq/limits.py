@@ -54,6 +54,14 @@ PRODUCER_IDLE_MS = _limit("PRODUCER_IDLE_MS", 15 * 60_000, "how long an idle pro
 PRODUCERS_PER_SLOT_MAX = _limit("PRODUCERS_PER_SLOT_MAX", 20_000, "producer and partition pairs remembered in one slot", "`Overloaded` to new producers")
 PRODUCER_BUFFER_BYTES = _limit("PRODUCER_BUFFER_BYTES", 32 * MIB, "records a producer holds unacknowledged (setting `buffer_bytes`)", "`send` raises `Overloaded`, `await ready()` waits")
 
+# Groups
+GROUP_BYTES_MAX = _limit("GROUP_BYTES_MAX", 64, "a group's name", "`UsageError`")
+GROUP_PENDING_MAX = _limit("GROUP_PENDING_MAX", 16_384, "records of one partition that a group has handed out and that are not acknowledged", "no new ones are handed out; those that come back are")
+GROUP_IN_FLIGHT_MAX = _limit("GROUP_IN_FLIGHT_MAX", 10_000, "records that one subscription of a group holds at one peer (setting `credit_records`)", "nothing more is pushed until some are settled")
+GROUP_MEMBERS_MAX = _limit("GROUP_MEMBERS_MAX", 1_000, "members of one group in one partition", "`Overloaded`")
+GROUPS_PER_SLOT_MAX = _limit("GROUPS_PER_SLOT_MAX", 10_000, "groups of one slot, counted by partition", "`Overloaded`")
+ACK_WAIT_MS_MAX = _limit("ACK_WAIT_MS_MAX", 12 * 3_600_000, "how long a record may be out before it is handed out again (setting `ack_wait`), and the longest delay of a `nack`", "`UsageError`")
+
 # Connections and messages
 MESSAGE_BYTES_MAX = _limit("MESSAGE_BYTES_MAX", 6 * MIB, "one frame on a TCP socket", "the connection is closed")
 FRAMES_MAX = _limit("FRAMES_MAX", 72, "frames of one message (a handshake head and up to 64 batches)", "the message is dropped and counted")

@@ -268,6 +268,80 @@ class Unread(Message, frozen=True, tag=35):
     items: Annotated[list[tuple[Id16, U32]], Meta(max_length=Items)] = []
 
 
+# ------------------------------------------------------------------------------------------- groups
+QUEUE = 1  # modes
+ACK, NACK, RELEASE, EXTEND = 0, 1, 2, 3  # verdicts
+
+
+class Join(Message, frozen=True, tag=70):
+    """Take part in a group: hand me records of these partitions under `sub`, as Read does with all of them.
+
+    `member`: the same on all connections of one subscription, drawn at random. `start`: where a partition
+    begins that the group has not been in yet. At most `in_flight` records and about `in_flight_bytes` are out
+    at this peer at a time; sent again it counts anew, and items are added. Answers: ReadStarted, ReadEnded;
+    ended by Unread.
+    """
+
+    sub: U63
+    group: Name
+    member: Id16
+    mode: U16
+    ack_wait_ms: U32  # a record that is not settled in this time is handed out again
+    max_deliver: U32  # 0: as often as it takes
+    in_flight: U32
+    in_flight_bytes: U63
+    items: Annotated[list[ReadItem], Meta(max_length=Items)]
+
+
+class HandItem(Struct, frozen=True, array_like=True):
+    """Records of one batch, in the payload frame of the same place: (first, end, how often handed out)."""
+
+    topic_id: Id16
+    partition: U32
+    base_offset: U63
+    timestamp_ms: U63
+    lease: U63  # by which they are settled
+    ranges: Annotated[list[tuple[U63, U63, U32]], Meta(max_length=Items)]
+
+
+class HandOut(Message, frozen=True, tag=71):
+    """These records are this member's until `ack_wait_ms` from now."""
+
+    sub: U63
+    items: Annotated[list[HandItem], Meta(max_length=64)]
+
+
+class SettleItem(Struct, frozen=True, array_like=True):
+    """What became of records: (first, end, lease).
+
+    ACK: done. NACK: again after the delay (none: one that grows with the attempts). RELEASE: again, and this
+    time does not count. EXTEND: the time they are this member's begins anew.
+    """
+
+    request: U63
+    topic_id: Id16
+    partition: U32
+    verdict: U16
+    ranges: Annotated[list[tuple[U63, U63, U63]], Meta(max_length=Items)]
+    delay_ms: U32 | None = None
+
+
+class Settle(Message, frozen=True, tag=72):
+    """Each item is answered on its own, by Settled or Failure; it may be sent again, to whoever leads."""
+
+    sub: U63
+    items: Annotated[list[SettleItem], Meta(max_length=Items)]
+
+
+class Settled(Message, frozen=True, tag=73):
+    """It holds, whatever happens to peers: by request, the records of which it does not, (first, end), for
+    they are not this member's (any more)."""
+
+    results: Annotated[
+        list[tuple[U63, Annotated[list[tuple[U63, U63]], Meta(max_length=1 << 16)]]], Meta(max_length=Items)
+    ]
+
+
 # ----------------------------------------------------------------------------------- administration
 class Ask(Message, frozen=True, tag=40):
     """An administrative request by name: `what` and its arguments are listed in docs/protocol.md."""
@@ -355,15 +429,18 @@ class HasLeft(Message, frozen=True, tag=67):
 
 
 BulkyMessage = (
-    Watch | Produce | Read | Unread | ProposeRegistry | Replicate | Beat | Leads | MembershipAsked | NotMember
+    Watch | Produce | Read | Unread | Join | Settle | ProposeRegistry | Replicate | Beat | Leads
+    | MembershipAsked | NotMember
 )  # fmt: skip
-ClientMessage = Hello | Ping | Resolve | Watch | Unwatch | Produce | Read | Credit | Unread | Ask
+ClientMessage = (
+    Hello | Ping | Resolve | Watch | Unwatch | Produce | Read | Credit | Unread | Join | Settle | Ask
+)  # fmt: skip
 PeerMessage = (
     ProposeRegistry | Replicate | Beat | Leads | CarryGossip | MembershipAsked | NotMember | HasLeft
 )  # fmt: skip
 ServerMessage = (
     Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
-    | ReadEnded | Answer
+    | ReadEnded | HandOut | Settled | Answer
 )  # fmt: skip
 AnyMessage = ClientMessage | PeerMessage | ServerMessage
 

@@ -21,6 +21,7 @@ from meshq.cli.options import reaching, verbose_option
 from meshq.cli.output import Progress
 from meshq.cli.reach import Where, connected
 from meshq.cli.stdio import Output
+from meshq.client.group import GroupRecord
 from meshq.client.mesh import Mesh
 from meshq.client.records import Record
 from meshq.client.subscription import Subscription
@@ -28,6 +29,7 @@ from meshq.topics import check_pattern
 
 Start = Literal["latest", "earliest"] | int | datetime
 
+GROUP_IN_FLIGHT: Final = 1_000  # what is printed takes no time: as with a plain subscription
 LOOK_EVERY_S: Final = 0.5
 AWAY_S: Final = 2.0  # so long a restart may take before it is worth a word
 
@@ -60,35 +62,53 @@ class _StartType(click.ParamType):  # type: ignore[type-arg]  # no generic befor
     "--from",
     "start",
     type=_StartType(),
-    default="latest",
     metavar="earliest|latest|OFFSET|TIME",
-    help="Where to begin in each partition; a time as in 2025-01-31T08:00 (local unless it says).",
+    help="Where to begin in each partition; a time as in 2025-01-31T08:00 (local unless it says). [latest; a "
+    "group, where it has not been yet: earliest]",
+)
+@click.option("--group", help="Share the records with all who name this group: each goes to one of them.")
+@click.option(
+    "--mode", type=click.Choice(["queue"]), help="How a group shares: any record to anyone (queue)."
 )
 @click.option("--count", type=click.IntRange(min=0), help="End after this many records.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
 @verbose_option
 @reaching
-def sub(pattern: str, start: Start, count: int | None, as_json: bool, verbose: bool, where: Where) -> None:
+def sub(
+    pattern: str,
+    start: Start | None,
+    group: str | None,
+    mode: Literal["queue"] | None,
+    count: int | None,
+    as_json: bool,
+    verbose: bool,
+    where: Where,
+) -> None:
     """Print the records of topics that match, and go on as they come.
 
     In a pattern * stands for one word and a # at its end for the rest. Printed is the value and a newline;
     with --json an object a line, in which text that is not UTF-8 turns the record's "encoding" to base64.
+    Records of a group are acknowledged once they are written out.
     """
     check_pattern(pattern)
-    asyncio.run(_follow(where, pattern, start, count, _json_lines if as_json else _lines, verbose=verbose))
+    if mode is not None and group is None:
+        raise click.UsageError("--mode is of a --group")
+    show = _json_lines if as_json else _lines
+    asyncio.run(_follow(where, pattern, start, group, count, show, verbose=verbose))
 
 
 async def _follow(
     where: Where,
     pattern: str,
-    start: Start,
+    start: Start | None,
+    group: str | None,
     left: int | None,
     show: Callable[[Sequence[Record]], bytes],
     *,
     verbose: bool,
 ) -> None:
     output = Output(sys.stdout.fileno())
-    async with connected(where, "meshq sub") as mesh, mesh.subscribe(pattern, start=start) as subscription:
+    async with connected(where, "meshq sub") as mesh, _subscribe(mesh, pattern, start, group) as subscription:
         if verbose:
             await subscription.ready()
             click.echo(f"meshq: reading {pattern}", err=True)
@@ -108,18 +128,26 @@ async def _follow(
             raise BrokenPipeError
 
 
+def _subscribe(mesh: Mesh, pattern: str, start: Start | None, group: str | None) -> Subscription:
+    if group is None:
+        return mesh.subscribe(pattern, start=start)
+    return mesh.subscribe(pattern, start=start, group=group, credit_records=GROUP_IN_FLIGHT)
+
+
 async def _print(
     subscription: Subscription, left: int | None, show: Callable[[Sequence[Record]], bytes], output: Output
 ) -> None:
     progress = Progress(wanted=not sys.stdout.isatty())
     records = size = 0
     while left is None or left > 0:
-        taken = await subscription.take()
+        taken = await subscription.take(left)
         if left is not None:
-            taken = taken[:left]
             left -= len(taken)
         data = show(taken)
         await output.write(data)
+        for record in taken:
+            if isinstance(record, GroupRecord):
+                record.ack()
         records, size = records + len(taken), size + len(data)
         progress.show(records, size)
     progress.end(records, size)

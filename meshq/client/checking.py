@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, Literal
 
 from meshq.batch import CODECS, HEADER_BYTES, Buffer
-from meshq.client.facts import Start
+from meshq.client.facts import Group, Start
 from meshq.errors import TooLarge, UsageError
-from meshq.limits import BATCH_BYTES_MAX, HEADERS_MAX, PRODUCER_RECEIPTS_KEPT
-from meshq.messages import ACKS_LEADER, ACKS_NONE, ACKS_QUORUM, EARLIEST, LATEST, OFFSET, TIMESTAMP
+from meshq.limits import (
+    ACK_WAIT_MS_MAX,
+    BATCH_BYTES_MAX,
+    GROUP_BYTES_MAX,
+    HEADERS_MAX,
+    PRODUCER_RECEIPTS_KEPT,
+)
+from meshq.messages import ACKS_LEADER, ACKS_NONE, ACKS_QUORUM, EARLIEST, LATEST, OFFSET, QUEUE, TIMESTAMP
 
 RECORD_OVERHEAD_BYTES: Final = 25  # most that msgpack adds to a record without headers
 _HEADER_OVERHEAD_BYTES: Final = 10
 BATCH_ROOM_BYTES: Final = BATCH_BYTES_MAX - HEADER_BYTES - 16
 
 Headers = Mapping[str, bytes]
+_GROUP: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 Acks = Literal["quorum", "leader", "none"]
 _ACKS: Final = {"quorum": ACKS_QUORUM, "leader": ACKS_LEADER, "none": ACKS_NONE}
 
@@ -65,6 +73,18 @@ def check_headers(headers: Headers | None) -> dict[str, bytes] | None:
         except UnicodeEncodeError:
             raise UsageError(f"header name {name!r} is not text that UTF-8 can hold") from None
     return dict(headers)
+
+
+def check_group(name: str, mode: str, ack_wait: float, member: bytes) -> Group:
+    if not isinstance(name, str) or not 1 <= len(name) <= GROUP_BYTES_MAX or not _GROUP.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not a group's name: letters, digits, _ and -, at most {GROUP_BYTES_MAX}"
+        )
+    if mode != "queue":
+        raise UsageError(f"mode must be `queue`, not {mode!r}: this version has no other groups")
+    if not isinstance(ack_wait, int | float) or not 0.001 <= ack_wait <= ACK_WAIT_MS_MAX / 1000:
+        raise UsageError(f"ack_wait must be 0.001 to {ACK_WAIT_MS_MAX // 1000} seconds, not {ack_wait!r}")
+    return Group(name, member, QUEUE, round(ack_wait * 1000), 0)
 
 
 def record_bytes(value: bytes, key: bytes | None, headers: dict[str, bytes] | None) -> tuple[int, int]:

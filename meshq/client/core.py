@@ -5,6 +5,7 @@ own.
     asking       topics resolved and listed, administrative requests
     producing    batches to the leaders of their slots (pipeline: one partition's order and repeats)
     reading      subscriptions, positions, credit
+    consuming    subscriptions of groups: joining, settling
 
 Every shell drives this same machine: applications over TCP, a peer's own clients in its process, and the
 plain ZeroMQ endpoints. They differ only in who opens a link.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from meshq.client.asking import Asking
 from meshq.client.common import Common
+from meshq.client.consuming import Consuming
 from meshq.client.facts import (
     AskRequested,
     BatchSealed,
@@ -29,6 +31,7 @@ from meshq.client.facts import (
     LinkDown,
     LinkUp,
     Received,
+    RecordsSettled,
     Seed,
     SubscribeRequested,
     Ticked,
@@ -44,12 +47,14 @@ from meshq.messages import (
     Answer,
     Deliver,
     Failure,
+    HandOut,
     Pong,
     Produced,
     ReadEnded,
     ReadStarted,
     Resolved,
     Routes,
+    Settled,
     TopicsChanged,
     Welcome,
     error_of,
@@ -70,6 +75,7 @@ class ClientCore:
         self._asking = Asking(self._common, self._routing)
         self._producing = Producing(self._common, self._routing, self._asking.on_topic_gone)
         self._reading = Reading(self._common, self._routing)
+        self._consuming = Consuming(self._common, self._routing)
         self._started = False
         self._closed = False
 
@@ -83,6 +89,7 @@ class ClientCore:
             self._asking.pump(now)
             self._producing.pump(now)
             self._reading.pump(now)
+            self._consuming.pump(now)
         effects, self._common.effects = self._common.effects, []
         return effects
 
@@ -93,7 +100,8 @@ class ClientCore:
 
     def deadline(self) -> float | None:
         """When it next wants a Ticked; None: never."""
-        at = min(x.deadline() for x in (self._routing, self._asking, self._producing, self._reading))
+        parts = (self._routing, self._asking, self._producing, self._reading, self._consuming)
+        at = min(x.deadline() for x in parts)
         return None if self._closed or at == float("inf") else at
 
     def _on_event(self, event: Event, now: float) -> None:
@@ -110,6 +118,7 @@ class ClientCore:
                 self._asking.on_tick(now)
                 self._producing.on_tick(now)
                 self._reading.on_tick(now)
+                self._consuming.on_tick(now)
             case LinkUp():
                 self._routing.on_link_up(event.server_key, now)
             case LinkDown():
@@ -119,9 +128,12 @@ class ClientCore:
             case HomeWanted() | TopicWanted() | TopicsWanted() | AskRequested():
                 self._asking.on_wanted(event, now)
             case SubscribeRequested():
-                self._reading.on_subscribe(event)
+                (self._consuming if event.group else self._reading).on_subscribe(event)
+            case RecordsSettled():
+                self._consuming.on_settled(event)
             case Unsubscribed():
                 self._reading.on_unsubscribed(event.sub)
+                self._consuming.on_unsubscribed(event.sub)
             case Closed():
                 self._close()
             case _:
@@ -139,6 +151,13 @@ class ClientCore:
                     self._reading.on_deliver(key, message, event.payloads, now)
                 except RemoteProtocolError as e:
                     self._routing.drop(key, f"it pushed what cannot be read: {e}", now)
+            case HandOut():
+                try:
+                    self._consuming.on_hand_out(key, message, event.payloads)
+                except RemoteProtocolError as e:
+                    self._routing.drop(key, f"it pushed what cannot be read: {e}", now)
+            case Settled():
+                self._consuming.on_answers(message)
             case Failure():
                 self._on_failure(key, message, now)
             case Welcome():
@@ -146,15 +165,18 @@ class ClientCore:
             case Routes():
                 self._routing.on_routes(message, now)
                 self._reading.on_routes(key, message.version)
+                self._consuming.on_routes(key, message.version)
             case Resolved():
                 self._asking.on_resolved(message, now)
             case TopicsChanged():
-                if not self._reading.on_topics(message):
+                if not self._reading.on_topics(message) and not self._consuming.on_topics(message):
                     self._asking.on_topics(message)
             case ReadStarted():
                 self._reading.on_started(key, message, now)
+                self._consuming.on_started(key, message, now)
             case ReadEnded():
                 self._reading.on_ended(key, message, now)
+                self._consuming.on_ended(key, message, now)
             case Answer():
                 self._asking.on_answer(message)
             case Pong():
@@ -167,7 +189,7 @@ class ClientCore:
         if message.request == 0:
             self._routing.on_refused(key, error, now)
         else:
-            for machine in (self._producing, self._asking, self._reading):
+            for machine in (self._producing, self._asking, self._reading, self._consuming):
                 if machine.on_failure(message.request, error, now):
                     break
 
@@ -179,20 +201,24 @@ class ClientCore:
         for key in changes.lost:
             self._producing.on_lost(key, now)
             self._reading.on_lost(key, now)
+            self._consuming.on_lost(key, now)
             self._asking.on_lost(key)
         if changes.home:
             self._asking.on_home()
             self._reading.on_home(now)
+            self._consuming.on_home(now)
         if changes.gained or changes.routes:
             self._producing.on_way_open(now)
             self._reading.on_way_open(now)
+            self._consuming.on_way_open(now)
 
     def _is_needed(self, server_key: bytes) -> bool:
-        return self._producing.needs(server_key) or self._reading.needs(server_key)
+        return any(x.needs(server_key) for x in (self._producing, self._reading, self._consuming))
 
     def _close(self) -> None:
         self._asking.close()
         self._producing.close()
         self._reading.close()
+        self._consuming.close()
         self._routing.close()
         self._closed = True

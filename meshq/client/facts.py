@@ -33,6 +33,17 @@ class Start:
     value: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The group a subscription takes part in, and its terms. `member`: 16 bytes, who it is there."""
+
+    name: str
+    member: bytes
+    mode: int
+    ack_wait_ms: int
+    max_deliver: int
+
+
 # ------------------------------------------------------------------------------------------- events
 @dataclass(frozen=True, slots=True)
 class Ticked:
@@ -136,6 +147,7 @@ class SubscribeRequested:
     credit_records: int
     ticket: int
     prefixes: tuple[str, ...] = ()  # instead of the pattern: topics that begin with one of these (peers only)
+    group: Group | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +158,22 @@ class Consumed:
     source: bytes
     bytes: int
     records: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsSettled:
+    """What became of records of a group's subscription: ranges (first, end, lease), by one of the verdicts in
+    messages. Settles with the records, (first, end), of which it does not hold.
+    """
+
+    ticket: int
+    sub: int
+    topic_id: bytes
+    partition: int
+    verdict: int
+    ranges: Sequence[tuple[int, int, int]]
+    delay_ms: int | None
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +188,7 @@ class Closed:
 
 Event = (
     Ticked | LinkUp | LinkDown | Received | Garbled | HomeWanted | TopicWanted | TopicsWanted | AskRequested
-    | BatchSealed | SubscribeRequested | Consumed | Unsubscribed | Closed
+    | BatchSealed | SubscribeRequested | Consumed | RecordsSettled | Unsubscribed | Closed
 )  # fmt: skip
 
 
@@ -216,6 +244,15 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Leased:
+    """What of a batch a group's member was handed: (first, end, attempts)."""
+
+    topic_id: bytes
+    lease: int
+    ranges: Sequence[tuple[int, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Hand:
     """A batch for the subscription; its records below `first` were handed out before.
 
@@ -231,6 +268,7 @@ class Hand:
     first: int
     records: int
     payload: Buffer
+    leased: Leased | None = None  # of a group: only these records of it, and they are settled one by one
 
 
 @dataclass(frozen=True, slots=True)

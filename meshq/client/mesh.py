@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, overload
 
 from meshq.batch import Buffer
-from meshq.client.checking import Acks, Headers, check_seconds, check_start
+from meshq.client.checking import Acks, Headers, check_group, check_seconds, check_start
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import AskRequested, HomeWanted, TopicsWanted
+from meshq.client.group import ACK_WAIT_S, GROUP_CREDIT_RECORDS, GroupSubscription
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt
 from meshq.client.subscription import CREDIT_BYTES, CREDIT_RECORDS, Subscription
@@ -23,6 +25,8 @@ from meshq.errors import MeshqError, TopicGone, UsageError
 from meshq.limits import KIB, PRODUCER_BUFFER_BYTES
 from meshq.messages import TopicInfo
 from meshq.topics import check_pattern
+
+StartLike = Literal["latest", "earliest"] | int | datetime | None
 
 PUBLISHERS_MAX: Final = 1_024  # topics whose shared producer is kept; an idle one makes room
 
@@ -35,6 +39,7 @@ class Mesh:
         self._publishers: dict[tuple[str, Acks], Producer] = {}
         self._producers: list[Producer] = []  # as the application makes and keeps them
         self._former: list[Producer] = []  # publishers of deleted topics; at most PUBLISHERS_MAX
+        self._consumers: list[GroupSubscription] = []  # as the application makes and keeps them
         self._untold: MeshqError | None = None  # of a producer that was let go: for `close` to raise
 
     async def publish(
@@ -111,25 +116,70 @@ class Mesh:
         self._producers.append(producer)
         return producer
 
+    @overload
     def subscribe(
         self,
         pattern: str,
         *,
-        start: Literal["latest", "earliest"] | int | datetime = "latest",
+        group: None = None,
+        start: StartLike = None,
         credit_bytes: int = CREDIT_BYTES,
-        credit_records: int = CREDIT_RECORDS,
-    ) -> Subscription:
-        """All records of all topics that match, now and later. In order within a partition.
+        credit_records: int | None = None,
+    ) -> Subscription: ...
 
-        start: where in each partition; `latest` means the moment of subscribing, also for partitions that
-        come later credit_bytes, credit_records: how much may wait here untaken
+    @overload
+    def subscribe(
+        self,
+        pattern: str,
+        *,
+        group: str,
+        mode: Literal["queue"] = "queue",
+        start: StartLike = None,
+        ack_wait: float = ACK_WAIT_S,
+        credit_bytes: int = CREDIT_BYTES,
+        credit_records: int | None = None,
+    ) -> GroupSubscription: ...
+
+    def subscribe(
+        self,
+        pattern: str,
+        *,
+        group: str | None = None,
+        mode: Literal["queue"] = "queue",
+        start: StartLike = None,
+        ack_wait: float = ACK_WAIT_S,
+        credit_bytes: int = CREDIT_BYTES,
+        credit_records: int | None = None,
+    ) -> Subscription:
+        """All records of all topics that match, now and later; with a group, this member's share of them.
+
+        group: whoever names the same group shares the records of a topic: each goes to one of them, which
+        settles it (`record.ack()`); one that is not settled is handed out again
+        mode: `queue`, the only one yet: any record to any member
+        start: where in each partition; `latest` (the default) means the moment of subscribing, also for
+        partitions that come later. With a group, where it begins where it has not been before (`earliest`)
+        ack_wait: of a group, after how many seconds a record that is not settled is handed out again
+        credit_bytes, credit_records: how much may wait here untaken (8 MiB, 100,000); of a group, how much
+        may be here that is not settled (8 MiB, 256)
         """
-        for name, value in (("credit_bytes", credit_bytes), ("credit_records", credit_records)):
+        wanted: tuple[tuple[str, object], ...] = (("credit_bytes", credit_bytes),)
+        if credit_records is not None:
+            wanted += (("credit_records", credit_records),)
+        for name, value in wanted:
             if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
                 raise UsageError(f"{name} must be a whole number above 0, not {value!r}")
-        return Subscription(
-            self._driver, check_pattern(pattern), check_start(start), credit_bytes, credit_records
+        check_pattern(pattern)
+        if group is None:
+            begin = check_start("latest" if start is None else start)
+            return Subscription(self._driver, pattern, begin, credit_bytes, credit_records or CREDIT_RECORDS)
+        terms = check_group(group, mode, ack_wait, secrets.token_bytes(16))
+        begin = check_start("earliest" if start is None else start)
+        made = GroupSubscription(
+            self._driver, pattern, begin, credit_bytes, credit_records or GROUP_CREDIT_RECORDS, terms
         )
+        self._consumers = [s for s in self._consumers if not s.is_closed]
+        self._consumers.append(made)
+        return made
 
     def subscribe_prefix(self, prefix: str, *, credit_bytes: int = CREDIT_BYTES) -> Subscription:
         """All records from now on of every topic whose name begins with these characters. For a peer's own
@@ -170,6 +220,7 @@ class Mesh:
             return
         producers = [*self._publishers.values(), *self._former, *self._producers]
         flushing = [asyncio.ensure_future(p.flush()) for p in producers]
+        flushing += [asyncio.ensure_future(s.close()) for s in self._consumers]
         try:
             if flushing:
                 await asyncio.wait(flushing, timeout=timeout)

@@ -50,6 +50,7 @@ from meshq.messages import (
     Message,
     Read,
     ReadEnded,
+    ReadItem,
     ReadStarted,
     TopicsChanged,
     Unread,
@@ -93,6 +94,7 @@ class Reading:
             event.ticket,
             later=event.start,
             prefixes=event.prefixes,
+            group=event.group,
         )
         self._stirred[s] = None
 
@@ -328,17 +330,20 @@ class Reading:
             elif server is not None and self._routing.use(server, now):
                 by_server.setdefault(server, []).append(part)
         for server, parts in by_server.items():
-            for i in range(0, len(parts), Items):
-                self._send(server, Read(s.sub, [p.item() for p in parts[i : i + Items]]))
             flow = s.flows.setdefault(server, Flow())
+            flow.readers += len(parts)
+            for i in range(0, len(parts), Items):
+                self._open(s, server, [p.item() for p in parts[i : i + Items]])
             for part in parts:
                 part.server, part.started = server, False
                 del s.waiting[part.key]
-            flow.readers += len(parts)
         for part in s.waiting.values():
             part.start = s.not_latest(part.start)
         for server in by_server:
             self._grant(s, server, s.flows[server])
+
+    def _open(self, s: Subscribed, server_key: bytes, items: list[ReadItem]) -> None:
+        self._send(server_key, Read(s.sub, items))
 
     def _grant(self, s: Subscribed, server_key: bytes, flow: Flow) -> None:
         peers = sum(1 for f in s.flows.values() if f.readers)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from meshq.client.credit import Flow
-from meshq.client.facts import Start
+from meshq.client.facts import Group, Start
 from meshq.messages import LATEST, OFFSET, ReadItem, TopicInfo
 
 LEFT_AT_MAX: Final = 10_000  # the longest gone is forgotten first
@@ -52,6 +52,7 @@ class Subscribed:
     ticket: int | None  # until it is ready
     later: Start  # where partitions begin that came after the first complete answer
     prefixes: tuple[str, ...] = ()  # instead of the pattern
+    group: Group | None = None
     watch: int = 0  # request number at the present home; 0: to be sent
     watch_attempt: int = 0
     watch_retry_at: float = 0.0

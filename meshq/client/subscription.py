@@ -15,6 +15,7 @@ from meshq.batch import read_records
 from meshq.client.driver import ClientDriver, FutureWaiter
 from meshq.client.facts import (
     Consumed,
+    Group,
     Hand,
     Place,
     Start,
@@ -45,6 +46,7 @@ class Subscription:
         credit_bytes: int,
         credit_records: int,
         prefixes: tuple[str, ...] = (),
+        group: Group | None = None,
     ) -> None:
         self.pattern = pattern
         self._driver = driver
@@ -62,7 +64,7 @@ class Subscription:
         driver.request(
             self._ready,
             lambda t: SubscribeRequested(
-                self._sub, pattern, start, credit_bytes, credit_records, t, prefixes
+                self._sub, pattern, start, credit_bytes, credit_records, t, prefixes, group
             ),
         )
 
@@ -75,14 +77,15 @@ class Subscription:
         await self._fill()
         return self._records.pop()
 
-    async def take(self) -> list[Record]:
-        """All records of the next batch (what is left of it). Raises: StopAsyncIteration once it is
-        closed.
+    async def take(self, count: int | None = None) -> list[Record]:
+        """All records of the next batch (what is left of it), or at most so many. Raises: StopAsyncIteration
+        once it is closed.
         """
         if not self._records:
             await self._fill()
-        records = self._records[::-1]
-        self._records.clear()
+        left = 0 if count is None else max(len(self._records) - count, 0)
+        records = self._records[left:][::-1]
+        del self._records[left:]
         return records
 
     async def ready(self, timeout: float = 30.0) -> None:

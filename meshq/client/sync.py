@@ -27,6 +27,9 @@ from meshq.client.checking import (
     record_bytes,
 )
 from meshq.client.failures import KEPT_MAX
+from meshq.client.group import SETTLE_S, Settling
+from meshq.client.group import GroupRecord as AsyncGroupRecord
+from meshq.client.group import GroupSubscription as AsyncGroupSubscription
 from meshq.client.loop_thread import GRACE_S, LoopThread
 from meshq.client.mesh import Mesh as AsyncMesh
 from meshq.client.outgoing import PendingReceipt
@@ -98,7 +101,8 @@ class Mesh:
     def subscribe(self, pattern: str, **options: Any) -> Subscription:
         """Options as the asynchronous one's."""
         made = self._thread.run(lambda: self._mesh.subscribe(pattern, **options), GRACE_S)
-        return Subscription(self._thread, made)
+        kind = GroupSubscription if isinstance(made, AsyncGroupSubscription) else Subscription
+        return kind(self._thread, made)
 
     def ask(self, what: str, args: dict[str, Any] | None = None, *, timeout: float = 30.0) -> Any:
         check_seconds(timeout, "timeout")
@@ -356,11 +360,14 @@ class Subscription:
     ) -> None:
         self.close()
 
+    async def _take(self) -> list[Record]:
+        return await self._subscription.take()
+
     def _fetch(self, timeout: float | None) -> None:
         async def take() -> bool:
             try:
                 async with asyncio.timeout(timeout):
-                    self._fetched.append(await self._subscription.take())
+                    self._fetched.append(await self._take())
             except TimeoutError:
                 pass
             except StopAsyncIteration:
@@ -371,3 +378,43 @@ class Subscription:
             raise StopIteration
         if self._fetched:
             self._records = self._fetched.popleft()[::-1]
+
+
+class GroupSubscription(Subscription):
+    """As the asynchronous one. Records come one at a time: they wait where their time is minded."""
+
+    async def _take(self) -> list[Record]:
+        taken = await self._subscription.take(1)
+        return [GroupRecord.of(r, self._thread) for r in taken if isinstance(r, AsyncGroupRecord)]
+
+
+class GroupRecord(Record, gc=True):
+    """As the asynchronous one: each call waits until the mesh has it on disk. Raises as that does."""
+
+    inner: AsyncGroupRecord | None = None
+    thread: LoopThread | None = None
+
+    @classmethod
+    def of(cls, r: AsyncGroupRecord, thread: LoopThread) -> GroupRecord:
+        return cls(
+            r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, r.headers, r.attempts, r, thread
+        )
+
+    def ack(self) -> None:
+        self._wait(lambda r: r.ack())
+
+    def nack(self, delay: float | None = None) -> None:
+        self._wait(lambda r: r.nack(delay))
+
+    def extend(self) -> None:
+        self._wait(lambda r: r.extend())
+
+    def _wait(self, settle: Callable[[AsyncGroupRecord], Settling]) -> None:
+        record, thread = self.inner, self.thread
+        assert record is not None
+        assert thread is not None
+
+        async def wait() -> None:
+            await settle(record)
+
+        thread.call(wait(), SETTLE_S, unknown=True)

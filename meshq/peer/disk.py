@@ -20,6 +20,7 @@ from meshq.errors import MeshqError, StoreCorrupt, StoreError
 from meshq.gossip import remembered
 from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, Slot
 from meshq.peer.core.core import PeerCore
+from meshq.peer.core.desks import GROUPS
 from meshq.peer.core.events import (
     BatchesFetched,
     Event,
@@ -169,9 +170,11 @@ def _entries(store: Store, slot: Slot, start: int):  # type: ignore[no-untyped-d
 
 def is_awaited(core: PeerCore, read: FetchBatches | SeekTime) -> bool:
     """False when it was unread meanwhile, or read again from elsewhere."""
+    session, sub = read.fetch.sub if isinstance(read, FetchBatches) else read.sub
+    if session[0] == GROUPS:
+        return core.consuming.desks.is_awaited(read)
     if isinstance(read, FetchBatches):
         return core.ctx.deliveries.is_awaited(read.fetch)
-    session, sub = read.sub
     state = core.ctx.sessions.states.get(session)
     return state is not None and state.seeks.get((sub, read.partition)) == read
 

@@ -61,9 +61,17 @@ class Principal:
     def may_read(self, topic: str) -> bool:
         return self.admin or any(matches(p, topic) for p in self._patterns("subscribe"))
 
+    def may_consume(self, topic: str) -> bool:
+        """Whether it may take part in groups there: who may read may, and `consume` says it alone."""
+        return self.may_read(topic) or any(matches(p, topic) for p in self._patterns("consume"))
+
     def may_subscribe(self, pattern: str) -> bool:
         """Whether every topic this pattern means may be read."""
         return self.admin or any(contains(p, pattern) for p in self._patterns("subscribe"))
+
+    def may_watch(self, pattern: str) -> bool:
+        """Whether it may hear of every topic this pattern means."""
+        return self.may_subscribe(pattern) or any(contains(p, pattern) for p in self._patterns("consume"))
 
     def feed_subscriptions(self, prefix: bytes) -> list[bytes]:
         """What to approve on the feed for this raw ZeroMQ subscription; nothing when it is not permitted.

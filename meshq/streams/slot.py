@@ -17,6 +17,8 @@ from meshq.batch import NO_PRODUCER, BatchHeader
 from meshq.entries import Entry, EntryKind, generation_of
 from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
+from meshq.streams.groups.table import ROW as GROUP_ROW
+from meshq.streams.groups.table import GroupApplied, GroupTable
 from meshq.streams.producers import (
     BatchReceipt,
     ProducerKey,
@@ -81,6 +83,7 @@ class SlotStream:
         self.dropping: set[PartitionKey] = set()  # deleted, payloads not all gone yet
         self._dirty: dict[bytes, None] = {}
         self.producers = ProducerTable(lambda key: self._mark(_producer_row(key)))
+        self.groups = GroupTable(self._mark)
         self._ahead_end: dict[PartitionKey, int] = {}
         self._ahead_producers: dict[ProducerKey, ProducerState] = {}
         self._waiting: dict[int, _Waiting] = {}
@@ -160,7 +163,7 @@ class SlotStream:
         return refs
 
     # ------------------------------------------------------------------------------------- applying
-    def apply(self, entry: Entry) -> Stored | Dropped | None:
+    def apply(self, entry: Entry) -> Stored | Dropped | GroupApplied | None:
         """The next committed entry. Same entries, same state, on every replica."""
         if entry.index != self.applied_index + 1:
             raise InternalError(f"slot {self.slot}: entry {entry.index} after {self.applied_index}")
@@ -172,6 +175,8 @@ class SlotStream:
                 return self._apply_publish(entry)
             case EntryKind.DROP_TOPIC:
                 return self._apply_drop(TopicId(entry.body))
+            case EntryKind.GROUP:
+                return self.groups.apply(entry.body, entry.index)
             case EntryKind.NOOP | EntryKind.CONFIG:
                 return None
             case EntryKind.REGISTRY:
@@ -232,6 +237,7 @@ class SlotStream:
             self._mark(_partition_row(partition))
             self._mark(_dropping_row(partition))
         self.producers.drop_topic(topic_id)
+        self.groups.drop_topic(topic_id)
         return Dropped(gone)
 
     def on_payloads_deleted(self, partition: PartitionKey) -> None:
@@ -276,6 +282,8 @@ class SlotStream:
                         self.dropping.add(_partition_of(key))
                     case b"G":
                         self.generations = msgspec.msgpack.decode(value, type=tuple[int, ...])
+                    case b"C":
+                        self.groups.restore(key, value)
                     case _:
                         pass  # rows of other machines of this slot (the fence)
         except msgspec.MsgspecError as e:
@@ -286,6 +294,8 @@ class SlotStream:
         self._dirty[row] = None
 
     def _encoded(self, row: bytes) -> bytes | None:
+        if row[:1] == GROUP_ROW:
+            return self.groups.encoded(row)
         value: PartitionState | ProducerState | tuple[int, ...] | bool | None
         match row[:1]:
             case b"G":
@@ -300,7 +310,11 @@ class SlotStream:
 
     def holds(self, topic_id: TopicId) -> bool:
         """Whether anything of this topic is here or on its way to disk."""
-        return any(p.topic_id == topic_id for p in (*self._ahead_end, *self.partitions))
+        return topic_id in self.topics() or any(p.topic_id == topic_id for p in self._ahead_end)
+
+    def topics(self) -> set[TopicId]:
+        """Whose records or groups are here."""
+        return {p.topic_id for p in self.partitions} | {k.partition.topic_id for k in self.groups}
 
 
 _encoder = msgspec.msgpack.Encoder()

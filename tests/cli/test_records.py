@@ -208,3 +208,11 @@ def test_wrong_usage_exits_with_2(peer: Peer, arguments: tuple[str, ...]) -> Non
     result = peer.meshq(*arguments)
     assert result.code == 2
     assert "Traceback" not in result.err
+
+
+def test_a_group_goes_on_where_it_was(peer: Peer) -> None:
+    peer.meshq("pub", "jobs", stdin=b"a\nb\nc\n").ok()
+    assert peer.meshq("sub", "jobs", "--group", "g", "--count", 2).ok() == b"a\nb\n"
+    assert peer.meshq("sub", "jobs", "--group", "g", "--mode", "queue", "--count", 1).ok() == b"c\n"
+    assert peer.meshq("sub", "jobs", "--group", "other", "--count", 3).ok() == b"a\nb\nc\n"
+    assert peer.meshq("sub", "jobs", "--mode", "queue").code == 2

@@ -48,6 +48,7 @@ class Changes:
         topic_id = TopicId(change.info.topic_id)
         self.core.naming.on_topic(change.info, gone=True)
         self.core.slots.drop_topic(topic_id)
+        self.core.consuming.on_topic_gone(topic_id, change.info.name)
         for partition in self.core.ctx.deliveries.readers_of(topic_id):
             self.core.reading.on_partition_gone(
                 partition, TopicGone(f"topic {change.info.name!r} was deleted")

@@ -18,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, assert_never
 
+from meshq.batch import Buffer
 from meshq.entries import Entry
 from meshq.errors import MeshqError, NotOwner
-from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Slot
+from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session, Slot
 from meshq.messages import (
     Answer,
     Failure,
@@ -32,7 +33,9 @@ from meshq.messages import (
 from meshq.peer.core.absences import Absences
 from meshq.peer.core.admin import Admin
 from meshq.peer.core.changes import Changes
+from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
+from meshq.peer.core.desks import GROUPS
 from meshq.peer.core.disks import Disks
 from meshq.peer.core.draining import Draining
 from meshq.peer.core.events import (
@@ -90,6 +93,7 @@ from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Config, Node
 from meshq.replication.system import system_genesis
 from meshq.security.certificates import Certificate
+from meshq.streams.slot import Stored
 
 if TYPE_CHECKING:
     import random
@@ -130,8 +134,11 @@ class PeerCore:
             ctx.count,
         )
         self.publishing = Publishing(ctx, self.slots)
-        self.slots.on_stored, self.slots.on_refused = self.publishing.on_stored, self._on_refused
-        self.slots.on_lost = self.publishing.receipts.on_lost
+        self.slots.on_stored, self.slots.on_refused = self._on_stored, self._on_refused
+        self.consuming = Consuming(ctx, self.slots, rng)
+        self.slots.on_group = self.consuming.desks.on_applied
+        ctx.sessions.on_closed = self._on_session_gone
+        self.slots.on_lost = self._on_lost
         self.reading = Reading(ctx, self.slots)
         self.absences = Absences(ctx, self.links, self.slots)
         self.placing = Placing(ctx, self.links, self.slots, self.absences)
@@ -215,7 +222,7 @@ class PeerCore:
         self.whereabouts.changed |= self.membership.on_own_record(addresses, incarnation)
 
     def deadline(self) -> float:
-        return min(self._next_tick, self.slots.wake(), self.liveness.wake())
+        return min(self._next_tick, self.slots.wake(), self.liveness.wake(), self.consuming.desks.wake())
 
     # ------------------------------------------------------------------------------------- handling
     def handle(self, event: Event, *, now: float, wall_ms: int) -> list[Effect]:
@@ -229,9 +236,15 @@ class PeerCore:
                 self.ctx.disk.on_failed(event.error, event.room_bytes)
                 self.changes.look_for_deleted = True  # a deletion may be among what was taken back
             case BatchesFetched():
-                self.reading.on_fetched(event)
+                if event.fetch.sub[0][0] == GROUPS:
+                    self.consuming.desks.on_fetched(event)
+                else:
+                    self.reading.on_fetched(event)
             case TimeSought():
-                self.reading.on_sought(event)
+                if event.seek.sub[0][0] == GROUPS:
+                    self.consuming.on_sought(event)
+                else:
+                    self.reading.on_sought(event)
             case LinkMessage():
                 self.links.on_link_message(event.peer, event.message)
             case LinkUp():
@@ -267,6 +280,7 @@ class PeerCore:
     def _on_tick(self) -> None:
         self.liveness.tick()
         self.slots.tick()
+        self.consuming.desks.tick()
         if self.ctx.now < self._next_tick - TICK_S / 2:
             return  # what is nearly due is done with a beat: every waking costs an idle host
         self._next_tick = self.ctx.now + TICK_S
@@ -299,6 +313,8 @@ class PeerCore:
 
     def _take(self) -> list[Effect]:
         self.slots.flush()
+        while self.consuming.desks.propose():
+            self.slots.flush()
         if self.whereabouts.changed:
             self.whereabouts.changed = False
             routes = self.routes()
@@ -309,9 +325,22 @@ class PeerCore:
         self.replicating.flush()
         self.publishing.receipts.flush()
         self.reading.flush()
+        self.consuming.desks.flush()
         out = self.ctx.out[:]
         self.ctx.out.clear()
         return out
+
+    def _on_stored(self, stored: Stored, payload: Buffer, copies: int) -> None:
+        self.publishing.on_stored(stored, payload, copies)
+        self.consuming.desks.on_stored(stored, payload)
+
+    def _on_lost(self, host: Host, error: MeshqError) -> None:
+        self.publishing.receipts.on_lost(host, error)
+        self.consuming.desks.on_refused(host.slot, error)
+
+    def _on_session_gone(self, session: Session) -> None:
+        self.ctx.deliveries.on_session_gone(session)
+        self.consuming.on_session_gone(session)
 
     def _on_refused(self, ref: Ref, error: MeshqError) -> None:
         (door, _), number = ref
@@ -362,6 +391,7 @@ class PeerCore:
             self.registrar.doubt_level()
         else:
             self._end_reads_of(host.slot)
+            self.consuming.on_slot_lost(host.slot)
 
     def _on_peer_message(self, peer: PeerId, message: ServerMessage) -> None:
         match message:

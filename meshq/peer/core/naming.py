@@ -26,7 +26,7 @@ class Naming:
         """Raises: Forbidden, UsageError, UnknownTopic."""
         name = check_topic(message.topic)
         may_create = message.create and principal.may_publish(name)
-        if not may_create and not principal.may_publish(name) and not principal.may_read(name):
+        if not may_create and not principal.may_publish(name) and not principal.may_consume(name):
             raise Forbidden(f"{principal.name!r} may neither publish to nor read {name!r}")
         info = self.ctx.registry.topic(name)
         if info is not None:
@@ -60,7 +60,7 @@ class Naming:
         if message.prefixes:
             if not principal.admin:
                 raise Forbidden("watching by prefix is for peers: use a pattern")
-        elif not principal.may_subscribe(check_pattern(message.pattern)):
+        elif not principal.may_watch(check_pattern(message.pattern)):
             raise Forbidden(
                 f"{principal.name!r} may not subscribe to {message.pattern!r}: no capability covers it"
             )

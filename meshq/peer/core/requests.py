@@ -22,6 +22,7 @@ from meshq.messages import (
     Credit,
     HasLeft,
     Hello,
+    Join,
     Leads,
     MembershipAsked,
     NotMember,
@@ -33,6 +34,7 @@ from meshq.messages import (
     Read,
     Replicate,
     Resolve,
+    Settle,
     Unread,
     Unwatch,
     Watch,
@@ -104,7 +106,12 @@ class Requests:
             case Read():
                 self.core.reading.on_read(session, principal, message)
             case Unread():
+                self.core.consuming.on_unread(session, message)
                 self.core.reading.on_unread(session, message)
+            case Join():
+                self.core.consuming.on_join(session, principal, message)
+            case Settle():
+                self.core.consuming.on_settle(session, message)
             case Ask():
                 self.core.admin.on_ask(session, principal, message)
             case (

@@ -30,6 +30,7 @@ from meshq.replication.generations import generation_of
 from meshq.replication.quorum import Config, Node
 from meshq.replication.saved import hard_row, snapshot_row
 from meshq.replication.words import GENESIS, Item, Position, Role
+from meshq.streams.groups.table import GroupApplied
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import encode_publish
 from meshq.streams.slot import EMPTY, Dropped, PartitionState, SlotStream, Stored, begun_rows
@@ -44,7 +45,7 @@ ENTRY_BYTES = 40  # of an entry on disk, beside its body
 class Slots:
     """`genesis(slot)`: what it begins with. `send(to, slot, message)`: to another node. `on_role(host)`: who
     leads has changed. `on_members()`: who keeps copies has. `on_stored`: a batch is committed, with the
-    number of peers that have it on disk.
+    number of peers that have it on disk. `on_group`: an entry about a group is.
     """
 
     me: Node
@@ -58,6 +59,7 @@ class Slots:
     count: Callable[[str], None]
     on_stored: Callable[[Stored, Buffer, int], None] = field(init=False)
     on_refused: Callable[[Ref, MeshqError], None] = field(init=False)
+    on_group: Callable[[GroupApplied], None] = field(init=False)
     on_lost: Callable[[Host, MeshqError], None] = field(init=False)  # what was proposed, not decided
     system: SlotStream = field(init=False)  # what the system slot's log means
     hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
@@ -357,6 +359,8 @@ class Slots:
             elif isinstance(applied, Stored) and host.leads:
                 copies = sum(index >= entry.index for index in match.values())
                 self.on_stored(applied, payload, copies)
+            elif isinstance(applied, GroupApplied) and host.leads:
+                self.on_group(applied)
         self.saving.on_applied(host)
 
     def _on_role(self, host: Host, effect: words.TellRole) -> None:
@@ -408,4 +412,4 @@ class Slots:
         return sum(bool(h.stream.partitions) for h in self.hosts.values())
 
     def topics_held(self) -> set[TopicId]:
-        return {p.topic_id for h in self.hosts.values() if h.leads for p in h.stream.partitions}
+        return {t for h in self.hosts.values() if h.leads for t in h.stream.topics()}

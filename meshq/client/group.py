@@ -1,0 +1,335 @@
+"""A subscription that takes part in a group: each record is settled, by whoever works on it.
+
+What is said of records in one turn of the loop travels together, as ranges: a thousand acknowledgements in a
+row are one message and one entry in the log. `ack()` and the others take effect at once; awaiting what they
+return waits until the mesh has it on disk.
+
+Records that wait here untaken have their time extended as long as the application is at work (takes or
+settles some now and then), so that a long queue here costs nobody an attempt. One whose time is over all the
+same is not handed out: it belongs to another member by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from meshq import messages
+from meshq.batch import read_records
+from meshq.client.driver import ClientDriver
+from meshq.client.facts import Group, Hand, RecordsSettled, Start, Unsubscribed
+from meshq.client.records import Record
+from meshq.client.subscription import Subscription
+from meshq.errors import InternalError, LeaseLost, MeshqError, UsageError
+from meshq.limits import ACK_WAIT_MS_MAX
+
+ACK_WAIT_S: Final = 30.0
+GROUP_CREDIT_RECORDS: Final = 256
+SETTLE_S: Final = 30.0  # how long an answer may take
+RANGES_MAX: Final = 4_096  # in one message
+
+
+class GroupRecord(Record, gc=True):
+    """A record that a group's member was handed. It is settled once, by one of the methods."""
+
+    lot: _Lot | None = None
+    settled: bool = False
+
+    def ack(self) -> Settling:
+        """It is done. Once the awaited result is there it is not handed out again, whatever happens.
+
+        Awaiting raises: LeaseLost when its time was over and it is handed out again; OutcomeUnknown when no
+        answer came in time.
+        """
+        return self._settle(messages.ACK, None)
+
+    def nack(self, delay: float | None = None) -> Settling:
+        """It could not be done: have it handed out again after `delay` seconds (None: after a while that
+        grows with its attempts). Raises as `ack`.
+        """
+        if delay is not None and not 0 <= delay * 1000 <= ACK_WAIT_MS_MAX:
+            raise UsageError(f"delay must be 0 to {ACK_WAIT_MS_MAX // 1000} seconds, not {delay!r}")
+        return self._settle(messages.NACK, None if delay is None else round(delay * 1000))
+
+    def extend(self) -> Settling:
+        """It takes longer: `ack_wait` begins anew. It can be settled afterwards. Raises as `ack`."""
+        lot = self._unsettled()
+        return lot.sub.settle(lot, self.offset, messages.EXTEND, None)
+
+    def _settle(self, verdict: int, delay_ms: int | None) -> Settling:
+        lot = self._unsettled()
+        self.settled = True
+        return lot.sub.settle(lot, self.offset, verdict, delay_ms)
+
+    def _unsettled(self) -> _Lot:
+        if self.lot is None:
+            raise InternalError("a group's record without its lease")
+        if self.settled:
+            raise UsageError(f"{self.topic}/{self.partition}@{self.offset} was settled before")
+        return self.lot
+
+
+class Settling:
+    """What settling a record returns: awaitable, and done whether it is awaited or not."""
+
+    __slots__ = ("_flight", "_offset")
+
+    def __init__(self, flight: _Flight, offset: int) -> None:
+        self._flight = flight
+        self._offset = offset
+
+    def __await__(self) -> Generator[Any, None, None]:
+        refused = yield from asyncio.shield(self._flight.future).__await__()
+        if any(first <= self._offset < end for first, end in refused):
+            raise LeaseLost(
+                f"offset {self._offset} is not this consumer's any more: its `ack_wait` was over, or its "
+                "group was reset. It is handed out again"
+            )
+
+
+class GroupSubscription(Subscription):
+    """Made by `Mesh.subscribe` with a group: `async for record in subscription`, then `await record.ack()`.
+
+    Closing it gives back what is not settled, at once, to the group's other members.
+    """
+
+    def __init__(
+        self,
+        driver: ClientDriver,
+        pattern: str,
+        start: Start,
+        credit_bytes: int,
+        credit_records: int,
+        group: Group,
+    ) -> None:
+        self._ack_wait = group.ack_wait_ms / 1000
+        self._now = driver.clock
+        self._touched = self._now()  # when the application did something here
+        self._lots: dict[_Lot, None] = {}  # with records nobody took; bounded by the credit
+        self._lot: _Lot | None = None  # whose records are being handed out
+        self._flights: dict[_Where, _Flight] = {}  # of this turn
+        self._flying: dict[asyncio.Future[Any], None] = {}
+        self._tending: asyncio.TimerHandle | None = None
+        super().__init__(driver, pattern, start, credit_bytes, credit_records, group=group)
+
+    def __aiter__(self) -> GroupSubscription:
+        return self
+
+    async def __anext__(self) -> GroupRecord:
+        self._touched = self._now()
+        while True:
+            await self._have_records()
+            record = self._records.pop()
+            if isinstance(record, GroupRecord) and self._is_ours(record):
+                return record
+
+    async def take(self, count: int | None = None) -> list[Record]:
+        self._touched = self._now()
+        while True:
+            records = await super().take(count)
+            found: list[Record] = [r for r in records if isinstance(r, GroupRecord) and self._is_ours(r)]
+            if found:
+                return found
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        raise UsageError("a group's position is kept by the mesh: `meshq group show TOPIC GROUP`")
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    async def close(self) -> None:
+        """Give back what is not settled, and take no more. What was said of records before arrives first."""
+        if self._closed:
+            return
+        self._release()
+        self._closed = True
+        self._send_flights()
+        if self._tending is not None:
+            self._tending.cancel()
+        if self._flying and not self._driver.closed:
+            await asyncio.wait(list(self._flying), timeout=SETTLE_S)
+        self._driver.detach(self._sub)
+        if not self._driver.closed:
+            self._driver.tell(Unsubscribed(self._sub))
+        self._wake()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # ------------------------------------------------------------------------------------- settling
+    def settle(self, lot: _Lot, offset: int, verdict: int, delay_ms: int | None) -> Settling:
+        """Of one record; for the record's own methods."""
+        if self._closed:
+            raise UsageError(f"the subscription to {self.pattern} was closed, and gave this record back")
+        self._touched = self._now()
+        return Settling(self._flight(lot, verdict, delay_ms, offset, offset + 1), offset)
+
+    def _flight(self, lot: _Lot, verdict: int, delay_ms: int | None, first: int, end: int) -> _Flight:
+        where = _Where(lot.topic_id, lot.hand.partition, verdict, delay_ms)
+        flight = self._flights.get(where)
+        if flight is None:
+            if not self._flights:
+                self._driver.loop.call_soon(self._send_flights)
+            flight = self._flights[where] = _Flight(self._driver.loop.create_future())
+        flight.ranges.append((first, end, lot.lease))
+        return flight
+
+    def _send_flights(self) -> None:
+        flights, self._flights = self._flights, {}
+        for where, flight in flights.items():
+            ranges = merged(flight.ranges)
+            pieces = [ranges[i : i + RANGES_MAX] for i in range(0, len(ranges), RANGES_MAX)]
+            flight.open = len(pieces)
+            self._flying[flight.future] = None
+            flight.future.add_done_callback(self._landed)
+            for piece in pieces:
+                self._driver.request(flight, partial(self._settling, where, piece))
+
+    def _settling(self, where: _Where, ranges: Sequence[tuple[int, int, int]], ticket: int) -> RecordsSettled:
+        deadline = self._now() + SETTLE_S
+        return RecordsSettled(ticket, self._sub, *where[:3], ranges, where.delay_ms, deadline)
+
+    def _landed(self, future: asyncio.Future[Any]) -> None:
+        self._flying.pop(future, None)
+        if not future.cancelled():
+            future.exception()  # told to who awaits it; nobody has to
+
+    # ------------------------------------------------------------------------ what the driver tells
+    def handed(self, hand: Hand) -> None:
+        lot = _Lot(self, hand, self._now() + self._ack_wait)
+        self._lots[lot] = None
+        super().handed(hand)
+        if self._tending is None:
+            self._tend_later()
+
+    # ------------------------------------------------------------------------------- how it is done
+    async def _have_records(self) -> None:
+        if not self._records:
+            await self._fill()
+
+    def _is_ours(self, record: GroupRecord) -> bool:
+        return record.lot is not None and record.lot.until > self._now()
+
+    def _open(self, hand: Hand) -> None:
+        lot = next(iter(self._lots))
+        leased = hand.leased
+        if lot.hand is not hand or leased is None:
+            raise InternalError("batches are opened in the order they came in")
+        raw = read_records(hand.payload)
+        topic, partition, at, base = hand.topic, hand.partition, hand.timestamp_ms, hand.base_offset
+        records: list[Record] = [
+            GroupRecord(topic, partition, base + i, at, r.key, r.value, r.headers or {}, attempts, lot)
+            for first, end, attempts in leased.ranges
+            for i, r in enumerate(raw[first - base : end - base], first - base)
+        ]
+        self._in_a_row += len(records)
+        records.reverse()
+        self._records, self._lot = records, lot
+        del self._lots[lot]
+
+    def _give_back(self) -> None:
+        """Nothing: records are settled, and that makes room."""
+
+    def _untaken(self) -> list[tuple[_Lot, int, int]]:
+        now = self._now()
+        found = [
+            (lot, first, end)
+            for lot in self._lots
+            if lot.until > now and lot.hand.leased is not None
+            for first, end, _ in lot.hand.leased.ranges
+        ]
+        if self._records and self._lot is not None and self._lot.until > now:
+            found += [(self._lot, r.offset, r.offset + 1) for r in self._records]
+        return found
+
+    def _release(self) -> None:
+        """Others may have what nobody took here, as if it had not been here."""
+        for lot, first, end in self._untaken():
+            self._flight(lot, messages.RELEASE, None, first, end)
+        self._lots.clear()
+        self._batches.clear()
+        self._records.clear()
+
+    def _tend_later(self) -> None:
+        self._tending = self._driver.loop.call_later(self._ack_wait / 3, self._tend)
+
+    def _tend(self) -> None:
+        """Records that wait here stay ours while the application is at work."""
+        self._tending = None
+        if self._closed or self._driver.closed:
+            return
+        now, untaken = self._now(), self._untaken()
+        if now - self._touched < self._ack_wait:
+            for lot, first, end in untaken:
+                self._flight(lot, messages.EXTEND, None, first, end).lots.add(lot)
+            for flight in self._flights.values():
+                flight.until = now + self._ack_wait
+        if untaken:
+            self._tend_later()
+
+
+class _Where(NamedTuple):
+    """What can travel together."""
+
+    topic_id: bytes
+    partition: int
+    verdict: int
+    delay_ms: int | None
+
+
+@dataclass(slots=True, eq=False)
+class _Lot:
+    """Records of one batch under one lease, theirs until then."""
+
+    sub: GroupSubscription
+    hand: Hand
+    until: float
+    topic_id: bytes = b""
+    lease: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hand.leased is not None:
+            self.topic_id, self.lease = self.hand.leased.topic_id, self.hand.leased.lease
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """Settled together. `future` gets the records, (first, end), for which it does not hold."""
+
+    future: asyncio.Future[list[tuple[int, int]]]
+    ranges: list[tuple[int, int, int]] = field(default_factory=list)
+    open: int = 0  # messages that are not answered
+    refused: list[tuple[int, int]] = field(default_factory=list)
+    lots: set[_Lot] = field(default_factory=set)  # whose time begins anew if it holds
+    until: float = 0.0
+
+    def settled(self, value: Any) -> None:
+        self.refused += value
+        self.open -= 1
+        for lot in self.lots:
+            if not self.refused:
+                lot.until = max(lot.until, self.until)
+        if not self.open and not self.future.done():
+            self.future.set_result(self.refused)
+
+    def failed(self, error: MeshqError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def doubted(self, error: MeshqError) -> None:
+        self.failed(error)
+
+
+def merged(ranges: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Neighbours of one lease as one range, sorted."""
+    found: list[tuple[int, int, int]] = []
+    for first, end, lease in sorted(ranges):
+        if found and found[-1][1] >= first and found[-1][2] == lease:
+            found[-1] = (found[-1][0], max(end, found[-1][1]), lease)
+        else:
+            found.append((first, end, lease))
+    return found

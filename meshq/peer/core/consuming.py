@@ -1,0 +1,297 @@
+"""Join and Settle: who takes part in which group, and what they say of their records.
+
+    Join ──> Open (once a group) ──> a place at the desk        Settle ──> an operation at the desk
+
+Desks are the leaders' (peer/core/desks.py). A member is one subscription, whatever connections it had: what
+it holds stays its own while it connects anew, for as long as was agreed. Leaving by Unread ends that at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from meshq import messages
+from meshq.errors import (
+    Forbidden,
+    MeshqError,
+    NotOwner,
+    Overloaded,
+    RemoteProtocolError,
+    TopicGone,
+    Unavailable,
+    UsageError,
+)
+from meshq.ids import PartitionKey, Ref, Session, Slot, TopicId
+from meshq.limits import (
+    ACK_WAIT_MS_MAX,
+    CREDIT_BYTES_MAX,
+    GROUP_BYTES_MAX,
+    GROUP_IN_FLIGHT_MAX,
+    GROUP_MEMBERS_MAX,
+    GROUPS_PER_SLOT_MAX,
+)
+from meshq.messages import Join, ReadItem, ReadStarted, Settle, SettleItem, Started, Unread
+from meshq.peer.core.context import Context
+from meshq.peer.core.desks import GROUPS, Desks, Part
+from meshq.peer.core.events import SeekTime, TimeSought
+from meshq.peer.core.publishing import find_topic, led_slot
+from meshq.peer.core.slots import Slots
+from meshq.security.authorization import Principal
+from meshq.streams.groups.desk import Member, QueueDesk
+from meshq.streams.groups.state import GroupState
+from meshq.streams.groups.table import GroupKey
+from meshq.streams.groups.words import Mode, Open, Verdict
+
+if TYPE_CHECKING:
+    import random
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
+
+@dataclass(slots=True, eq=False)
+class _Joined:
+    """One subscription of one connection."""
+
+    member: Member
+    group: str
+    opened: Open
+
+
+@dataclass
+class Consuming:
+    ctx: Context
+    slots: Slots
+    rng: random.Random
+    desks: Desks = field(init=False)
+    _joined: dict[Ref, _Joined] = field(default_factory=dict)  # bounded by the sessions' subscriptions
+
+    def __post_init__(self) -> None:
+        self.desks = Desks(self.ctx, self.slots, self.rng, self._on_opened, self._end)
+
+    # ------------------------------------------------------------------------------------- joining
+    def on_join(self, session: Session, principal: Principal, message: Join) -> None:
+        ref = (session, message.sub)
+        started: list[Started] = []
+        try:
+            joined = self._joined.get(ref) or self._enter(ref, principal, message)
+            if joined.group != message.group:
+                raise UsageError(f"this subscription takes part in group {joined.group!r}")
+            joined.member.records_max = min(message.in_flight, GROUP_IN_FLIGHT_MAX)
+            joined.member.bytes_max = min(message.in_flight_bytes, CREDIT_BYTES_MAX)
+            self.desks.stir_all(joined.member)
+        except MeshqError as e:
+            for item in message.items:
+                partition = PartitionKey(TopicId(item.topic_id), item.partition)
+                self.ctx.end_read(session, message.sub, partition, e)
+            return
+        for item in message.items:
+            partition = PartitionKey(TopicId(item.topic_id), item.partition)
+            try:
+                found = self._open(principal, joined, item, partition)
+            except MeshqError as e:
+                self.ctx.end_read(session, message.sub, partition, e)
+                continue
+            if found is not None:
+                started.append(found)
+        if started:
+            self.ctx.send(session, ReadStarted(message.sub, started))
+        if not joined.member.keys:
+            del self._joined[ref]
+
+    def _enter(self, ref: Ref, principal: Principal, message: Join) -> _Joined:
+        """Raises: UsageError, Overloaded."""
+        if len(message.group) > GROUP_BYTES_MAX or not _NAME.fullmatch(message.group):
+            raise UsageError(
+                f"{message.group[:300]!r} is not a group's name: letters, digits, _ and -, "
+                f"at most {GROUP_BYTES_MAX}"
+            )
+        if message.mode != Mode.QUEUE:
+            raise UsageError("this version of meshq has no other groups than `queue` ones")
+        if message.max_deliver:
+            raise UsageError("this version of meshq has no `max_deliver` yet: it hands out until it is acked")
+        if not 1 <= message.ack_wait_ms <= ACK_WAIT_MS_MAX:
+            raise UsageError(f"`ack_wait` is between 1 ms and {ACK_WAIT_MS_MAX // 1000} s")
+        self.ctx.sessions.states[ref[0]].check_subscription(False)
+        # Whose it is goes into it: nobody can take another's place by saying its number.
+        member_id = blake2b(principal.key + message.member, digest_size=16).digest()
+        member = Member(ref, member_id, 0, 0)
+        opened = Open(message.mode, message.ack_wait_ms, message.max_deliver, 0)
+        joined = self._joined[ref] = _Joined(member, message.group, opened)
+        return joined
+
+    def _open(
+        self, principal: Principal, joined: _Joined, item: ReadItem, partition: PartitionKey
+    ) -> Started | None:
+        """None: the answer comes when the group is in the log."""
+        info = find_topic(self.ctx, item.topic_id, item.version)
+        if not principal.may_consume(info.name):
+            raise Forbidden(f"{principal.name!r} may not consume {info.name!r}: it has no capability for it")
+        if item.partition >= info.partitions:
+            raise RemoteProtocolError(
+                f"topic {info.name!r} has {info.partitions} partitions, not {item.partition + 1}"
+            )
+        slot = led_slot(self.ctx, self.slots, partition)
+        session, sub = joined.member.ref
+        self.ctx.sessions.states[session].add_reader(sub, partition)
+        key = GroupKey(partition, joined.group)
+        part = self.desks.parts.get(key) or self._begin(key, slot, joined, item)
+        if part.desk is None:
+            if joined.member not in part.opening:
+                part.opening.append(joined.member)
+            joined.member.keys.add(key)
+            return None
+        if len(part.desk.members) >= GROUP_MEMBERS_MAX:
+            raise Overloaded(f"group {joined.group!r} has as many members here as it may")
+        self._check_settings(part, part.desk.state, joined)
+        joined.member.keys.add(key)
+        return self._take_part(part, part.desk, joined.member)
+
+    def _begin(self, key: GroupKey, slot: Slot, joined: _Joined, item: ReadItem) -> Part:
+        groups = self.slots.hosts[slot].stream.groups
+        if groups.get(key) is None and len(groups) >= GROUPS_PER_SLOT_MAX:
+            raise Overloaded("this slot has as many groups as it may: delete some")
+        if not messages.EARLIEST <= item.start <= messages.TIMESTAMP:
+            raise RemoteProtocolError(f"a group cannot start at {item.start}")
+        part = self.desks.begin(key, slot)
+        if part.desk is not None:
+            return part
+        state = self.slots.partition(slot, key.partition)
+        match item.start:
+            case messages.EARLIEST:
+                start = state.low
+            case messages.LATEST:
+                start = state.end
+            case messages.OFFSET:
+                start = min(max(item.value, state.low), state.end)
+            case _:
+                ref = ((GROUPS, key.group.encode()), self.ctx.next_request())
+                part.seek = SeekTime(ref, key.partition, item.value, state.end)
+                self.ctx.out.append(part.seek)
+                return part
+        self.desks.add(part, replace(joined.opened, start=start))
+        return part
+
+    def _check_settings(self, part: Part, state: GroupState, joined: _Joined) -> None:
+        """Who joins last says what holds for the group. Raises: UsageError for another mode."""
+        o = joined.opened
+        if o.mode != state.mode:
+            raise UsageError(
+                f"group {joined.group!r} is a group of mode `{state.mode.name.lower()}` here: "
+                "join it in that mode, or take another name"
+            )
+        if (o.ack_wait_ms, o.max_deliver) != (state.ack_wait_ms, state.max_deliver):
+            self.desks.add(part, o)
+
+    def _take_part(self, part: Part, desk: QueueDesk, member: Member) -> Started:
+        desk.on_join(member)
+        self.desks.stir(part.key)
+        partition = part.key.partition
+        return Started(partition.topic_id, partition.partition, desk.state.floor, desk.end)
+
+    def on_sought(self, event: TimeSought) -> None:
+        """Where a group begins that begins at a time."""
+        for part in self.desks.of_partition(event.seek.partition):
+            if part.seek == event.seek:
+                part.seek = None
+                first = self._joined.get(part.opening[0].ref) if part.opening else None
+                if first is None:
+                    self.desks.drop(part)
+                else:
+                    self.desks.add(part, replace(first.opened, start=event.offset))
+
+    def _on_opened(self, part: Part) -> None:
+        opening, part.opening = part.opening, []
+        for member in opening:
+            if part.desk is not None:
+                started = self._take_part(part, part.desk, member)
+                self.ctx.send(member.ref[0], ReadStarted(member.ref[1], [started]))
+
+    # ------------------------------------------------------------------------------------- leaving
+    def on_unread(self, session: Session, message: Unread) -> bool:
+        """Whether it was of a group."""
+        joined = self._joined.get((session, message.sub))
+        if joined is None:
+            return False
+        gone = {GroupKey(PartitionKey(TopicId(t), p), joined.group) for t, p in message.items}
+        self._leave(joined, joined.member.keys & gone if gone else set(joined.member.keys), for_good=True)
+        if not gone:
+            del self._joined[session, message.sub]
+        return True
+
+    def on_session_gone(self, session: Session) -> None:
+        """It may be back: what it holds stays its own for as long as was agreed."""
+        for ref in [r for r in self._joined if r[0] == session]:
+            joined = self._joined.pop(ref)
+            self._leave(joined, set(joined.member.keys), for_good=False)
+
+    def _leave(self, joined: _Joined, keys: Iterable[GroupKey], *, for_good: bool) -> None:
+        for key in keys:
+            joined.member.keys.discard(key)
+            part = self.desks.parts.get(key)
+            if part is not None:
+                part.opening = [m for m in part.opening if m is not joined.member]
+                if part.desk is not None:
+                    part.desk.now = self.ctx.now
+                    part.desk.on_leave(joined.member, for_good=for_good)
+                self.desks.stir(key)
+        self.desks.stir_all(joined.member)  # what it held there is room elsewhere
+
+    def on_slot_lost(self, slot: Slot) -> None:
+        """Another peer leads it, or nobody."""
+        error = NotOwner(f"slot {slot} is not led here any more", retry_after_ms=50)
+        for part in [p for p in self.desks.parts.values() if p.slot == slot]:
+            self._end(part, error)
+
+    def on_topic_gone(self, topic_id: TopicId, name: str) -> None:
+        for part in [p for p in self.desks.parts.values() if p.key.partition.topic_id == topic_id]:
+            self._end(part, TopicGone(f"topic {name!r} was deleted"))
+
+    def _end(self, part: Part, error: MeshqError) -> None:
+        """For all who take part; whether what is under way will count is not known."""
+        self.desks.refuse(part, error)
+        for member in [*part.opening, *(part.desk.members.values() if part.desk else ())]:
+            joined = self._joined.get(member.ref)
+            if joined is not None:
+                self._leave(joined, [part.key], for_good=False)
+                session, sub = member.ref
+                self.ctx.end_read(session, sub, part.key.partition, error)
+                if not joined.member.keys:
+                    del self._joined[member.ref]
+        self.desks.drop(part)
+
+    # ------------------------------------------------------------------------------------- settling
+    def on_settle(self, session: Session, message: Settle) -> None:
+        joined = self._joined.get((session, message.sub))
+        for item in message.items:
+            try:
+                if joined is None:
+                    raise Unavailable("this subscription has not joined its group here", retry_after_ms=50)
+                self._settle(session, joined, item)
+            except MeshqError as e:
+                self.ctx.fail(session, item.request, e)
+
+    def _settle(self, session: Session, joined: _Joined, item: SettleItem) -> None:
+        partition = PartitionKey(TopicId(item.topic_id), item.partition)
+        key = GroupKey(partition, joined.group)
+        part = self.desks.parts.get(key)
+        if part is None or part.desk is None or key not in joined.member.keys:
+            led_slot(self.ctx, self.slots, partition)
+            raise Unavailable("this subscription has not joined its group here", retry_after_ms=50)
+        if any(first >= end for first, end, _ in item.ranges):
+            raise RemoteProtocolError("a range of records that has none")
+        part.desk.now = self.ctx.now
+        if item.verdict == messages.EXTEND:
+            refused = part.desk.extend(joined.member, item.ranges)
+            self.desks.answer(session, item.request, list(refused))
+            return
+        if item.verdict not in (messages.ACK, messages.NACK, messages.RELEASE):
+            raise RemoteProtocolError(f"records cannot be settled by {item.verdict}")
+        delay_ms = None if item.delay_ms is None else min(item.delay_ms, ACK_WAIT_MS_MAX)
+        op = part.desk.settle(joined.member, Verdict(item.verdict), item.ranges, delay_ms)
+        self.desks.add(part, op, (session, item.request))

@@ -1,0 +1,271 @@
+"""The desks of the groups led here: what they decide is proposed, what is applied goes to members.
+
+    operations of a turn ──> one GROUP entry ──> applied ──> Settled, HandOut
+                 desk <── commits, fetches, leases whose time is over
+
+What a turn comes to is proposed once a group and partition, whatever came together: the log has an entry for
+a batch of acknowledgements, never for one. Who may join, and at which desk, is not decided here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from meshq.entries import EntryKind
+from meshq.errors import MeshqError, StoreCorrupt
+from meshq.ids import PartitionKey, Ref, Session, Slot
+from meshq.messages import HandItem, HandOut, Settled
+from meshq.peer.core.context import Context
+from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime
+from meshq.peer.core.slots import Slots
+from meshq.streams.delivery import Fetch
+from meshq.streams.groups.desk import Hand, Member, QueueDesk, Stock, Want
+from meshq.streams.groups.table import GroupApplied, GroupKey
+from meshq.streams.groups.words import GroupBody, Op, Settle, encode_group
+from meshq.streams.slot import Stored
+
+if TYPE_CHECKING:
+    import random
+
+    from meshq.batch import Buffer
+
+GROUPS: Final = "group"  # in the place of a door: who a fetch or a look-up by time is for
+PUSH_ITEMS: Final = 64
+POSTPONED_S: Final = 0.05
+PUSH_BYTES: Final = 1024 * 1024
+Refused = list[tuple[int, int]]  # records for which it does not hold
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """A group in one partition that is led here. `desk`: None until the group is known to be in the log."""
+
+    key: GroupKey
+    slot: Slot
+    desk: QueueDesk | None = None
+    opening: list[Member] = field(default_factory=list)  # who waits for it; GROUP_MEMBERS_MAX
+    ops: list[Op] = field(default_factory=list)  # of this turn
+    asked: list[tuple[Ref, int]] = field(default_factory=list)  # whose they are, with their places in `ops`
+    proposed: deque[tuple[int, list[tuple[Ref, int]]]] = field(default_factory=deque)  # by index
+    want: Want | None = None
+    seek: SeekTime | None = None  # where the group begins is looked up
+
+
+@dataclass
+class Desks:
+    """`on_opened(part)`: it has a desk now. `on_failed(part, error)`: it will have none, or not any more."""
+
+    ctx: Context
+    slots: Slots
+    rng: random.Random
+    on_opened: Callable[[Part], None]
+    on_failed: Callable[[Part, MeshqError], None]
+    parts: dict[GroupKey, Part] = field(default_factory=dict)  # GROUPS_PER_SLOT_MAX a slot
+    _of_partition: dict[PartitionKey, dict[GroupKey, None]] = field(default_factory=dict)
+    _stirred: dict[GroupKey, None] = field(default_factory=dict)
+    _settled: dict[Session, list[tuple[int, Refused]]] = field(default_factory=dict)  # of this turn
+    _hands: list[tuple[GroupKey, Hand]] = field(default_factory=list)  # of this turn
+    _postponed: dict[GroupKey, None] = field(default_factory=dict)
+    _wake: float = inf
+
+    def begin(self, key: GroupKey, slot: Slot) -> Part:
+        """With a desk, if the log knows the group."""
+        part = self.parts[key] = Part(key, slot)
+        self._of_partition.setdefault(key.partition, {})[key] = None
+        if self.slots.hosts[slot].stream.groups.get(key) is not None:
+            self._make_desk(part)
+        return part
+
+    def drop(self, part: Part) -> None:
+        self.parts.pop(part.key, None)
+        self._stirred.pop(part.key, None)
+        of_partition = self._of_partition.get(part.key.partition, {})
+        of_partition.pop(part.key, None)
+        if not of_partition:
+            self._of_partition.pop(part.key.partition, None)
+
+    def add(self, part: Part, op: Op, ref: Ref | None = None) -> None:
+        """To be proposed in this turn. `ref` is answered when it counts, or cannot be known to."""
+        if ref is not None:
+            part.asked.append((ref, len(part.ops)))
+        part.ops.append(op)
+        self.stir(part.key)
+
+    def stir(self, key: GroupKey) -> None:
+        """Something about it has changed: have it looked at before this turn ends."""
+        self._stirred[key] = None
+
+    def stir_all(self, member: Member) -> None:
+        """It has room again: wherever it takes part something may wait for that."""
+        for key in member.keys:
+            self.stir(key)
+
+    def answer(self, session: Session, request: int, refused: Refused) -> None:
+        self._settled.setdefault(session, []).append((request, refused))
+
+    def of_partition(self, partition: PartitionKey) -> list[Part]:
+        return [self.parts[key] for key in self._of_partition.get(partition, ())]
+
+    def _make_desk(self, part: Part) -> QueueDesk:
+        state = self.slots.hosts[part.slot].stream.groups.get(part.key)
+        assert state is not None
+        end = self.slots.partition(part.slot, part.key.partition).end
+        part.desk = QueueDesk(state, end, self.ctx.now, self.rng)
+        self.stir(part.key)
+        return part.desk
+
+    # -------------------------------------------------------------------------------- what happens
+    def on_applied(self, applied: GroupApplied) -> None:
+        part = self.parts.get(applied.key)
+        if part is None:
+            return
+        desk = part.desk
+        if desk is None:
+            desk = self._make_desk(part)
+            self.on_opened(part)
+        desk.now = self.ctx.now
+        full = [m for m in desk.members.values() if not m.room()]
+        self._hands += [(part.key, hand) for hand in desk.on_applied(applied.body.ops, applied.index)]
+        if part.proposed and part.proposed[0][0] == applied.index:
+            for (session, request), place in part.proposed.popleft()[1]:
+                refused, op = applied.refused[place], applied.body.ops[place]
+                if refused is None and isinstance(op, Settle):  # the group is gone
+                    refused = tuple((first, end) for first, end, _ in op.ranges)
+                self.answer(session, request, list(refused or ()))
+        for member in full:
+            if member.room():
+                self.stir_all(member)
+        self.stir(part.key)
+
+    def on_refused(self, slot: Slot, error: MeshqError) -> None:
+        """Nothing of what was under way in this slot came into its log, or nobody knows."""
+        for part in [p for p in self.parts.values() if p.slot == slot]:
+            self.refuse(part, error)
+            if part.desk is None and part.seek is None:
+                self.on_failed(part, error)
+
+    def refuse(self, part: Part, error: MeshqError) -> None:
+        asked = [ref for _, refs in part.proposed for ref, _ in refs] + [ref for ref, _ in part.asked]
+        for session, request in asked:
+            self.ctx.fail(session, request, error)
+        part.proposed.clear()
+        part.ops.clear()
+        part.asked.clear()
+        if part.desk is not None:
+            part.desk.now = self.ctx.now
+            part.desk.on_refused()
+            for member in part.desk.members.values():
+                self.stir_all(member)
+        self.stir(part.key)
+
+    def on_stored(self, stored: Stored, payload: Buffer) -> None:
+        for part in self.of_partition(stored.partition):
+            if part.desk is not None:
+                base = stored.base_offset
+                part.desk.on_stored(Stock(base, base + stored.count, stored.timestamp_ms, payload))
+                self.stir(part.key)
+
+    def is_awaited(self, read: FetchBatches | SeekTime) -> bool:
+        partition = read.fetch.partition if isinstance(read, FetchBatches) else read.partition
+        return partition in self._of_partition
+
+    def on_fetched(self, event: BatchesFetched) -> None:
+        f = event.fetch
+        part = self.parts.get(GroupKey(f.partition, f.sub[0][1].decode()))
+        if part is None or part.desk is None or part.want is None:
+            return
+        want = part.want
+        if (f.offset, f.end) != (want.offset, want.end):
+            return
+        if isinstance(event.batches, MeshqError) or not event.batches:
+            self.ctx.count("corrupt_reads")
+            hole = StoreCorrupt(f"offset {f.offset} of partition {f.partition.partition} is not on this disk")
+            self.on_failed(part, event.batches if isinstance(event.batches, MeshqError) else hole)
+            return
+        part.desk.now, part.want = self.ctx.now, None
+        part.desk.on_fetched(want, event.batches)
+        self.stir(part.key)
+
+    # ------------------------------------------------------------------------------------ each turn
+    def tick(self) -> None:
+        if self.ctx.now < self._wake:
+            return
+        self._wake = inf
+        self._stirred.update(self._postponed)
+        self._postponed.clear()
+        for key, part in self.parts.items():
+            at = part.desk.deadline() if part.desk is not None else inf
+            if at <= self.ctx.now:
+                self.stir(key)
+            else:
+                self._wake = min(self._wake, at)
+
+    def wake(self) -> float:
+        return self._wake
+
+    def propose(self) -> bool:
+        """What this turn has come to; whether there was anything."""
+        stirred, self._stirred = list(self._stirred), {}
+        for key in stirred:
+            part = self.parts.get(key)
+            if part is not None:
+                self._take(part)
+        return bool(stirred)
+
+    def _take(self, part: Part) -> None:
+        if self.slots.hosts[part.slot].replica.is_handing_over:
+            self._postponed[part.key] = None  # it proposes nothing: the next leader will, or this one again
+            self._wake = min(self._wake, self.ctx.now + POSTPONED_S)
+            return
+        ops, desk = part.ops, part.desk
+        if desk is not None:
+            desk.now = self.ctx.now
+            more, want = desk.take()
+            ops = [*ops, *more]
+            if want is not None:
+                part.want = want
+                ref = ((GROUPS, part.key.group.encode()), 0)
+                fetch = Fetch(ref, part.key.partition, want.offset, want.end, want.bytes_max)
+                self.ctx.out.append(FetchBatches(fetch))
+            self._wake = min(self._wake, desk.deadline())
+        if ops:
+            (topic_id, number), group = part.key
+            body = encode_group(GroupBody(topic_id, number, group, tuple(ops)))
+            entry = self.slots.append(part.slot, EntryKind.GROUP, body)
+            part.proposed.append((entry.index, part.asked))
+            part.ops, part.asked = [], []
+            self.ctx.count("group_entries")
+        elif part.seek is None and not part.proposed and (desk.is_idle if desk else not part.opening):
+            self.drop(part)
+
+    def flush(self) -> None:
+        for session, results in self._settled.items():
+            for i in range(0, len(results), 1_024):
+                self.ctx.send(session, Settled(results[i : i + 1_024]))
+        self._settled.clear()
+        by_ref: dict[Ref, list[tuple[GroupKey, Hand]]] = {}
+        for key, hand in self._hands:
+            by_ref.setdefault(hand.member.ref, []).append((key, hand))
+        self._hands.clear()
+        for (session, sub), hands in by_ref.items():
+            self._push(session, sub, hands)
+
+    def _push(self, session: Session, sub: int, hands: list[tuple[GroupKey, Hand]]) -> None:
+        items: list[HandItem] = []
+        payloads: list[Buffer] = []
+        size = 0
+        for key, hand in hands:
+            if items and (len(items) >= PUSH_ITEMS or size + len(hand.batch.data) > PUSH_BYTES):
+                self.ctx.send(session, HandOut(sub, items), tuple(payloads))
+                items, payloads, size = [], [], 0
+            topic_id, number = key.partition
+            base, at = hand.batch.base_offset, hand.batch.timestamp_ms
+            items.append(HandItem(topic_id, number, base, at, hand.lease, list(hand.ranges)))
+            payloads.append(hand.batch.data)
+            size += len(hand.batch.data)
+        self.ctx.count("batches_handed", len(hands))
+        self.ctx.send(session, HandOut(sub, items), tuple(payloads))

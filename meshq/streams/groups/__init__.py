@@ -1,0 +1,9 @@
+"""Groups: consumers that share a topic, without a coordinator. What a GROUP entry of a slot's log means.
+
+intervals.py   offsets -> values, as runs
+words.py       what a GROUP entry says
+state.py       one group in one partition, as the log tells it
+table.py       the groups of a slot, and their rows on disk
+backoff.py     how long a record waits before it is handed out again
+desk.py        the leader's side: who gets what, and what is not acknowledged in time
+"""

@@ -1,0 +1,155 @@
+"""One group in one partition, as the log tells it: a cursor, and what is between it and the end.
+
+Below `next` every record has been handed out at least once, at `next` and above none. Of those below, the
+ones that are leased and the ones that came back are listed, as runs; everything else is acknowledged. So a
+million records that wait cost nothing, acknowledged ones cost nothing, and what is listed is bounded by what
+may be in flight (GROUP_PENDING_MAX). The cursor (`floor`) is the first one listed, or `next`.
+
+Durations are kept, never points in time: a new leader begins each one anew.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from meshq.streams.groups.intervals import Intervals
+from meshq.streams.groups.words import LEADER, Grant, Mode, Open, Range, Settle, Verdict
+
+
+class Lease(NamedTuple):
+    member: bytes
+    lease: int  # index of the entry that granted it
+    attempts: int  # this one included
+
+
+class Back(NamedTuple):
+    """To be handed out again. `delay_ms` from when it came back."""
+
+    attempts: int
+    delay_ms: int
+
+
+class GroupState:
+    """Changed by `apply` only. Same entries, same state, on every replica."""
+
+    __slots__ = ("ack_wait_ms", "acked", "back", "leased", "max_deliver", "mode", "next", "redelivered")
+
+    def __init__(self, opened: Open) -> None:
+        self.mode = Mode(opened.mode)
+        self.ack_wait_ms = opened.ack_wait_ms
+        self.max_deliver = opened.max_deliver
+        self.next = opened.start
+        self.leased: Intervals[Lease] = Intervals()
+        self.back: Intervals[Back] = Intervals()
+        self.acked = 0  # in all
+        self.redelivered = 0  # handed out a second time or later
+
+    @property
+    def floor(self) -> int:
+        """Every record below is acknowledged."""
+        return min(x for x in (self.leased.first, self.back.first, self.next) if x is not None)
+
+    @property
+    def pending(self) -> int:
+        """Records handed out and not acknowledged."""
+        return self.leased.count + self.back.count
+
+    def apply(self, op: Open | Grant | Settle, index: int) -> tuple[Range, ...]:
+        """What of it did not count."""
+        match op:
+            case Open():
+                self.ack_wait_ms, self.max_deliver = op.ack_wait_ms, op.max_deliver
+                return ()
+            case Grant():
+                return tuple(r for r in op.ranges if not self._grant(op.member, *r, index))
+            case Settle():
+                return tuple(r for x in op.ranges for r in self._settle(op, *x))
+
+    def _grant(self, member: bytes, first: int, end: int, index: int) -> bool:
+        if first == self.next:
+            self.leased.set(first, end, Lease(member, index, 1))
+            self.next = end
+            return True
+        again = list(self.back.runs(first, end))
+        for start, stop, back in again:
+            self.back.remove(start, stop)
+            self.leased.set(start, stop, Lease(member, index, back.attempts + 1))
+            self.redelivered += stop - start if back.attempts else 0
+        return sum(stop - start for start, stop, _ in again) == end - first
+
+    def _settle(self, op: Settle, first: int, end: int, lease: int) -> list[Range]:
+        held = [
+            (start, stop, x)
+            for start, stop, x in self.leased.runs(first, end)
+            if x.lease == lease and op.member in (x.member, LEADER)
+        ]
+        for start, stop, x in held:
+            self.leased.remove(start, stop)
+            match op.verdict:
+                case Verdict.ACK:
+                    self.acked += stop - start
+                case Verdict.RELEASE:
+                    self.back.set(start, stop, Back(x.attempts - 1, 0))
+                case _:
+                    self.back.set(start, stop, Back(x.attempts, op.delay_ms))
+        if op.verdict == Verdict.ACK:
+            return self._unsettled(first, end)
+        return _without(first, end, held)
+
+    def _unsettled(self, first: int, end: int) -> list[Range]:
+        """What is not acknowledged. That somebody else has done it, or the same one before, is as good."""
+        found = [(s, e) for s, e, _ in self.leased.runs(first, end)]
+        found += [(s, e) for s, e, _ in self.back.runs(first, end)]
+        return [*found, (max(first, self.next), end)] if end > self.next else found
+
+    # -------------------------------------------------------------------------------------- on disk
+    def encode(self) -> bytes:
+        members = list(dict.fromkeys(x.member for _, _, x in self.leased.runs()))
+        number = {member: i for i, member in enumerate(members)}
+        return _encoder.encode(
+            _Row(
+                self.mode, self.ack_wait_ms, self.max_deliver, self.next, self.acked, self.redelivered,
+                members,
+                [(s, e, number[x.member], x.lease, x.attempts) for s, e, x in self.leased.runs()],
+                [(s, e, x.attempts, x.delay_ms) for s, e, x in self.back.runs()],
+            )
+        )  # fmt: skip
+
+
+def decode_state(data: bytes) -> GroupState:
+    """Raises: msgspec.MsgspecError."""
+    row = _decoder.decode(data)
+    state = GroupState(Open(row.mode, row.ack_wait_ms, row.max_deliver, row.next))
+    state.acked, state.redelivered = row.acked, row.redelivered
+    for first, end, member, lease, attempts in row.leased:
+        state.leased.set(first, end, Lease(row.members[member], lease, attempts))
+    for first, end, attempts, delay_ms in row.back:
+        state.back.set(first, end, Back(attempts, delay_ms))
+    return state
+
+
+class _Row(msgspec.Struct, frozen=True, array_like=True):
+    mode: int
+    ack_wait_ms: int
+    max_deliver: int
+    next: int
+    acked: int
+    redelivered: int
+    members: list[bytes]  # named by their places in `leased`
+    leased: list[tuple[int, int, int, int, int]]
+    back: list[tuple[int, int, int, int]]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Row)
+
+
+def _without(first: int, end: int, held: list[tuple[int, int, Lease]]) -> list[Range]:
+    gaps, at = [], first
+    for start, stop, _ in held:
+        if at < start:
+            gaps.append((at, start))
+        at = stop
+    return [*gaps, (at, end)] if at < end else gaps

@@ -1,0 +1,79 @@
+"""What a GROUP entry says: things that happened to one group in one partition, in order.
+
+Everything is decided by the slot's leader and judged once more when the entry is applied, against the state
+that the log itself has made: an acknowledgement counts only for a lease that stands there. So entries of two
+leaders cannot contradict each other, and no leader has to know what its predecessor had under way.
+
+A *lease* is named by the index of the entry that granted it: no two are ever the same.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+Range = tuple[int, int]  # [first, end)
+Leased = tuple[int, int, int]  # [first, end), the lease under which they were handed out
+
+LEADER: Final = b""  # in the place of a member: the leader itself, whose word needs no lease of its own
+
+
+class Mode(IntEnum):
+    QUEUE = 1
+
+
+class Verdict(IntEnum):
+    ACK = 0  # done
+    NACK = 1  # again, after the delay
+    RELEASE = 2  # again, and this time does not count: nobody has looked at it
+
+
+class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """The group begins at `start`, if it is not there; if it is, it goes on with these settings."""
+
+    mode: int
+    ack_wait_ms: int
+    max_deliver: int  # 0: no limit
+    start: int
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """These records go to this member, each one under a lease of its own."""
+
+    member: bytes
+    ranges: tuple[Range, ...]
+
+
+class Settle(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The end of leases. `member` has to hold them, unless it is the LEADER."""
+
+    verdict: int
+    member: bytes
+    ranges: tuple[Leased, ...]
+    delay_ms: int = 0
+
+
+Op = Open | Grant | Settle
+
+
+class GroupBody(msgspec.Struct, frozen=True, array_like=True):
+    """A GROUP entry's body."""
+
+    topic_id: bytes
+    partition: int
+    group: str
+    ops: tuple[Op, ...]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(GroupBody)
+
+
+def encode_group(body: GroupBody) -> bytes:
+    return _encoder.encode(body)
+
+
+def decode_group(body: bytes) -> GroupBody:
+    return _decoder.decode(body)
