@@ -123,8 +123,8 @@ class DataDirectory:
         if self.has_left:
             first = f"{self._move_authority()}. Then " if self.authority.exists() else ""
             raise UsageError(
-                f"the peer in {self.path} has left its mesh: {first}`meshq join TOKEN --data {self.path}` makes "
-                "it another one, without the records that were here"
+                f"the peer in {self.path} has left its mesh: {first}`meshq join TOKEN --data {self.path}` "
+                "makes it another one, without the records that were here"
             )
 
     def _move_authority(self) -> str:
@@ -134,8 +134,8 @@ class DataDirectory:
         )
 
     def _clear_left(self) -> None:
-        """Delete what a peer that has left leaves behind, all but its settings. Its keys and the number of its
-        starts go as well: who left is gone for good, and whoever joins here is somebody else.
+        """Delete what a peer that has left leaves behind, all but its settings. Its keys and the number of
+        its starts go as well: who left is gone for good, and whoever joins here is somebody else.
 
         The mark goes last, so that what was interrupted is done again.
         Raises: UsageError while the authority is here, StoreError while the peer is still stopping.
