@@ -63,11 +63,15 @@ MEMBER, LEAVING, LEFT = 0, 1, 2
 
 class SetStanding(Command, frozen=True, tag=6):
     """Whether a peer belongs: MEMBER; LEAVING, while its slots walk to others; LEFT, when nothing is there.
-    Who has left is let in again by a new certificate.
+    Who has left does not come back: a host joins anew, with new keys.
+
+    `since`: with LEFT, the index of the LEAVING that it ends, so that one which comes late does not end
+    another; 0 ends any (entries of before there was this field).
     """
 
     peer: Id16
     standing: Annotated[int, Meta(ge=MEMBER, le=LEFT)]
+    since: Annotated[int, Meta(ge=0)] = 0
 
 
 AnyCommand = RegisterPeer | RegisterClient | CreateTopic | SetTopic | DeleteTopic | SetStanding

@@ -171,7 +171,9 @@ class Registry:
         try:
             match command:
                 case RegisterPeer():
-                    self._check_peer(command)
+                    facts = self._check_peer(command)
+                    if peer_id_of(facts.signing_key) in self.left:  # applied where a log has it already
+                        raise Refused(f"{facts.name!r} has left the mesh for good: join anew, with new keys")
                 case RegisterClient():
                     self._check_client(command)
                 case CreateTopic():
@@ -227,6 +229,10 @@ class Registry:
             raise Refused("that peer is not registered (any more)")
         if command.standing == LEFT and peer not in self.leaving:
             raise Refused(f"{self.peers[peer].facts.name!r} is not leaving: its slots are still there")
+        if command.standing == LEFT and command.since not in (0, self.leaving[peer]):
+            raise Refused(
+                f"{self.peers[peer].facts.name!r} stayed, and is leaving anew: that is not over yet"
+            )
         if command.standing == LEAVING and not self.peers.keys() - self.leaving.keys() - {peer}:
             raise Refused(
                 f"{self.peers[peer].facts.name!r} is the last peer of the mesh: what it holds would be "

@@ -6,31 +6,52 @@ import json
 from pathlib import Path
 
 from meshq.security.directory import DataDirectory
-from tests.peers import free_base_port, mesh_of, meshq, start_peer, wait_until
+from tests.peers import Peer, free_base_port, mesh_of, meshq, start_peer, wait_until
 
 RECORDS = 3_000
 
 
 def test_peers_leave_one_after_the_other_and_every_record_stays(tmp_path: Path) -> None:
+    """The first one holds the authority, and is back at the end in the same directory, as another peer."""
     with mesh_of(tmp_path, 3) as (one, two, three):
         three.meshq("topic", "create", "t", "--partitions", "8").ok()
         lines = b"".join(b"record %d\n" % i for i in range(RECORDS))
         three.meshq("pub", "t", stdin=lines).ok()
 
+        one.meshq("leave").failed(2, "authority.key", "--abandon-authority")
+        old = DataDirectory(one.data).load().identity.peer_id
+        DataDirectory(one.data).authority.rename(DataDirectory(three.data).authority)
+        three.stop()
+        three.start()
         left = meshq("leave", "--data", one.data)
         assert left.ok() == b"peer1 has left the mesh.\n"
         assert "peer1 is leaving: " in left.err
         assert one.process is not None and one.process.wait() == 0
         assert "left" in meshq("up", "--data", one.data).failed(2, "has left its mesh", "meshq join")
-        rows = {row["name"]: row["state"] for row in json.loads(three.meshq("peers", "--json").ok())}
-        assert rows == {"peer1": "left", "peer2": "alive", "peer3": "alive"}
+        assert states(three) == [("peer1", "left"), ("peer2", "alive"), ("peer3", "alive")]
 
         three.meshq("pub", "t", stdin=b"one more\n").ok()
         assert two.meshq("leave").ok() == b"peer2 has left the mesh.\n"
         assert two.process is not None and two.process.wait() == 0
         found = three.meshq("sub", "t", "--from", "earliest", "--count", RECORDS + 1).ok()
         assert sorted(found.splitlines()) == sorted([*lines.splitlines(), b"one more"])
-        three.meshq("leave").failed(1, "last peer", "meshq invite")
+        three.meshq("leave").failed(2, "authority.key")
+        three.meshq("leave", "--abandon-authority").failed(1, "last peer", "meshq invite")
+
+        token = three.meshq("invite").ok().decode().strip()
+        meshq("join", token, "--data", one.data, "--name", "peer1").ok()
+        assert DataDirectory(one.data).load().identity.peer_id != old
+        one.start()
+        wait_until(lambda: b"2 of 2 reach" in three.meshq("status").out, 20.0)
+        assert (
+            one.meshq("sub", "t", "--from", "earliest", "--count", RECORDS + 1).ok().count(b"\n")
+            == RECORDS + 1
+        )
+        assert states(one) == [("peer1", "alive"), ("peer1", "left"), ("peer2", "left"), ("peer3", "alive")]
+
+
+def states(peer: Peer) -> list[tuple[str, str]]:
+    return sorted((row["name"], row["state"]) for row in json.loads(peer.meshq("peers", "--json").ok()))
 
 
 def test_who_is_gone_is_let_go_by_another_and_may_join_again(tmp_path: Path) -> None:
@@ -52,22 +73,3 @@ def test_who_is_gone_is_let_go_by_another_and_may_join_again(tmp_path: Path) -> 
             wait_until(lambda: b"3 of 3 reach" in one.meshq("status").out, 20.0)
         finally:
             again.end()
-
-
-def test_who_left_joins_again_in_the_same_directory_as_another_peer(tmp_path: Path) -> None:
-    with mesh_of(tmp_path, 3) as (one, two, three):
-        three.meshq("pub", "t", stdin=b"first\n").ok()
-        three.meshq("leave").ok()
-        assert three.process is not None and three.process.wait() == 0
-        old = DataDirectory(three.data).load().identity.peer_id
-        token = one.meshq("invite").ok().decode().strip()
-        meshq("join", token, "--data", three.data, "--name", "peer3").ok()
-        assert DataDirectory(three.data).load().identity.peer_id != old
-        three.start()
-        wait_until(lambda: b"3 of 3 reach" in two.meshq("status").out, 20.0)
-        rows = [(row["name"], row["state"]) for row in json.loads(two.meshq("peers", "--json").ok())]
-        assert sorted(rows) == [
-            ("peer1", "alive"), ("peer2", "alive"), ("peer3", "alive"), ("peer3", "left"),
-        ]  # fmt: skip
-        assert three.meshq("sub", "t", "--from", "earliest", "--count", 1).ok() == b"first\n"
-        assert three.process.process.poll() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from meshq.ids import SYSTEM_SLOT, PartitionKey, TopicId
 from meshq.messages import Accepted, TopicInfo
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings
+from meshq.peer.core.draining import Survey
 from meshq.registry import commands
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Node
@@ -180,6 +182,44 @@ def test_leaving_is_taken_back() -> None:
     world.run(lambda: is_settled(world))
     assert ask(world, 0, "peer.leaving", peer="p1")["standing"] == "member"
     writing.check()
+
+
+def test_what_comes_late_of_a_leaving_that_was_taken_back_does_not_end_the_next_one() -> None:
+    """Neither a survey of it, nor a LEFT that was proposed twice."""
+    world = World(5, peers=3, slots=SLOTS)
+    writing = Writing(world)
+    world.run(lambda: is_settled(world))
+    leader = next(h for h in world.hosts if h.core.registrar.leads())
+    name, peer = next((h.identity.name, h.identity.peer_id) for h in world.hosts if h is not leader)
+    asker = next(i for i, h in enumerate(world.hosts) if h is not leader)
+    surveys: list[Callable[[Survey], None]] = []
+    survey = leader.core.draining.survey
+    leader.core.draining.survey = lambda _, done: surveys.append(done)  # type: ignore[method-assign]
+    ask(world, asker, "peer.leave", peer=name)
+    world.run(lambda: bool(surveys))
+    since = leader.core.ctx.registry.leaving[peer]
+    ask(world, asker, "peer.stay", peer=name)
+    ask(world, asker, "peer.leave", peer=name)
+    surveys[0](Survey(SLOTS, 0, SLOTS, 3))
+    late = commands.encode(commands.SetStanding(peer, commands.LEFT, since))
+    leader.tell(e.ProposalMade(0, late))
+    world.run_for(2.0)
+    assert leader.core.ctx.registry.standing(peer) == "leaving"
+    leader.core.draining.survey = survey  # type: ignore[method-assign]
+    world.run(lambda: leader.core.ctx.registry.standing(peer) == "left")
+    writing.check()
+
+
+def test_who_left_is_not_registered_again_with_the_same_keys() -> None:
+    world = World(6, peers=3, slots=4)
+    world.run(lambda: is_settled(world))
+    gone = world.hosts[2]
+    leave(world, gone.identity.name)
+    again = commands.encode(commands.RegisterPeer(world.certify(gone.identity)))
+    next(h for h in world.hosts if h.up and h.core.registrar.leads()).tell(e.ProposalMade(0, again))
+    world.run_for(1.0)
+    for host in world.hosts[:2]:
+        assert host.core.ctx.registry.standing(gone.identity.peer_id) == "left"
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from meshq.errors import RemoteProtocolError
 from meshq.limits import PARTITIONS_MAX, RECORD_BYTES_CEILING
 from meshq.registry.commands import (
+    LEFT,
     CreateTopic,
     DeleteTopic,
     RegisterClient,
     RegisterPeer,
+    SetStanding,
     SetTopic,
     decode,
     encode,
@@ -28,12 +31,17 @@ ALL = [
     SetTopic(ID, 9),
     SetTopic(ID, record_bytes_max=5),
     DeleteTopic(ID),
+    SetStanding(ID, LEFT, 12),
 ]
 
 
 @pytest.mark.parametrize("command", ALL, ids=lambda c: type(c).__name__)
 def test_a_command_reads_as_it_was_written(command: object) -> None:
     assert decode(encode(command)) == command  # type: ignore[arg-type]
+
+
+def test_a_standing_of_before_it_said_since_when_is_read() -> None:
+    assert decode(msgspec.msgpack.encode([6, ID, LEFT])) == SetStanding(ID, LEFT, 0)
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,15 @@ from meshq.ids import PeerId, TopicId
 from meshq.peer.papers import verifier
 from meshq.registry import state
 from meshq.registry.commands import (
+    LEAVING,
+    LEFT,
+    MEMBER,
     AnyCommand,
     CreateTopic,
     DeleteTopic,
     RegisterClient,
     RegisterPeer,
+    SetStanding,
     SetTopic,
     decode,
     encode,
@@ -123,6 +127,25 @@ def test_a_newer_certificate_replaces_a_peers_earlier_one() -> None:
     assert registry.peer_of_key.get(identity(2).curve_public) is None
     assert registry.peer_of_key[identity(9).curve_public] == identity(2).peer_id
     assert [r.zone for r in registry.ring_peers() if r.peer == identity(2).peer_id] == ["attic"]
+
+
+@pytest.mark.parametrize(("since", "standing"), [(1, "leaving"), (3, "left"), (0, "left")])
+def test_a_peer_has_left_only_by_the_leaving_that_it_is_in(since: int, standing: str) -> None:
+    registry = make_registry(2)
+    who = identity(2).peer_id
+    apply(registry, *(SetStanding(who, s) for s in (LEAVING, MEMBER, LEAVING)))
+    late = SetStanding(who, LEFT, since)
+    assert isinstance(registry.refusal(late), Refused) == (standing == "leaving")
+    apply(registry, late)
+    assert registry.standing(who) == standing
+
+
+def test_who_has_left_is_not_proposed_again_but_a_log_that_has_it_reads_as_it_did() -> None:
+    registry = make_registry(2)
+    who = identity(2).peer_id
+    apply(registry, SetStanding(who, LEAVING), SetStanding(who, LEFT, 1))
+    assert isinstance(registry.refusal(RegisterPeer(peer(2))), Refused)
+    assert apply(registry, RegisterPeer(peer(2))) == [PeersChanged(who)]
 
 
 def test_a_client_is_registered_and_replaced() -> None:

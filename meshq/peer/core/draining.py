@@ -78,12 +78,12 @@ class Draining:
             if peer in registry.left:
                 self.links.forget(peer)
             else:
-                del self._told[peer]  # it is here again
+                del self._told[peer]  # so long ago that the registry forgot it
         if self.ctx.now < self._round_at or not registry.leaving or not self.registrar.leads():
             return
         self._round_at = self.ctx.now + SURVEY_S
-        for peer in list(registry.leaving):
-            self._when_possible(partial(self.survey, peer, partial(self._on_survey, peer)))
+        for peer, since in list(registry.leaving.items()):
+            self._when_possible(partial(self.survey, peer, partial(self._on_survey, peer, since)))
 
     def _when_possible(self, call: Callable[[], None]) -> None:
         with contextlib.suppress(MeshqError):  # too many questions under way: this one is left
@@ -100,10 +100,11 @@ class Draining:
             self._gone = True
             self.ctx.out.append(PeerLeft())
 
-    def _on_survey(self, peer: PeerId, found: Survey) -> None:
+    def _on_survey(self, peer: PeerId, since: int, found: Survey) -> None:
+        """`since`: the leaving that was asked about; it may have been taken back, and begun again."""
         gone = found.clear == found.total and not self._votes(peer)
-        if gone and peer in self.ctx.registry.leaving and self.registrar.leads():
-            self.registrar.propose(SetStanding(peer, LEFT), lambda _: None)
+        if gone and self.ctx.registry.leaving.get(peer) == since and self.registrar.leads():
+            self.registrar.propose(SetStanding(peer, LEFT, since), lambda _: None)
 
     def _votes(self, peer: PeerId) -> bool:
         host = self.slots.hosts.get(SYSTEM_SLOT)
