@@ -9,6 +9,7 @@ import pytest
 
 from meshq import batch
 from meshq.client import facts
+from meshq.entries import EntryKind
 from meshq.errors import OutcomeUnknown, Refused, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, TopicId
 from meshq.messages import Accepted, TopicInfo
@@ -205,8 +206,12 @@ def test_what_comes_late_of_a_leaving_that_was_taken_back_does_not_end_the_next_
     leader.tell(e.ProposalMade(0, late))
     world.run_for(2.0)
     assert leader.core.ctx.registry.standing(peer) == "leaving"
+    again = leader.core.ctx.registry.leaving[peer]
     leader.core.draining.survey = survey  # type: ignore[method-assign]
     world.run(lambda: leader.core.ctx.registry.standing(peer) == "left")
+    entries = [x for x in leader.disk.log[SYSTEM_SLOT].values() if x.kind is EntryKind.REGISTRY]
+    standings = [c for x in entries if isinstance(c := commands.decode(x.body), commands.SetStanding)]
+    assert {c.since for c in standings if c.standing == commands.LEFT} == {again}
     writing.check()
 
 
