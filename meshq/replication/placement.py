@@ -6,7 +6,8 @@ compares the two now and then and takes the next step:
     lacking members   -> learners, which copy while everything goes on
     all level         -> leadership goes to one who stays, if this one is not wanted; then one joint change to
                          the new voters; whoever is not wanted is dropped with it
-    where it should be, but led by another voter than the first owner -> leadership moves there
+    where it should be, but led by another voter than the first owner -> leadership moves there,
+                         if that one can lead
 
 Nothing is moved while the slot is not healthy, toward nothing that would not be, and few slots at a time, in
 all and to each peer, so that moving never takes the disk and the network away from the records. A crash
@@ -38,6 +39,7 @@ class Situation:
     settled: bool  # its newest configuration is committed, and the leader serves
     match: Mapping[Node, int]
     last: int
+    unfit: Collection[Node] = ()  # not to be handed the lead now: full, rolled back, or it failed lately
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ def next_step(
         return None
     if _is_where(config, voters, learners):
         first = voters[0]
-        if first != s.me and first.peer in alive and not _behind(s, first):
+        if first != s.me and first.peer in alive and first not in s.unfit and not _behind(s, first):
             return MoveLeadership(s.slot, first)
         return None
     missing = [n for n in (*voters, *learners) if n not in config.nodes()]
@@ -139,7 +141,7 @@ def next_step(
     # What is to decide has to be able to: a voter of before that is dead now may be all that a new one has.
     if any(n not in ready for n in voters if n not in config.voters) or not target.has_majority(ready):
         return None
-    heirs = [n for n in ready if n in config.voters]
+    heirs = [n for n in ready if n in config.voters and n not in s.unfit]
     if s.me not in voters and heirs:
         return MoveLeadership(s.slot, heirs[0])
     return ChangeMembers(s.slot, target)

@@ -49,6 +49,7 @@ class Liveness:
 
     def on_beat(self, peer: PeerId, beat: Beat) -> None:
         (self.slots.full.add if beat.full else self.slots.full.discard)(peer)
+        (self.slots.barred.add if beat.frozen else self.slots.barred.discard)(peer)
         self._carry_out(self.support.on_beat(peer, beat, now=self.ctx.now))
 
     def on_gone(self, peer: PeerId) -> None:
@@ -76,7 +77,10 @@ class Liveness:
             match effect:
                 case SendBeat(peer, beat):
                     full = self.ctx.disk.room_bytes < BATCH_BYTES_MAX
-                    self.links.send(peer, msgspec.structs.replace(beat, full=full) if full else beat)
+                    frozen = self.slots.frozen
+                    if full or frozen:
+                        beat = msgspec.structs.replace(beat, full=full, frozen=frozen)
+                    self.links.send(peer, beat)
                 case SupportGiven() | SupportGot():
                     self.slots.on_supported(effect)
                 case PeerRestarted(peer):

@@ -98,7 +98,9 @@ class Placing:
 
     def _situation(self, host: Host) -> Situation:
         r = host.replica
-        return Situation(host.slot, self.slots.me, r.config, r.is_settled, r.match(), r.last.index)
+        said = self.slots.full | self.slots.barred
+        unfit = {n for n in r.config.voters if n.peer in said} | r.left_alone(self.ctx.now)
+        return Situation(host.slot, self.slots.me, r.config, r.is_settled, r.match(), r.last.index, unfit)
 
     def _nodes(self) -> dict[PeerId, Node]:
         nodes = {peer: Node(peer, x.disk) for peer, x in self.links.states.items() if x.disk}
