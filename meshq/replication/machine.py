@@ -249,7 +249,7 @@ class Replica:
         return self._lead().propose_config(target)
 
     def transfer(self, to: Node, *, now: float) -> None:
-        """Hand leadership to another voter; nothing while that is being done. Raises: NotOwner, UsageError."""
+        """Hand leadership to another voter; nothing while one is under way. Raises: NotOwner, UsageError."""
         self._lead().transfer(to, now=now)
 
     @property
