@@ -1,4 +1,4 @@
-"""A peer that is alive and level and yet cannot lead is left alone, and publishing goes on elsewhere."""
+"""Who cannot lead, or could not store what is published, does not: publishing goes on elsewhere."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from meshq.errors import DiskFull
+from meshq.ids import SYSTEM_SLOT
 from meshq.messages import Accepted
 from tests.peer.test_receipts import Bench
-from tests.peer.world import Host
+from tests.peer.world import Host, is_level
 
 
 def first_owner(bench: Bench) -> Host:
@@ -52,6 +54,31 @@ def test_a_first_owner_that_comes_back_full_gets_the_lead_when_it_has_room(seed:
     assert bench.leader is not first
     first.disk.full = False
     bench.world.run(lambda: bench.replica(first).serves, most_s=20.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_leader_whose_disk_is_full_hands_over_to_one_that_has_room(seed: int) -> None:
+    bench = Bench(seed, 3)
+    full = bench.leader
+    assert full is first_owner(bench)
+    full.disk.full = True
+    bench.world.run(lambda: not bench.replica(full).serves, most_s=3.0)
+    bench.world.run_for(2.0)
+    assert len(publish_for(bench, 10)) == 20
+    assert not [h for h in full.core.slots.led() if h.slot != SYSTEM_SLOT], "nor does it lead another slot"
+    full.disk.full = False
+    bench.world.run(lambda: bench.replica(full).serves and is_level(bench.world, bench.key), most_s=20.0)
+
+
+def test_while_all_are_full_publishing_is_refused_and_goes_on_when_two_have_room() -> None:
+    bench = Bench(1, 3)
+    for host in bench.world.hosts:
+        host.disk.full = True
+    bench.world.run_for(3.0)
+    assert isinstance(bench.send(timeout=3.0), DiskFull)
+    for host in bench.others:
+        host.disk.full = False
+    assert isinstance(bench.send(), Accepted)
 
 
 def test_hand_overs_that_come_to_nothing_are_tried_ever_less_often() -> None:
