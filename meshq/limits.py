@@ -79,6 +79,7 @@ CREDIT_BYTES_MAX = _limit("CREDIT_BYTES_MAX", 64 * MIB, "credit of one connectio
 FEED_SUBSCRIPTIONS_MAX = _limit("FEED_SUBSCRIPTIONS_MAX", 1_000, "subscriptions of one key on the feed", "the subscription is not approved, and counted")
 FEED_QUEUE_MAX = _limit("FEED_QUEUE_MAX", 10_000, "messages waiting for one plain subscriber (messages, not bytes)", "dropped for that subscriber (at most once; libzmq does not say how many)")
 INGEST_BUFFER_BYTES = _limit("INGEST_BUFFER_BYTES", 16 * MIB, "plain publishes waiting to be stored", "PUB: dropped and counted; REQ: `Overloaded`")
+RECEIPTS_WAITING_MAX = _limit("RECEIPTS_WAITING_MAX", 4_096, "batches of a peer that are stored, or on its disk, and wait to be told of: for a mirror, for `copies_min`", "`Overloaded`")
 PENDING_BYTES_MAX = _limit("PENDING_BYTES_MAX", 64 * MIB, "batches accepted by a peer and not yet on disk", "`Overloaded`")
 
 # Membership and the door

@@ -7,7 +7,7 @@
     run.json, admin.meshq   how this host's tools reach the running peer
     peers.json      addresses seen                  lock           held by the process that runs the peer
     boot            how often the peer was started
-    left            only when this peer has left its mesh: it does not start again, and may join anew
+    left            only when this peer has left its mesh: it does not start again; a join here makes another
 
 `genesis` is written last: with it the directory is a peer, without it an unfinished one. A directory that
 holds keys or records is never written over.
@@ -103,6 +103,10 @@ class DataDirectory:
         return self.path / "peers.json"
 
     @property
+    def boot(self) -> Path:
+        return self.path / "boot"
+
+    @property
     def settings(self) -> Path:
         return self.path / "meshq.toml"
 
@@ -117,18 +121,37 @@ class DataDirectory:
     def refuse_if_left(self) -> None:
         """Raises: UsageError."""
         if self.has_left:
+            first = f"{self._move_authority()}. Then " if self.authority.exists() else ""
             raise UsageError(
-                f"the peer in {self.path} has left its mesh: `meshq join TOKEN --data {self.path}` makes it "
-                "another one, without the records that were here"
+                f"the peer in {self.path} has left its mesh: {first}`meshq join TOKEN --data {self.path}` "
+                "makes it another one, without the records that were here"
             )
 
+    def _move_authority(self) -> str:
+        return (
+            f"{self.authority}, which lets others into it, is still here: move it to the directory of a peer "
+            "of that mesh and restart that one"
+        )
+
     def _clear_left(self) -> None:
-        """What a peer that has left leaves behind, but its settings and its keys."""
+        """Delete what a peer that has left leaves behind, all but its settings. Its keys and the number of
+        its starts go as well: who left is gone for good, and whoever joins here is somebody else.
+
+        The mark goes last, so that what was interrupted is done again.
+        Raises: UsageError while the authority is here, StoreError while the peer is still stopping.
+        """
         if not self.has_left:
             return
-        shutil.rmtree(self.store, ignore_errors=True)
-        for path in (self.certificate, self.keyring, self.peers, self.genesis, self.path / "left"):
-            path.unlink(missing_ok=True)
+        if self.authority.exists():
+            raise UsageError(
+                f"the peer in {self.path} has left. Nothing was changed: {self._move_authority()}"
+            )
+        with self.lock():
+            for folder in (self.store, self.path / "invites"):
+                shutil.rmtree(folder, ignore_errors=True)
+            files = (self.genesis, self.certificate, self.keyring, self.identity, self.boot, self.peers)
+            for path in (*files, self.run, self.admin, self.path / "left"):
+                path.unlink(missing_ok=True)
 
     @property
     def invites(self) -> Invites:
@@ -187,14 +210,14 @@ class DataDirectory:
                 )
 
     def begin_join(self, name: str) -> Identity:
-        """The identity to join with: a new one, or that of a join here that did not finish.
+        """The identity to join with: a new one, also where a peer has left, or that of a join here that did
+        not finish.
 
         It is on disk before the token is used, so that a join whose reply was lost is repeated with the same
         key.
         Raises: UsageError when a peer lives here, SecurityError, StoreError.
         """
-        if not self.authority.exists():
-            self._clear_left()
+        self._clear_left()
         self._refuse_unless_joining()
         make_private_dir(self.path, _OURS)
         if self.identity.exists():
@@ -210,7 +233,7 @@ class DataDirectory:
 
     def was_started(self) -> bool:
         """Whether this peer ever ran."""
-        return (self.path / "boot").exists()
+        return self.boot.exists()
 
     def raise_boot_epoch(self) -> int:
         """The number of this start, higher than every one before and on disk before this returns.
@@ -219,7 +242,7 @@ class DataDirectory:
         store that was lost must not make this one silent.
         Raises: StoreError.
         """
-        path = self.path / "boot"
+        path = self.boot
         before = 0
         if path.exists():
             text = read_private(path)

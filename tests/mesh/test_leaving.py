@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from meshq.security.directory import DataDirectory
 from tests.peers import free_base_port, mesh_of, meshq, start_peer, wait_until
 
 RECORDS = 3_000
@@ -51,3 +52,22 @@ def test_who_is_gone_is_let_go_by_another_and_may_join_again(tmp_path: Path) -> 
             wait_until(lambda: b"3 of 3 reach" in one.meshq("status").out, 20.0)
         finally:
             again.end()
+
+
+def test_who_left_joins_again_in_the_same_directory_as_another_peer(tmp_path: Path) -> None:
+    with mesh_of(tmp_path, 3) as (one, two, three):
+        three.meshq("pub", "t", stdin=b"first\n").ok()
+        three.meshq("leave").ok()
+        assert three.process is not None and three.process.wait() == 0
+        old = DataDirectory(three.data).load().identity.peer_id
+        token = one.meshq("invite").ok().decode().strip()
+        meshq("join", token, "--data", three.data, "--name", "peer3").ok()
+        assert DataDirectory(three.data).load().identity.peer_id != old
+        three.start()
+        wait_until(lambda: b"3 of 3 reach" in two.meshq("status").out, 20.0)
+        rows = [(row["name"], row["state"]) for row in json.loads(two.meshq("peers", "--json").ok())]
+        assert sorted(rows) == [
+            ("peer1", "alive"), ("peer2", "alive"), ("peer3", "alive"), ("peer3", "left"),
+        ]  # fmt: skip
+        assert three.meshq("sub", "t", "--from", "earliest", "--count", 1).ok() == b"first\n"
+        assert three.process.process.poll() is None

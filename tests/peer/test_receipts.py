@@ -8,9 +8,10 @@ import pytest
 
 from meshq import batch
 from meshq.client import facts
-from meshq.errors import NotEnoughCopies, OutcomeUnknown, UsageError
+from meshq.errors import NotEnoughCopies, OutcomeUnknown, Overloaded, UsageError
 from meshq.ids import PartitionKey, Slot, TopicId
 from meshq.messages import ACKS_LEADER, ACKS_NONE, ACKS_QUORUM, Accepted, TopicInfo
+from meshq.peer.core import receipts
 from meshq.replication.mirrors import PATIENCE_S
 from meshq.replication.placement import LEVEL_COUNT
 from tests.peer.world import Client, Host, World, is_level
@@ -194,3 +195,17 @@ def test_a_mirror_that_lags_is_waited_for() -> None:
     assert not any(t in bench.client.results for t in tickets)
     mirror.disk.sync = sync  # type: ignore[method-assign]
     assert {bench.client.wait(t).copies for t in tickets} == {2}
+
+
+def test_what_waits_for_copies_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipts, "RECEIPTS_WAITING_MAX", 5)
+    bench = Bench(6, 3, copies_min=3)
+    leader, victim = bench.leader, bench.others[0]
+    victim.disk.sync = list  # type: ignore[method-assign]  # its disk does not come to an end
+    for _ in range(5):
+        bench.begin(timeout=60.0)
+    bench.world.run(lambda: leader.core.publishing.receipts._count >= 5, most_s=2.0)
+    with pytest.raises(Overloaded):
+        leader.core.publishing.receipts.check(bench.slot, bench.info)
+    bench.world.run_for(40.0)
+    assert leader.core.publishing.receipts._count == 0, "and ends"

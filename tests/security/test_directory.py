@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from meshq.errors import SecurityError, StoreCorrupt, StoreError, UsageError, WrongMesh
+from meshq.peer.disk import refuse_lost_store
 from meshq.security import door
 from meshq.security.authority import Authority
 from meshq.security.certificates import new_serial, verify
@@ -170,6 +171,42 @@ def test_a_join_does_not_write_over_a_peer(tmp_path: Path) -> None:
     join(issuer, tmp_path / "joined", "x")
     with pytest.raises(UsageError, match="already holds peer 'x'"):
         join(issuer, tmp_path / "joined", "y")
+
+
+def test_who_joins_where_a_peer_has_left_is_another_one_and_starts(tmp_path: Path) -> None:
+    (issuer, other), _ = make(tmp_path, 2)
+    other.settings.write_text("port = 7710\n")
+    old = other.load().identity
+    assert [other.raise_boot_epoch() for _ in range(3)] == [1, 2, 3]
+    other.store.mkdir()
+    (other.store / "data.mdb").write_bytes(b"records")
+    other.mark_left("now")
+    with pytest.raises(UsageError, match=f"has left its mesh: `meshq join TOKEN --data {other.path}`"):
+        other.refuse_if_left()
+
+    with other.lock(), pytest.raises(StoreError, match="in use by process"):
+        other.begin_join("peer2")
+    assert other.store.exists() and other.has_left, "nothing is deleted under a peer that is still stopping"
+    joined = join(issuer, other.path, "peer2")
+    other.refuse_if_left()
+    papers = joined.load()
+    new = papers.identity
+    assert not {old.peer_id, old.curve_public} & {new.peer_id, new.curve_public}
+    assert not joined.store.exists() and joined.settings.read_text() == "port = 7710\n"
+    refuse_lost_store(joined, papers, begin_empty=False)
+
+
+def test_who_left_with_the_authority_is_told_to_move_it_first(tmp_path: Path) -> None:
+    (holder, other), _ = make(tmp_path, 2)
+    holder.mark_left("now")
+    before = contents(holder.path)
+    for refused in (holder.refuse_if_left, lambda: holder.begin_join("x")):
+        with pytest.raises(UsageError, match=r"authority.key, .* move it to the directory of a peer"):
+            refused()
+    assert contents(holder.path) == before
+    holder.authority.rename(other.authority)
+    assert other.load().authority is not None
+    assert join(other, holder.path, "peer1").load().authority is None
 
 
 # ---------------------------------------------------------------------------------------------------- loading

@@ -8,8 +8,8 @@
 A slot with one voter has a mirror where the mesh has two peers: receipts wait for it while it can be expected
 to answer (replication/mirrors.py), and leave with `copies=1` when it can't.
 
-What waits here is bounded by what producers may have in flight, and by `WAIT_S`; what waits for longer, or
-for a leader that is one no more, ends as `OutcomeUnknown`.
+What waits here is bounded in number and by `WAIT_S`; what waits for longer, or for a leader that is one no
+more, ends as `OutcomeUnknown`. It is looked at when somebody's disk has more than before, not at every event.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from meshq.errors import MeshqError, NotEnoughCopies, OutcomeUnknown
+from meshq.errors import MeshqError, NotEnoughCopies, OutcomeUnknown, Overloaded
 from meshq.ids import PeerId, Ref, Session, Slot
+from meshq.limits import RECEIPTS_WAITING_MAX
 from meshq.messages import ACKS_NONE, Accepted, Produced, TopicInfo
 from meshq.peer.core.context import Context
 from meshq.peer.core.hosts import Host
@@ -47,10 +48,16 @@ class Receipts:
     _ready: dict[Session, list[Accepted]] = field(default_factory=dict)  # of this turn
     _waiting: dict[Slot, deque[_Waiting]] = field(default_factory=dict)
     _mirrors: dict[Slot, Mirrors] = field(default_factory=dict)  # of slots led, while they have one voter
+    _seen: dict[Slot, object] = field(default_factory=dict)  # what was on whose disk at the last look
+    _count: int = 0  # of all that waits
 
     # --------------------------------------------------------------------------------- what happens
     def check(self, slot: Slot, info: TopicInfo) -> None:
-        """Before anything is appended. Raises: NotEnoughCopies."""
+        """Before anything is appended. Raises: NotEnoughCopies, Overloaded."""
+        if self._count >= RECEIPTS_WAITING_MAX:
+            raise Overloaded(
+                f"{self._count} batches wait here until other peers have them too", retry_after_ms=200
+            )
         if info.copies_min <= 1:
             return
         host = self.slots.hosts[slot]
@@ -86,19 +93,18 @@ class Receipts:
         kept: deque[_Waiting] = deque()
         if not host.leads:
             self._mirrors.pop(host.slot, None)
-        for w in self._waiting.pop(host.slot, ()):
+        for w in self._waiting.get(host.slot, ()):
             if w.base_offset is not None and host.leads:
                 kept.append(w)
             else:
                 self._fail(w, error)
-        if kept:
-            self._waiting[host.slot] = kept
+        self._keep(host.slot, kept)
 
     def tick(self) -> None:
         for slot, waiting in list(self._waiting.items()):
             late = [w for w in waiting if self.ctx.now >= w.until]
             for w in late:
-                self._fail(w, OutcomeUnknown(f"stored, and not on {w.copies_min} peers within {WAIT_S:g} s"))
+                self._fail(w, OutcomeUnknown(f"it is not known within {WAIT_S:g} s on whose disks it is"))
             self._keep(slot, deque(w for w in waiting if self.ctx.now < w.until))
 
     def flush(self) -> None:
@@ -114,6 +120,9 @@ class Receipts:
         host, kept = self.slots.hosts[slot], deque[_Waiting]()
         durable, match = host.replica.log.durable, host.replica.match()
         mirrors = self._look_at_mirrors(host, match)
+        seen = durable, tuple(match.items()), frozenset(mirrors.nodes) if mirrors else None
+        if self._seen.get(slot) == seen:
+            return
         for w in self._waiting[slot]:
             if w.base_offset is None:
                 copies = 1 if durable >= w.entry else 0
@@ -127,6 +136,8 @@ class Receipts:
             else:
                 kept.append(w)
         self._keep(slot, kept)
+        if kept:
+            self._seen[slot] = seen
 
     def _mirrors_have(self, host: Host, match: Mapping[Node, int], index: int) -> bool:
         mirrors = self._look_at_mirrors(host, match)
@@ -147,12 +158,14 @@ class Receipts:
 
     def _wait(self, slot: Slot, waiting: _Waiting) -> None:
         self._waiting.setdefault(slot, deque()).append(waiting)
+        self._count += 1
+        self._seen.pop(slot, None)
 
     def _keep(self, slot: Slot, waiting: deque[_Waiting]) -> None:
+        self._count += len(waiting) - len(self._waiting.pop(slot, ()))
+        self._seen.pop(slot, None)
         if waiting:
             self._waiting[slot] = waiting
-        else:
-            del self._waiting[slot]
 
     def _answer(self, ref: Ref, base_offset: int | None, copies: int) -> None:
         session, request = ref
