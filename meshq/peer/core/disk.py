@@ -27,9 +27,10 @@ class _Outstanding:
 
 @dataclass
 class Disk:
-    """`room_bytes` is what the store last said may be stored, less what was handed to it since. `is_full`: that
-    is less than one batch takes; it ends with room for two, or leaders would be moved to and fro while room
-    comes and goes bit by bit.
+    """`room_bytes` is what the store last said may be stored, less what was handed to it since.
+
+    `is_full`: that is less than one batch takes. It ends with room for two: leaders are not to be moved to
+    and fro while room comes and goes bit by bit.
     """
 
     out: list[Effect]
