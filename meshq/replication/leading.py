@@ -174,7 +174,11 @@ class Leading:
     def _send(self, node: Node, p: Progress, prev: Position, items: tuple[Item, ...]) -> None:
         s = self._state
         p.commit_sent, p.round_sent = s.commit, self._round
-        s.out.append(Send(node, AppendEntries(s.term, prev, items, s.commit, self._round)))
+        message = AppendEntries(s.term, prev, items, s.commit, self._round)
+        if s.is_begun:
+            s.out.append(Send(node, message))
+        else:
+            s.promise(node, message)
         if items:
             last = items[-1].entry.index
             p.flew(last, sum(len(i.payload) + len(i.entry.body) for i in items))

@@ -121,6 +121,10 @@ class Replica:
         return self._state.is_stale
 
     @property
+    def follows_a_live_leader(self) -> bool:
+        return self._elections.follows_a_live_leader()
+
+    @property
     def leader(self) -> Node | None:
         return self._state.leader
 
@@ -264,10 +268,13 @@ class Replica:
         """A linearizable read: ReadReady or ReadFailed will name `ref`. Raises: NotOwner, Overloaded."""
         self._lead().read(ref)
 
-    def recover(self, left: Collection[Node], *, draw: int, wall_ms: int) -> Entry:
+    def recover(self, left: Collection[Node], *, draw: int, wall_ms: int, unheld: bool = False) -> Entry:
         """Go on alone from what is here, in a new generation (generations.py): of the slot's nodes only those
         in `left` are left, and they are no majority. They copy from here. What was decided and never came
         here is lost, see `kept`; the entry returned is the generation's first. `flush` sends it.
+
+        `unheld`: none of the voters that this copy's configuration names has that configuration itself, so
+        that they cannot elect each other by it, however many of them are left.
 
         Raises: UsageError where it could be wrong.
         """
@@ -275,10 +282,12 @@ class Replica:
         s.wall_ms = wall_ms
         if s.me not in left or s.me not in s.config.nodes():
             raise UsageError("this peer is no member of the slot: another one has to go on")
-        if s.config.has_majority(left):
+        if s.config.has_majority(left) and not unheld:
             raise UsageError("a majority of the slot's voters is left: nothing has to be given up")
-        if s.role is Role.LEADER or s.rolled_back or s.installing or s.is_stale:
-            raise UsageError("this peer cannot go on by itself: it leads, or its copy is not whole")
+        if self.follows_a_live_leader:
+            raise UsageError("the slot has a leader, and this peer treats that as alive: nothing is given up")
+        if s.rolled_back or s.installing or s.is_stale:
+            raise UsageError("this peer cannot go on by itself: its copy is not whole")
         others = tuple(sorted(n for n in s.config.nodes() if n in left and n != s.me))
         self._elections.begin_generation(Config((s.me,), (), others), draw)
         return s.log.item(s.log.last.index).entry

@@ -147,6 +147,14 @@ class State:
         """Whether its log knows nothing yet of the generation that its term is of."""
         return generation_of(self.log.last.term) < generation_of(self.hard.term)
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether an entry of this generation is on this disk. Nobody hears of the generation before: were it
+        forgotten here in a crash, who heard of it would wait for ever for a log that nobody has.
+        """
+        generation = generation_of(self.hard.term)
+        return generation == 0 or generation_of(self.log.term_at(self.log.durable) or 0) == generation
+
     def is_me(self, peer: PeerId) -> bool:
         return peer == self.me.peer
 

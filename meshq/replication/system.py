@@ -23,7 +23,7 @@ SYSTEM_VOTERS_MAX: Final = 5  # of the system slot; others copy it
 def _odd(count: int) -> int:
     """How many of so many vote."""
     count = min(count, SYSTEM_VOTERS_MAX)
-    return count - (count + 1) % 2
+    return max(0, count - (count + 1) % 2)
 
 
 def system_genesis(founders: Sequence[Node], *, first: Node) -> Config:

@@ -139,7 +139,7 @@ def block_udp(mesh: LabMesh, a: LabPeer, b: LabPeer) -> int:
 
 
 def change_address(mesh: LabMesh, peer: LabPeer, address: str, report: Report) -> None:
-    before = {x["name"]: x for x in mesh.peers[0].read() if x.get("name") == peer.name}[peer.name]
+    before = [x for x in mesh.peers[0].read() if x.get("name") == peer.name and "boot" in x][-1]
     at = now_ms()
     peer.host.change_address(address)
     moved = mesh.wait("the new address is known", lambda: mesh.seen("MemberMoved", about=peer, since=at))

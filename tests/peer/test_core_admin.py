@@ -115,6 +115,21 @@ def test_questions_to_other_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -
     assert peer.send(Ask(6, "topic.show", {"topic": "t"})) == []
 
 
+@pytest.mark.parametrize("what", ["recover.facts", "recover.slots", "placement", "registry.level"])
+def test_what_is_between_peers_is_refused_to_everybody_else(what: str) -> None:
+    peer = linked()
+    admin_key = peer.register("ops", ("admin", "#"))
+    b = identity("b").curve_public
+    for session, key in ((e.CLIENTS, b"1"), admin_key), ((e.CLIENTS, b"2"), b), ((e.PEERS, b"3"), admin_key):
+        peer.hello(session=session, key=key)
+        answers = peer.send(Ask(7, what), session=session, key=key)
+        assert [x.name for x in answers if isinstance(x, Failure)] == ["Forbidden"]
+    there = (e.PEERS, b"4")
+    peer.hello(session=there, key=b)
+    (answer,) = peer.send(Ask(8, what), session=there, key=b)
+    assert getattr(answer, "name", "") != "Forbidden"
+
+
 def test_topics_are_made_changed_deleted_and_listed_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admin, "PAGE", 2)
     peer = Single()

@@ -8,10 +8,13 @@ import pytest
 
 from meshq import batch, messages
 from meshq.client import facts
-from meshq.errors import RecordsLost, Refused, UsageError
+from meshq.entries import EntryKind, make_entry
+from meshq.errors import Forbidden, RecordsLost, Refused, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, TopicId
 from meshq.messages import Accepted
-from meshq.replication.generations import generation_of, number_of
+from meshq.replication.generations import generation_of, next_generation, number_of
+from meshq.replication.quorum import config_of, encode_config
+from meshq.replication.words import AppendEntries, Item, Received
 from tests.peer.test_draining import PARTITIONS, SLOTS, Writing, ask, is_settled, seen
 from tests.peer.world import Client, Host, World, committed
 
@@ -106,6 +109,11 @@ def test_it_is_refused_while_it_could_be_wrong() -> None:
     assert isinstance(alive, Refused) and "not gone" in str(alive)
     assert isinstance(ask(world, 0, "recover.plan", gone=["p0"]), UsageError)
     assert isinstance(ask(world, 0, "recover.plan", gone=["nobody"]), UsageError)
+    follower = next(x for x in p0.core.slots.hosts.values() if not x.leads and x.slot != SYSTEM_SLOT)
+    last, me = follower.replica.last, p0.core.ctx.me
+    row = [int(follower.slot), last.term, last.index]
+    cut_short = ask(world, 0, "recover.slots", slots=[row], left=[[bytes(me.peer), me.disk]])
+    assert isinstance(cut_short, Forbidden), "nothing of what is looked at first would have been"
     lose(world, p1)
     majority = ask(world, 0, "recover.plan", gone=["p1"])
     assert isinstance(majority, Refused) and "nothing to recover" in str(majority)
@@ -115,6 +123,40 @@ def test_it_is_refused_while_it_could_be_wrong() -> None:
     other = ask(world, 0, "recover.run", gone=["p1", "p2"], plan="another one")
     assert isinstance(other, Refused) and "changed" in str(other)
     assert all(number_of(generation_of(x.replica.term)) == 0 for x in p0.core.slots.hosts.values())
+
+
+def test_a_generation_that_its_only_voter_forgot_is_followed_by_another() -> None:
+    """Two of the registry's voters are gone, and the third has told the one that copies of a generation which
+    its own disk never had.
+    """
+    world = World(2, peers=4, slots=4)
+    world.run(lambda: is_settled(world) and len(world.hosts[0].core.links.reachable()) == 4)
+    world.run(lambda: len(system(world.hosts[0]).replica.config.voters) == 3)
+    config = system(world.hosts[0]).replica.config
+    by_peer = {h.identity.peer_id: h for h in world.hosts}
+    *gone, forgot = (by_peer[n.peer] for n in config.voters)
+    (copies,) = (by_peer[n.peer] for n in config.learners)
+    lose(world, *gone)
+    voter, (learner,) = config.voters[-1], config.learners
+    last = system(copies).replica.last
+    term = next_generation(last.term, 7)
+    body = encode_config(config_of([voter], [learner]))
+    entry = make_entry(
+        last.chain, index=last.index + 1, term=term, kind=EntryKind.CONFIG, timestamp_ms=0, body=body
+    )
+    told = AppendEntries(term, last, (Item(entry),), system(forgot).replica.commit_index, 0)
+    copies.core.slots.tell(system(copies), Received(voter, told))
+    world.run_for(3.0)
+    assert system(copies).replica.last.term == term
+    assert not any(system(h).leads for h in (forgot, copies))
+    plan = recover(world, world.hosts.index(forgot), *gone)
+    (step,) = (s for s in plan["slots"] if s["slot"] == "registry")
+    assert (step["peer"], step["generation"]) == (copies.identity.name, 2)
+    world.run(lambda: system(copies).leads and system(forgot).replica.last == system(copies).replica.last)
+
+
+def system(host: Host) -> Any:
+    return host.core.slots.hosts[SYSTEM_SLOT]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -103,6 +103,10 @@ def test_who_is_leaving_copies_until_it_has_left_and_does_not_vote() -> None:
     )
 
 
+def test_where_nobody_stays_nothing_is_changed() -> None:
+    assert target(at(config_of(nodes(1, 2, 3))), peers(1, 2, 3), leaving=peers(1, 2, 3)) is None
+
+
 def test_the_leader_that_is_leaving_lets_a_voter_lead() -> None:
     config = config_of(nodes(1, 2, 3), nodes(4))
     step = system_step(at(config), peers(1, 2, 3, 4), NODES, peers(1, 2, 3, 4), peers(1))

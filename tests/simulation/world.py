@@ -485,7 +485,8 @@ class World:
             ):
                 continue
             host, copy = max(copies, key=lambda x: (x[1].replica.last.term, x[1].replica.last.index))
-            if copy.replica.is_stale or not copy.replica.is_quiet:
+            r = copy.replica
+            if r.is_stale or not r.is_quiet or r.follows_a_live_leader:
                 continue
             host.recover(copy, left, draw())
             found += 1

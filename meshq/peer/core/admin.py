@@ -21,6 +21,7 @@ from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
 from meshq.peer.core.links import LinkFacts, Links
 from meshq.peer.core.recovering import FACTS, SLOTS, Recovering
 from meshq.peer.core.registrar import LEVEL, Registrar
+from meshq.peer.core.sessions import is_peers
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry.commands import AnyCommand, CreateTopic, DeleteTopic, RegisterClient, SetTopic
@@ -53,6 +54,8 @@ class Admin:
             raise UsageError(f"no request is called {name!r}: one of {', '.join(sorted(_HANDLERS))}")
         if not principal.admin and name not in _OPEN_TO_ALL:
             raise Forbidden(f"{principal.name!r} may not ask for {name!r}: it needs the capability `admin`")
+        if name in _BETWEEN_PEERS and not is_peers(session, principal):
+            raise Forbidden(f"{name!r} is between peers only")
         handler(self, session, principal, message)
 
     # -------------------------------------------------------------------------------------- listing
@@ -293,6 +296,8 @@ _HANDLERS: dict[str, _Handler] = {
     LEVEL: Admin._registry_level,
 }
 _OPEN_TO_ALL = {"topics", "topic.show"}
+# Parts of what a peer does with the others. What they take for granted was looked at by the peer that asks.
+_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL}
 
 
 def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:

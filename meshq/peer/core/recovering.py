@@ -52,6 +52,7 @@ class Copy:
 class _Plan:
     left: set[Node] = field(default_factory=set)
     steps: list[Copy] = field(default_factory=list)
+    unheld: set[Slot] = field(default_factory=set)  # that go on although their copy's voters are left
     without: list[Slot] = field(default_factory=list)  # of which no copy is left
 
 
@@ -149,13 +150,25 @@ class Recovering:
 
     @staticmethod
     def _plan_slot(plan: _Plan, slot: Slot, copies: list[Copy]) -> None:
-        if any(c.leads or c.config.has_majority(plan.left) for c in copies):
+        """A majority counts where one of its voters has that configuration, or may have it. Where all of them
+        tell of another one, a crash made them forget it, and nobody would ever be elected by it.
+        """
+        told = {c.node: c.config for c in copies}
+
+        def is_held(config: Config) -> bool:
+            voters = [n for n in plan.left if config.is_voter(n)]
+            return config.has_majority(plan.left) and any(told.get(n, config) == config for n in voters)
+
+        if any(c.leads or is_held(c.config) for c in copies):
             return
         able = [c for c in copies if c.may]
-        if able:
-            plan.steps.append(max(able, key=lambda c: (c.last, c.node in c.config.voters, c.node)))
-        else:
+        if not able:
             plan.without.append(slot)
+            return
+        step = max(able, key=lambda c: (c.last, c.node in c.config.voters, c.node))
+        plan.steps.append(step)
+        if step.config.has_majority(plan.left):
+            plan.unheld.add(slot)
 
     def _run(self, session: Session, message: Ask, plan: _Plan) -> None:
         left = [[bytes(n.peer), n.disk] for n in sorted(plan.left)]
@@ -165,7 +178,7 @@ class Recovering:
         failed: list[list[Any]] = []
         mine = wanted.pop(self.ctx.me.peer, [])
         if mine:
-            failed += self._go_on(mine, plan.left)
+            failed += self._go_on(mine, plan.left, plan.unheld)
 
         def done(answers: list[dict[str, Any]]) -> None:
             told = {a.get("peer") for a in answers}
@@ -177,18 +190,19 @@ class Recovering:
             value = {**self._show(plan), "failed": [[_slot_name(s), text] for s, text in failed]}
             self.ctx.send(session, Answer(message.request, value))
 
-        self.fan_out.ask(SLOTS, {"left": left}, done, each={p: {"slots": rows} for p, rows in wanted.items()})
+        each = {p: {"slots": rows} for p, rows in wanted.items()}
+        self.fan_out.ask(SLOTS, {"left": left, "unheld": sorted(plan.unheld)}, done, each=each)
 
     def on_ask_slots(self, session: Session, message: Ask) -> None:
         """Another peer has the plan, and this one's copies are the most advanced. Raises: UsageError."""
-        rows, left = message.args.get("slots"), message.args.get("left")
+        rows, left, unheld = (message.args.get(x, []) for x in ("slots", "left", "unheld"))
         try:
-            failed = self._go_on(rows, {Node(PeerId(p), d) for p, d in left})  # type: ignore[union-attr, arg-type]
+            failed = self._go_on(rows, {Node(PeerId(p), d) for p, d in left}, {Slot(s) for s in unheld})
         except (TypeError, ValueError) as e:
             raise UsageError(f"slots to recover that cannot be read: {e}") from None
         self.ctx.send(session, Answer(message.request, {"peer": bytes(self.ctx.me.peer), "failed": failed}))
 
-    def _go_on(self, rows: list[list[int]], left: set[Node]) -> list[list[Any]]:
+    def _go_on(self, rows: list[list[int]], left: set[Node], unheld: set[Slot]) -> list[list[Any]]:
         """Slots that could not, and why."""
         failed: list[list[Any]] = []
         for slot, term, index in rows:
@@ -196,8 +210,9 @@ class Recovering:
             if host is None or (host.replica.last.term, host.replica.last.index) != (term, index):
                 failed.append([slot, "its log is another one by now"])
                 continue
+            draw = int.from_bytes(self.ctx.random_id()[:2], "big")
             try:
-                self.slots.recover(host, left, draw=int.from_bytes(self.ctx.random_id()[:2], "big"))
+                self.slots.recover(host, left, draw=draw, unheld=host.slot in unheld)
             except MeshqError as e:
                 failed.append([slot, str(e)])
                 continue

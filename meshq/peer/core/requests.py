@@ -41,6 +41,7 @@ from meshq.messages import (
     Welcome,
 )
 from meshq.peer.core.events import PEERS, MessageArrived, TellMembership
+from meshq.peer.core.sessions import is_peers
 from meshq.security.authorization import Principal
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Requests:
         self, session: Session, principal: Principal, message: PeerMessage, payloads: tuple[Buffer, ...]
     ) -> None:
         peer = principal.peer_id
-        if peer is None or principal.kind != "peer" or session[0] != PEERS:
+        if peer is None or not is_peers(session, principal):
             raise Forbidden(f"{type(message).__name__} is between peers only")
         match message:
             case ProposeRegistry():

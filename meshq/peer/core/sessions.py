@@ -20,8 +20,13 @@ from meshq.limits import (
     SUBSCRIPTIONS_PER_PEER_MAX,
     SUBSCRIPTIONS_PER_SESSION_MAX,
 )
-from meshq.peer.core.events import LOCAL, SeekTime
+from meshq.peer.core.events import LOCAL, PEERS, SeekTime
 from meshq.security.authorization import Principal
+
+
+def is_peers(session: Session, principal: Principal) -> bool:
+    """Whether it is a peer that asks, at the door where peers do: no client acts as one."""
+    return session[0] == PEERS and principal.kind == "peer"
 
 
 @dataclass(slots=True)

@@ -200,9 +200,9 @@ class Slots:
         host.replica.transfer(to, now=self.now)
         self._dirty[host] = None
 
-    def recover(self, host: Host, left: Collection[Node], *, draw: int) -> None:
+    def recover(self, host: Host, left: Collection[Node], *, draw: int, unheld: bool) -> None:
         """Go on alone, because a person says that all nodes but these are gone. Raises: UsageError."""
-        host.replica.recover(left, draw=draw, wall_ms=self.wall_ms)
+        host.replica.recover(left, draw=draw, wall_ms=self.wall_ms, unheld=unheld)
         self._dirty[host] = None
 
     def soon(self, host: Host, event: words.Event) -> None:
