@@ -378,7 +378,8 @@ class Beat(Message, frozen=True, tag=57):
     `echo` is the receiver's newest beat heard (0: none), of its run `echo_epoch`; `supports`: the sender
     treats the receiver as alive. `led` and `believed` are checksums: of what the sender leads among the
     receiver's slots, and of what it believes that the receiver leads. `slots` lists what it leads, (slot,
-    term), when the receiver was seen to believe something else. `full`: the sender has no room for records.
+    term), when the receiver was seen to believe something else. `full`: the sender has no room for records;
+    `frozen`: its disk was rolled back, and it leads nothing.
     """
 
     epoch: U63
@@ -390,6 +391,7 @@ class Beat(Message, frozen=True, tag=57):
     believed: U32
     slots: Annotated[list[tuple[U16, U63]], Meta(max_length=1 << 16)] | None = None
     full: bool = False
+    frozen: bool = False
 
 
 class Leads(Message, frozen=True, tag=58):

@@ -14,6 +14,7 @@ from math import inf
 from meshq.batch import Buffer
 from meshq.entries import Entry, EntryKind, make_entry
 from meshq.errors import NotOwner, Overloaded, RemoteProtocolError, UsageError
+from meshq.replication.handover import HandOver
 from meshq.replication.progress import Pace, Progress
 from meshq.replication.quorum import Config, Node, encode_config, leave_joint, step_toward
 from meshq.replication.snapshots import Sending
@@ -50,8 +51,7 @@ class Leading:
         self._unsupported_since = inf
         self._round = 0
         self._reads: list[tuple[int, object]] = []  # (round to be confirmed, who asks)
-        self._transfer_to: Node | None = None
-        self._transfer_until = inf
+        self.hand_over = HandOver()
         self._dirty = False
         self._told_serving = False
 
@@ -63,8 +63,7 @@ class Leading:
         self._told_serving = False
         self._unsupported_since = inf
         self._round = 0
-        self._transfer_to = None
-        self._transfer_until = inf
+        self.hand_over = HandOver()
         self._told_serving = False
         self.followers = {}
         if config is not None:
@@ -92,7 +91,7 @@ class Leading:
     # ------------------------------------------------------------------------------------------ proposing
     def propose(self, kind: EntryKind, body: bytes, payload: Buffer) -> Entry:
         """Give the entry its place. Raises: NotOwner while this leader hands over."""
-        if self._transfer_to is not None:
+        if self.hand_over.to is not None:
             raise NotOwner("the slot's leadership is being handed over", retry_after_ms=50)
         return self._append(kind, body, payload)
 
@@ -137,6 +136,7 @@ class Leading:
         for node in set(self.followers) - nodes:
             del self.followers[node]
             self._snapshots.drop(node)
+            self.hand_over.forget(node)
         for node in sorted(nodes - set(self.followers)):
             self.followers[node] = Progress(next=max(s.log.last.index, 1))  # the newest entry is news to it
         self.check_support()
@@ -258,7 +258,7 @@ class Leading:
         )
         p.due = inf if quiet else s.now + s.settings.resend_s
         self._advance()
-        if frm == self._transfer_to and p.match == s.log.last.index:
+        if frm == self.hand_over.to and p.match == s.log.last.index:
             s.out.append(Send(frm, TimeoutNow(s.term)))
 
     def _on_rejected(self, p: Progress, reply: AppendReply) -> None:
@@ -351,20 +351,18 @@ class Leading:
         s.out.append(ReadReady(ready, s.commit))
 
     # ------------------------------------------------------------------------------------------- hand-over
-    @property
-    def is_handing_over(self) -> bool:
-        return self._transfer_to is not None
-
-    def transfer(self, to: Node) -> None:
-        """Hand leadership over: no more proposals, bring it level, let it campaign (section 3.10).
+    def transfer(self, to: Node, *, now: float) -> None:
+        """Hand leadership over: no more proposals, bring it level, let it campaign (section 3.10). Nothing
+        while one is under way.
 
         Raises: UsageError when it is no other voter.
         """
         s = self._state
         if to == s.me or to not in s.config.voters:
             raise UsageError("leadership can go to another voter only")
-        self._transfer_to = to
-        self._transfer_until = s.now + s.settings.transfer_s
+        if self.hand_over.to is not None:
+            return
+        self.hand_over.begin(to, now + s.settings.transfer_s)
         p = self.followers[to]
         if p.match == s.log.last.index:
             s.out.append(Send(to, TimeoutNow(s.term)))
@@ -405,9 +403,7 @@ class Leading:
             else:
                 self.on_linked(node)
                 p.due = s.now + s.settings.resend_s
-        if s.now >= self._transfer_until:
-            self._transfer_to = None
-            self._transfer_until = inf
+        self.hand_over.on_tick(s.now)
         if s.now - self._unsupported_since >= s.settings.quorum_s:
             self._resign()
 
@@ -422,4 +418,4 @@ class Leading:
 
     def deadline(self) -> float:
         due = min((p.due for p in self.followers.values()), default=inf)
-        return min(due, self._transfer_until, self._unsupported_since + self._state.settings.quorum_s)
+        return min(due, self.hand_over.until, self._unsupported_since + self._state.settings.quorum_s)

@@ -252,13 +252,17 @@ class Replica:
         self._state.wall_ms = wall_ms
         return self._lead().propose_config(target)
 
-    def transfer(self, to: Node) -> None:
-        """Hand leadership to another voter. Raises: NotOwner, UsageError."""
-        self._lead().transfer(to)
+    def transfer(self, to: Node, *, now: float) -> None:
+        """Hand leadership to another voter; nothing while one is under way. Raises: NotOwner, UsageError."""
+        self._lead().transfer(to, now=now)
 
     @property
     def is_handing_over(self) -> bool:
-        return self._leading.is_handing_over
+        return self._leading.hand_over.to is not None
+
+    def left_alone(self, now: float) -> set[Node]:
+        """Voters that did not take the lead when it was handed to them, for some time after that."""
+        return self._leading.hand_over.left_alone(now)
 
     def read(self, ref: object) -> None:
         """A linearizable read: ReadReady or ReadFailed will name `ref`. Raises: NotOwner, Overloaded."""
@@ -317,8 +321,11 @@ class Replica:
 
     @property
     def is_quiet(self) -> bool:
-        """A follower with nothing on its way to disk."""
-        return self._state.role is Role.FOLLOWER and self._state.is_durable() and not self._state.installing
+        """Nothing is on its way to disk, and it neither leads nor campaigns; who only asks whether it might
+        has promised nothing. (A node that was left out asks for ever.)
+        """
+        idle = self._state.role in (Role.FOLLOWER, Role.PRE_CANDIDATE)
+        return idle and self._state.is_durable() and not self._state.installing
 
     def forget_partial(self) -> None:
         """What had been put aside of a snapshot is gone: the next piece is the first one."""

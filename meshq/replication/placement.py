@@ -6,7 +6,9 @@ compares the two now and then and takes the next step:
     lacking members   -> learners, which copy while everything goes on
     all level         -> leadership goes to one who stays, if this one is not wanted; then one joint change to
                          the new voters; whoever is not wanted is dropped with it
-    where it should be, but led by another voter than the first owner -> leadership moves there
+    where it should be, but led by another voter than the first owner -> leadership moves there,
+                         if that one can lead
+    led by one whose disk is full, another voter has room -> leadership moves there, before all else
 
 Nothing is moved while the slot is not healthy, toward nothing that would not be, and few slots at a time, in
 all and to each peer, so that moving never takes the disk and the network away from the records. A crash
@@ -38,6 +40,7 @@ class Situation:
     settled: bool  # its newest configuration is committed, and the leader serves
     match: Mapping[Node, int]
     last: int
+    unfit: Collection[Node] = ()  # not to lead now: full, rolled back, or it did not take the lead lately
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,9 @@ def is_at_rest(
         if not s.settled or not owners or len(owners) < len(wanted[s.slot]):
             return False
         voters, learners = members_of(owners)
-        if not _is_where(s.config, voters, learners) or (voters[0] != s.me and voters[0].peer in alive):
+        if not _is_where(s.config, voters, learners) or s.me in s.unfit:
+            return False
+        if voters[0] != s.me and voters[0].peer in alive:
             return False
     return True
 
@@ -124,9 +129,13 @@ def next_step(
     config = s.config
     if not config.has_majority([n for n in config.nodes() if n.peer in alive]):
         return None
+    heirs = [n for n in config.voters if n.peer in alive and n not in s.unfit and not _behind(s, n)]
+    heirs.sort(key=lambda n: voters.index(n) if n in voters else len(voters))
+    if s.me in s.unfit and heirs:
+        return MoveLeadership(s.slot, heirs[0])
     if _is_where(config, voters, learners):
         first = voters[0]
-        if first != s.me and first.peer in alive and not _behind(s, first):
+        if first != s.me and first in heirs:
             return MoveLeadership(s.slot, first)
         return None
     missing = [n for n in (*voters, *learners) if n not in config.nodes()]
@@ -139,8 +148,7 @@ def next_step(
     # What is to decide has to be able to: a voter of before that is dead now may be all that a new one has.
     if any(n not in ready for n in voters if n not in config.voters) or not target.has_majority(ready):
         return None
-    heirs = [n for n in ready if n in config.voters]
-    if s.me not in voters and heirs:
+    if s.me not in voters and heirs and heirs[0] in voters:
         return MoveLeadership(s.slot, heirs[0])
     return ChangeMembers(s.slot, target)
 

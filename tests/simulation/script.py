@@ -277,7 +277,7 @@ class Story:
 
     def do_transfer(self, number: str, to: str) -> None:
         host, copy = self._copy(number)
-        copy.replica.transfer(self.hosts[int(to)].node)
+        copy.replica.transfer(self.hosts[int(to)].node, now=self.now)
         host.flush(copy)
 
     def do_read(self, number: str) -> None:

@@ -423,7 +423,7 @@ class World:
     def _transfer(self, host: Host, copy: Copy) -> None:
         to = [n for n in copy.replica.config.voters if n != copy.node]
         if to:
-            copy.replica.transfer(self.rng.choice(to))
+            copy.replica.transfer(self.rng.choice(to), now=self.now)
             host.flush(copy)
 
     # --------------------------------------------------------------------------------------------- operator

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from meshq.entries import Entry, Payload, PayloadKey, Write
 from meshq.errors import InternalError, MeshqError
 from meshq.ids import Slot
+from meshq.limits import BATCH_BYTES_MAX
 from meshq.peer.core.events import Effect, Persist, ResumeWrites
 
 
@@ -26,16 +27,24 @@ class _Outstanding:
 
 @dataclass
 class Disk:
-    """`room_bytes` is what the store last said may be stored, less what was handed to it since."""
+    """`room_bytes` is what the store last said may be stored, less what was handed to it since.
+
+    `is_full`: that is less than one batch takes. It ends with room for two: leaders are not to be moved to
+    and fro while room comes and goes bit by bit.
+    """
 
     out: list[Effect]
     room_bytes: int = 0
+    is_full: bool = False
     now: float = 0.0
     pending_bytes: int = 0
     _outstanding: dict[int, _Outstanding] = field(default_factory=dict)
     _failing: bool = False
     _later: list[Callable[[], None]] = field(default_factory=list)
     _token: int = 0
+
+    def look_at_room(self) -> None:
+        self.is_full = self.room_bytes < (2 if self.is_full else 1) * BATCH_BYTES_MAX
 
     def waiting_s(self, now: float) -> float:
         """How long the oldest write has been waiting."""

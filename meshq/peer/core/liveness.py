@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import msgspec
 
 from meshq.ids import PeerId
-from meshq.limits import BATCH_BYTES_MAX
 from meshq.messages import Beat
 from meshq.peer.core.context import Context
 from meshq.peer.core.events import MemberSeen
@@ -49,6 +48,7 @@ class Liveness:
 
     def on_beat(self, peer: PeerId, beat: Beat) -> None:
         (self.slots.full.add if beat.full else self.slots.full.discard)(peer)
+        (self.slots.barred.add if beat.frozen else self.slots.barred.discard)(peer)
         self._carry_out(self.support.on_beat(peer, beat, now=self.ctx.now))
 
     def on_gone(self, peer: PeerId) -> None:
@@ -63,6 +63,7 @@ class Liveness:
             self._partners_dirty = False
             partners = frozenset(self.ctx.known_peers()) - {self.ctx.me.peer}
             self._carry_out(self.support.on_partners(partners))
+        self.ctx.disk.look_at_room()
         self.support.on_disk(stalled=self.ctx.disk.waiting_s(self.ctx.now) > STALL_S)
         if self.ctx.now >= self.support.deadline():
             self._carry_out(self.support.on_tick(now=self.ctx.now))
@@ -75,8 +76,10 @@ class Liveness:
         for effect in effects:
             match effect:
                 case SendBeat(peer, beat):
-                    full = self.ctx.disk.room_bytes < BATCH_BYTES_MAX
-                    self.links.send(peer, msgspec.structs.replace(beat, full=full) if full else beat)
+                    full, frozen = self.ctx.disk.is_full, self.slots.frozen
+                    if full or frozen:
+                        beat = msgspec.structs.replace(beat, full=full, frozen=frozen)
+                    self.links.send(peer, beat)
                 case SupportGiven() | SupportGot():
                     self.slots.on_supported(effect)
                 case PeerRestarted(peer):

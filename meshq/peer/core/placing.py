@@ -34,6 +34,7 @@ class Placing:
     _gone: frozenset[PeerId] = frozenset()
     _ring_changed: bool = True
     _round_at: float = 0.0
+    _unfit: set[PeerId] = field(default_factory=set)  # to lead: full, this one too, or rolled back
     _rested: tuple[set[PeerId], dict[PeerId, Node]] | None = None  # who was alive when nothing was left to do
 
     def on_peers_changed(self) -> None:
@@ -53,6 +54,7 @@ class Placing:
             self._ring_changed, self._gone = False, gone
             self._rested = None
             self._look_at_ring()
+        self._look_at_disks()
         alive, nodes = self.slots.supports | {self.ctx.me.peer}, self._nodes()
         found = self._data_steps(alive, nodes) + self._system_steps(alive, nodes)
         self._round_at = self.ctx.now + (MOVING_S if found else ROUND_S)
@@ -92,13 +94,28 @@ class Placing:
         peers = [p for p in registry.ring_peers() if p.peer not in self._gone]
         found = owners(peers, slots=registry.slots, replicas=registry.replicas)
         self.wanted = {Slot(i): o for i, o in enumerate(found)}
+        self._rank()
+
+    def _look_at_disks(self) -> None:
+        me = {self.ctx.me.peer} if self.ctx.disk.is_full else set()
+        unfit = self.slots.full | self.slots.barred | me
+        if unfit != self._unfit:
+            self._unfit = unfit
+            self._rested = None
+            self._rank()
+
+    def _rank(self) -> None:
+        """Who campaigns first. With a full disk after the others, and yet: its log may be the longest."""
+        me = self.ctx.me.peer
         for host in self.slots.hosts.values():
             order = self.wanted.get(host.slot, ())
-            host.replica.set_rank(order.index(self.ctx.me.peer) if self.ctx.me.peer in order else len(order))
+            rank = order.index(me) if me in order else len(order)
+            host.replica.set_rank(rank + len(order) * (me in self._unfit))
 
     def _situation(self, host: Host) -> Situation:
         r = host.replica
-        return Situation(host.slot, self.slots.me, r.config, r.is_settled, r.match(), r.last.index)
+        unfit = {n for n in r.config.voters if n.peer in self._unfit} | r.left_alone(self.ctx.now)
+        return Situation(host.slot, self.slots.me, r.config, r.is_settled, r.match(), r.last.index, unfit)
 
     def _nodes(self) -> dict[PeerId, Node]:
         nodes = {peer: Node(peer, x.disk) for peer, x in self.links.states.items() if x.disk}

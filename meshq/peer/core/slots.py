@@ -65,6 +65,7 @@ class Slots:
     hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
     supports: set[PeerId] = field(default_factory=set)
     full: set[PeerId] = field(default_factory=set)  # that said so: no room for records
+    barred: set[PeerId] = field(default_factory=set)  # that said so: their disks were rolled back
     supported_by: set[PeerId] = field(default_factory=set)
     damaged: int = 0
     frozen: bool = False  # this disk was rolled back
@@ -196,7 +197,7 @@ class Slots:
     def transfer(self, slot: Slot, to: Node) -> None:
         """Raises: NotOwner, UsageError."""
         host = self.hosts[slot]
-        host.replica.transfer(to)
+        host.replica.transfer(to, now=self.now)
         self._dirty[host] = None
 
     def recover(self, host: Host, left: Collection[Node], *, draw: int, unheld: bool) -> None:
@@ -222,7 +223,7 @@ class Slots:
                 left += 1
                 best = max(others, key=lambda n: match.get(n, 0))
                 if not replica.is_handing_over and match.get(best, 0) + 256 >= last:
-                    replica.transfer(best)
+                    replica.transfer(best, now=self.now)
                     self._dirty[host] = None
         return left
 
