@@ -40,7 +40,7 @@ from meshq.messages import Join, ReadItem, ReadStarted, Settle, SettleItem, Star
 from meshq.peer.core.context import Context
 from meshq.peer.core.desks import GROUPS, Desks, Part
 from meshq.peer.core.events import SeekTime, TimeSought
-from meshq.peer.core.publishing import find_topic, led_slot
+from meshq.peer.core.publishing import check_partition, find_topic, led_slot
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal
 from meshq.streams.groups.desk import Member, QueueDesk
@@ -132,10 +132,7 @@ class Consuming:
         info = find_topic(self.ctx, item.topic_id, item.version)
         if not principal.may_consume(info.name):
             raise Forbidden(f"{principal.name!r} may not consume {info.name!r}: it has no capability for it")
-        if item.partition >= info.partitions:
-            raise RemoteProtocolError(
-                f"topic {info.name!r} has {info.partitions} partitions, not {item.partition + 1}"
-            )
+        check_partition(info, item.partition)
         slot = led_slot(self.ctx, self.slots, partition)
         session, sub = joined.member.ref
         self.ctx.sessions.states[session].add_reader(sub, partition)

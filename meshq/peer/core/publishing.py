@@ -57,7 +57,8 @@ class Publishing:
                 self.ctx.fail(session, item.request, e)
 
     def _publish(self, session: Session, principal: Principal, item: ProduceItem, payload: Buffer) -> None:
-        info = self._topic(item)
+        info = find_topic(self.ctx, item.topic_id, item.version)
+        check_partition(info, item.partition)
         if not principal.may_publish(info.name):
             raise Forbidden(
                 f"{principal.name!r} may not publish to {info.name!r}: it has no capability for it"
@@ -89,14 +90,6 @@ class Publishing:
             copies = self.slots.copies(slot, done.index)
             self.receipts.on_stored(slot, done.index, done.base_offset, copies, info.copies_min, (ref,))
 
-    def _topic(self, item: ProduceItem) -> TopicInfo:
-        info = find_topic(self.ctx, item.topic_id, item.version)
-        if item.partition >= info.partitions:
-            raise RemoteProtocolError(
-                f"topic {info.name!r} has {info.partitions} partitions, not {item.partition + 1}"
-            )
-        return info
-
     def on_stored(self, stored: Stored, payload: Buffer, copies: int) -> None:
         if stored.refs:
             info = self.ctx.topic(stored.partition.topic_id)
@@ -118,6 +111,14 @@ def find_topic(ctx: Context, topic_id: bytes, version: int) -> TopicInfo:
         if info is None:
             raise TopicGone("that topic was deleted (one of the same name now would be another topic)")
     return info
+
+
+def check_partition(info: TopicInfo, partition: int) -> None:
+    """Raises: RemoteProtocolError when the topic has no such partition."""
+    if partition >= info.partitions:
+        raise RemoteProtocolError(
+            f"topic {info.name!r} has {info.partitions} partitions, not {partition + 1}"
+        )
 
 
 def led_slot(ctx: Context, slots: Slots, partition: PartitionKey) -> Slot:

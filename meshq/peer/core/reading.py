@@ -22,7 +22,7 @@ from meshq.messages import (
 )
 from meshq.peer.core.context import Context
 from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime, TimeSought
-from meshq.peer.core.publishing import find_topic, led_slot
+from meshq.peer.core.publishing import check_partition, find_topic, led_slot
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal
 from meshq.streams.delivery import Fetch, SubKey
@@ -53,10 +53,7 @@ class Reading:
         info = find_topic(self.ctx, item.topic_id, item.version)
         if not principal.may_read(info.name):
             raise Forbidden(f"{principal.name!r} may not read {info.name!r}: it has no capability for it")
-        if item.partition >= info.partitions:
-            raise RemoteProtocolError(
-                f"topic {info.name!r} has {info.partitions} partitions, not {item.partition + 1}"
-            )
+        check_partition(info, item.partition)
         slot = led_slot(self.ctx, self.slots, partition)
         state = self.slots.partition(slot, partition)
         reads = self.ctx.sessions.states[session]
