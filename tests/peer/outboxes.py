@@ -39,7 +39,13 @@ class SimOutbox:
     """`disk`: what is synced, to go on from; shared by nobody else."""
 
     def __init__(
-        self, world: World, name: str, *, disk: Rows | None = None, terms: Terms | None = None, seed_peer: int = 0
+        self,
+        world: World,
+        name: str,
+        *,
+        disk: Rows | None = None,
+        terms: Terms | None = None,
+        seed_peer: int = 0,
     ) -> None:
         self.world, self.name, self._seed_peer = world, name, seed_peer
         self.terms = terms or Terms(batch_bytes=120)

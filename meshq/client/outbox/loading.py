@@ -12,7 +12,18 @@ from typing import Protocol
 from meshq.batch import Body, frame, read_records
 from meshq.client.outbox import layout
 from meshq.client.outbox.layout import (
-    BOUND, LANES, PARKED, QUEUE, STATE, STATE_KEY, TOPICS, BoundRow, LaneRow, ParkedRow, QueueRow, StateRow,
+    BOUND,
+    LANES,
+    PARKED,
+    QUEUE,
+    STATE,
+    STATE_KEY,
+    TOPICS,
+    BoundRow,
+    LaneRow,
+    ParkedRow,
+    QueueRow,
+    StateRow,
     TopicRow,
 )  # fmt: skip
 from meshq.client.outbox.words import Loaded, Parked, QueueRead

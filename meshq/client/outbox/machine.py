@@ -19,7 +19,7 @@ What stood behind it goes on under a fresh producer id. Refusals that may pass a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -27,7 +27,7 @@ import msgspec
 
 from meshq.client.outbox import layout, words
 from meshq.client.outbox.lanes import Entry, Lane, Topic, seal
-from meshq.client.outbox.layout import BOUND, LANES, PARKED, QUEUE, STATE, TOPICS, UNASSIGNED
+from meshq.client.outbox.layout import BOUND, LANES, PARKED, QUEUE, STATE, TOPICS
 from meshq.client.outbox.words import Effect, Event, Loaded, Parked, Persist, Put
 from meshq.errors import (
     Fenced,
@@ -47,6 +47,7 @@ from meshq.limits import KIB, MIB, OUTBOX_BYTES_MAX, OUTBOX_IDLE_MS, OUTBOX_TOPI
 if TYPE_CHECKING:
     import random
 
+BATCH_BYTES: Final = 256 * KIB
 IN_FLIGHT_BYTES: Final = 32 * MIB  # of bound batches in memory; beyond it one a lane
 MOVE_BYTES: Final = MIB  # of records that find their partitions, at a time
 MARGIN_MS: Final = 3_600_000  # before the peers forget a producer nothing of it is sent any more
@@ -65,7 +66,7 @@ class Terms:
     """bytes_max: what it may hold on disk; batch_bytes, compression: of the batches it makes."""
 
     bytes_max: int = OUTBOX_BYTES_MAX
-    batch_bytes: int = 256 * KIB
+    batch_bytes: int = BATCH_BYTES
     compression: str = "none"
 
 
@@ -101,6 +102,7 @@ class OutboxMachine:
         self._orders: dict[int, _Order] = {}
         self._tickets: dict[int, tuple[Lane, Entry]] = {}  # at most WINDOW a lane
         self._last = 0
+        self._reading_parked = 0
         self._raised = False  # the epoch of this run is on disk
         self._connected = False
         self._taken: list[Put] = []  # until the turn ends
@@ -127,6 +129,11 @@ class OutboxMachine:
     @property
     def has_bound(self) -> bool:
         return any(lane.window for lane in self._all_lanes())
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether something was taken or ordered that is not on disk."""
+        return bool(self._orders or self._taken or self._reading_parked)
 
     def owner(self) -> tuple[bytes, bytes]:
         """The mesh it belongs to, and the key of the connection that its bound batches do."""
@@ -173,7 +180,10 @@ class OutboxMachine:
     def take(
         self, topic: str, value: bytes, key: bytes | None, headers: dict[str, bytes] | None, *, wall_ms: int
     ) -> int:
-        """The number of a record that goes to disk when the turn ends. Raises: OutboxFull, Fenced, TooLarge."""
+        """The number of a record that goes to disk when the turn ends.
+
+        Raises: OutboxFull, Fenced, TooLarge.
+        """
         if self._state.halted:
             raise Fenced(self._state.halted)
         known = self._by_name.get(topic)
@@ -184,8 +194,8 @@ class OutboxMachine:
                 raise TooLarge(f"a record of {size} bytes is over the limit of {limit} of topic {topic}")
         if self.bytes_used + len(value) > self._terms.bytes_max:
             raise OutboxFull(
-                f"the outbox holds {self.bytes_used:,} of the {self._terms.bytes_max:,} bytes it may: they wait "
-                "for the mesh. Look with `meshq outbox show`, try again, or give it more"
+                f"the outbox holds {self.bytes_used:,} of the {self._terms.bytes_max:,} bytes it may: they "
+                "wait for the mesh. Look with `meshq outbox show`, try again, or give it more"
             )
         known = known or self._new_topic(topic)
         return self._queue(known, layout.QueueRow(key, value, headers, wall_ms))
@@ -215,11 +225,17 @@ class OutboxMachine:
                 if event.ticket in self._tickets:
                     self._tickets[event.ticket][0].topic.waiting_for = str(event.error)
             case words.RetryAsked():
-                self._effects += [words.ReadParked(n) for n in event.ids if self._is_whole(n)]
+                whole = [n for n in event.ids if self._is_whole(n)]
+                self._reading_parked += len(whole)
+                self._effects += [words.ReadParked(n) for n in whole]
             case words.ParkedRead():
                 self._on_parked_read(event)
             case words.DropAsked():
                 self._on_drop(event.ids)
+            case words.ParkAsked():
+                lost = UnknownProducer("the key it was sent under is lost: peers know it by that key alone")
+                bound = [(x, e, True) for x in self._all_lanes() for e in x.window.values()]
+                self._park_entries(bound, lost)
             case words.Connected():
                 self._on_connected(event)
             case words.Ticked():
@@ -303,11 +319,11 @@ class OutboxMachine:
             self._effects.append(words.ReadQueue(topic.number, lane.partition, room_bytes))
 
     def _ask(self, topic: Topic) -> Topic | None:
-        """The topic, if it is known well enough to bind; have it looked up where it is not, or not of late."""
-        if not topic.asking and self._now >= topic.ask_at:
-            if topic.info is None or self._now >= topic.known_at + TOPIC_AGE_S:
-                topic.asking = True
-                self._effects.append(words.WantTopic(topic.number, topic.row.name, topic.info is not None))
+        """The topic, if it is known well enough to bind; it is looked up where it is not, or not of late."""
+        old = topic.info is None or self._now >= topic.known_at + TOPIC_AGE_S
+        if old and not topic.asking and self._now >= topic.ask_at:
+            topic.asking = True
+            self._effects.append(words.WantTopic(topic.number, topic.row.name, topic.info is not None))
         return topic if topic.info is not None else None
 
     def _on_queue_read(self, event: words.QueueRead) -> None:
@@ -456,7 +472,9 @@ class OutboxMachine:
         base = event.receipt.base_offset
         assert base is not None, "an outbox asks for a quorum"
         self._effects.append(
-            words.TellCommitted(entry.numbers, lane.topic.row.name, lane.partition, base, event.receipt.copies)
+            words.TellCommitted(
+                entry.numbers, lane.topic.row.name, lane.partition, base, event.receipt.copies
+            )
         )
         self._persist([], [(BOUND, key)], lambda: None)
         self._pump_lane(lane)
@@ -487,8 +505,8 @@ class OutboxMachine:
     def _halt(self, error: MeshqError) -> None:
         """Somebody else uses these numbers. Nothing more is sent until the owner of the data has looked."""
         self._state.halted = (
-            f"another copy of this outbox is in use ({type(error).__name__}: {error}). Find it; then in one of "
-            "them `meshq outbox retry` sends what is parked as an outbox of its own, or `meshq outbox drop`"
+            f"another copy of this outbox is in use ({type(error).__name__}: {error}). Find it; then in one "
+            "of them `meshq outbox retry` sends what is parked, as an outbox of its own, or `drop` ends it"
         )
         others = [(lane, e, True) for lane in self._all_lanes() for e in lane.window.values()]
         self._park_entries(others, error)
@@ -512,8 +530,8 @@ class OutboxMachine:
         self, lane: Lane, body: Any, numbers: Sequence[int], error: MeshqError, *, maybe_stored: bool
     ) -> Put:
         row = layout.ParkedRow(
-            lane.topic.row.name, lane.partition, type(error).__name__, str(error), maybe_stored, self._wall_ms,
-            *body,
+            lane.topic.row.name, lane.partition, type(error).__name__, str(error), maybe_stored,
+            self._wall_ms, *body,
         )  # fmt: skip
         put, parked = self._parked_put(row)
         self._effects.append(words.TellParked(numbers, parked, error))
@@ -527,7 +545,8 @@ class OutboxMachine:
             topic = self._topics[number].row.name if number in self._topics else ""
         text = f"a row of {database.decode()} ({key.hex()}) does not match its checksum"
         row = layout.ParkedRow(
-            topic, partition, StoreCorrupt.__name__, text, database == BOUND, self._wall_ms, None, 1, 0, 0, value
+            topic, partition, StoreCorrupt.__name__, text, database == BOUND, self._wall_ms, None, 1, 0, 0,
+            value,
         )  # fmt: skip
         put, parked = self._parked_put(row)
         self._effects.append(words.TellParked((), parked, StoreCorrupt(text)))
@@ -543,6 +562,7 @@ class OutboxMachine:
         return number in self.parked and self.parked[number].reason != StoreCorrupt.__name__
 
     def _on_parked_read(self, event: words.ParkedRead) -> None:
+        self._reading_parked -= 1
         parked = self.parked.get(event.id)
         if parked is None:
             return

@@ -133,6 +133,11 @@ class DropAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class ParkAsked:
+    """What is bound is to be parked: the key it was sent under is lost."""
+
+
+@dataclass(frozen=True, slots=True)
 class Connected:
     """From now on there is somebody to send to, by this key."""
 
@@ -146,8 +151,8 @@ class Ticked:
 
 
 Event = (
-    TurnEnded | Persisted | NotPersisted | QueueRead | TopicHeard | TopicNotHeard | Committed | Failed | Doubted
-    | RetryAsked | ParkedRead | DropAsked | Connected | Ticked
+    TurnEnded | Persisted | NotPersisted | QueueRead | TopicHeard | TopicNotHeard | Committed | Failed
+    | Doubted | RetryAsked | ParkedRead | DropAsked | ParkAsked | Connected | Ticked
 )  # fmt: skip
 
 

@@ -77,6 +77,7 @@ class Admin:
             "topics": len(registry.topics),
             "slots": self._slots_status(),
             "disk": {"room_bytes": self.ctx.disk.room_bytes, "pending_bytes": self.ctx.disk.pending_bytes},
+            "outbox": self.ctx.outbox,
             "sessions": len(self.ctx.sessions.states),
             "readers": self.ctx.deliveries.count(),
             "counters": dict(sorted((self.ctx.counters | self.ctx.outside).items())),
