@@ -39,12 +39,23 @@ def status(as_json: bool, where: Where) -> None:
             "topics": found["topics"],
             "slots": _slots(slots),
             "disk": f"{show_bytes(disk['room_bytes'])} free, {show_bytes(disk['pending_bytes'])} on the way",
+            "outbox": _outbox(found.get("outbox")),
             "clients": f"{found['sessions']} connected, {found['readers']} partitions being read",
         }
     )
     if counters := {k: v for k, v in found["counters"].items() if v}:
         click.echo()
         print_facts(counters)
+
+
+def _outbox(found: dict[str, Any] | None) -> str | None:
+    """Of the program the peer is in; older peers do not tell."""
+    if found is None:
+        return None
+    said = f"{found['queued']:,} queued, {found['sent']:,} sent, {found['parked']:,} parked"
+    return f"{said}, {show_bytes(found['bytes'])} of {show_bytes(found['bytes_max'])}" + (
+        f"; halted: {found['halted']}" if found["halted"] else ""
+    )
 
 
 def _slots(slots: dict[str, int]) -> str:

@@ -19,6 +19,7 @@ from meshq.client.checking import Acks, Headers, check_group, check_producer, ch
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import AskRequested, HomeWanted, TopicsWanted
 from meshq.client.group import ACK_WAIT_S, GROUP_CREDIT_RECORDS, GroupSubscription
+from meshq.client.outbox.terms import Terms
 from meshq.client.outboxes import Outboxes
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt
@@ -171,9 +172,7 @@ class Mesh:
             opened = (
                 self._outbox
                 if outbox is None
-                else self._outboxes.open(
-                    outbox, bytes_max=outbox_bytes, batch_bytes=batch_bytes, compression=compression
-                )
+                else self.open_outbox(outbox, Terms(outbox_bytes, batch_bytes, compression))
             )
             assert opened is not None
             made = self._outboxes.producer(opened, topic, check_seconds(timeout, "timeout"))
@@ -200,7 +199,11 @@ class Mesh:
 
     def use_outbox(self, path: str | Path, *, bytes_max: int = OUTBOX_BYTES_MAX) -> None:
         """Hand all records to it from now on. Raises: StoreError, StoreCorrupt, DiskFull, WrongMesh."""
-        self._outbox = self._outboxes.open(path, bytes_max=bytes_max)
+        self._outbox = self._outboxes.open(path, Terms(bytes_max))
+
+    def open_outbox(self, path: str | Path, terms: Terms) -> Outbox:
+        """One for the producers that name it, on these terms. Raises: as `use_outbox`."""
+        return self._outboxes.open(path, terms)
 
     @property
     def outbox(self) -> Outbox | None:

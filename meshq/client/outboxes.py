@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from meshq.client.driver import ClientDriver
+from meshq.client.outbox.terms import Terms
 from meshq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,19 +28,19 @@ class Outboxes:
         self._driver, self._owner = driver, owner
         self._open: dict[Path, Outbox] = {}  # as the application names them
 
-    def open(
-        self, path: str | Path, *, bytes_max: int, batch_bytes: int | None = None, compression: str = "none"
-    ) -> Outbox:
-        """Raises: StoreError, StoreCorrupt, DiskFull, WrongMesh, UsageError."""
-        from meshq.client.outbox.machine import BATCH_BYTES, Terms
+    def open(self, path: str | Path, terms: Terms) -> Outbox:
+        """Where it is open already, as it is.
+
+        Raises: StoreError, StoreCorrupt, DiskFull, WrongMesh, UsageError.
+        """
         from meshq.client.outbox.outbox import Outbox
 
-        if isinstance(bytes_max, bool) or not isinstance(bytes_max, int) or bytes_max <= 0:
-            raise UsageError(f"outbox_bytes must be a whole number above 0, not {bytes_max!r}")
+        size = terms.bytes_max
+        if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
+            raise UsageError(f"outbox_bytes must be a whole number above 0, not {size!r}")
         where = Path(path).expanduser().absolute()
         found = self._open.get(where)
         if found is None:
-            terms = Terms(bytes_max, batch_bytes or BATCH_BYTES, compression)
             found = Outbox(where, terms)
             try:
                 found.attach(self._driver, *self._owner)

@@ -14,7 +14,8 @@ from typing import Any
 from meshq import messages
 from meshq.client import facts
 from meshq.client.outbox import layout, loading, words
-from meshq.client.outbox.machine import OutboxMachine, Terms
+from meshq.client.outbox.machine import OutboxMachine
+from meshq.client.outbox.terms import Terms
 from meshq.errors import MeshqError
 from tests.peer.world import Client, World
 

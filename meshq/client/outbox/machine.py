@@ -28,6 +28,7 @@ import msgspec
 from meshq.client.outbox import layout, words
 from meshq.client.outbox.lanes import Entry, Lane, Topic, seal
 from meshq.client.outbox.layout import BOUND, LANES, PARKED, QUEUE, STATE, TOPICS
+from meshq.client.outbox.terms import Terms
 from meshq.client.outbox.words import Effect, Event, Loaded, Parked, Persist, Put
 from meshq.errors import (
     Fenced,
@@ -42,12 +43,11 @@ from meshq.errors import (
     Unavailable,
     UnknownProducer,
 )
-from meshq.limits import KIB, MIB, OUTBOX_BYTES_MAX, OUTBOX_IDLE_MS, OUTBOX_TOPICS_MAX
+from meshq.limits import MIB, OUTBOX_IDLE_MS, OUTBOX_TOPICS_MAX
 
 if TYPE_CHECKING:
     import random
 
-BATCH_BYTES: Final = 256 * KIB
 IN_FLIGHT_BYTES: Final = 32 * MIB  # of bound batches in memory; beyond it one a lane
 MOVE_BYTES: Final = MIB  # of records that find their partitions, at a time
 MARGIN_MS: Final = 3_600_000  # before the peers forget a producer nothing of it is sent any more
@@ -59,15 +59,6 @@ EPOCH_HIGH: Final = 1 << 31
 
 _RENUMBERED = (Unavailable, UnknownProducer, OutOfOrderSequence)  # when certainly not stored
 _COPIED = (Fenced, SequenceConflict)
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """bytes_max: what it may hold on disk; batch_bytes, compression: of the batches it makes."""
-
-    bytes_max: int = OUTBOX_BYTES_MAX
-    batch_bytes: int = BATCH_BYTES
-    compression: str = "none"
 
 
 @dataclass(slots=True)

@@ -23,9 +23,10 @@ from meshq.client.facts import BatchSealed, Binding, TopicWanted
 from meshq.client.outbox import layout, words
 from meshq.client.outbox.lanes import WINDOW
 from meshq.client.outbox.loading import load
-from meshq.client.outbox.machine import OutboxMachine, Terms
+from meshq.client.outbox.machine import OutboxMachine
 from meshq.client.outbox.receipts import Fate, PendingQueued, parked_error
 from meshq.client.outbox.store import OutboxStore
+from meshq.client.outbox.terms import Terms
 from meshq.client.outbox.words import Event, Loaded, Parked
 from meshq.client.records import Receipt
 from meshq.errors import MeshqError, Overloaded, Unavailable, UsageError, WrongMesh

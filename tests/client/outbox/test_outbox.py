@@ -146,7 +146,7 @@ async def test_producers_of_one_connection_share_an_outbox(tmp_path: Path) -> No
 async def test_a_second_owner_is_told_who_has_it(tmp_path: Path) -> None:
     fake = FakeMesh(1)
     async with meshed(fake, tmp_path / "box"):
-        with pytest.raises(StoreError, match="in use by process .*one process has an outbox at a time"):
+        with pytest.raises(StoreError, match=r"in use by process .*one process has an outbox at a time"):
             Outbox(tmp_path / "box")
 
 
@@ -226,10 +226,11 @@ async def test_a_damaged_row_is_put_aside_and_the_good_part_kept(tmp_path: Path)
 async def test_a_damaged_batch_is_put_aside_as_perhaps_stored(tmp_path: Path, eventually: Any) -> None:
     fake = FakeMesh(1)
     fake.refuse = lambda item, payload: DiskFull("not now")
-    async with meshed(fake, tmp_path / "box") as (mesh, _):
+    async with meshed(fake, tmp_path / "box") as (mesh, opener):
         await mesh.publish("orders", b"one")
         await eventually(lambda: outbox_of(mesh).status()["sent"] == 1)
         away(fake)
+        opener.cut(fake.peers[0])
     damage(tmp_path / "box", layout.BOUND, 0)
     async with meshed(fake, tmp_path / "box") as (mesh, _):
         (parked,) = outbox_of(mesh).parked()
@@ -238,7 +239,9 @@ async def test_a_damaged_batch_is_put_aside_as_perhaps_stored(tmp_path: Path, ev
 
 def damage(path: Path, database: bytes, place: int) -> None:
     """Flip a bit of a value, as a disk might."""
-    env = lmdb.open(str(path), max_dbs=8, **({"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}))
+    env = lmdb.open(
+        str(path), max_dbs=8, **({"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {})
+    )
     with env.begin(write=True) as txn:
         db = env.open_db(database, txn=txn)
         key, value = list(txn.cursor(db))[place]
@@ -289,10 +292,11 @@ async def test_an_outbox_belongs_to_one_mesh_and_while_batches_are_out_to_one_ke
 ) -> None:
     fake = FakeMesh(1)
     fake.refuse = lambda item, payload: DiskFull("not now")
-    async with meshed(fake, tmp_path / "box") as (mesh, _):
+    async with meshed(fake, tmp_path / "box") as (mesh, opener):
         await mesh.publish("orders", b"one")
         await eventually(lambda: outbox_of(mesh).status()["sent"] == 1)
         away(fake)
+        opener.cut(fake.peers[0])
     with pytest.raises(WrongMesh):
         async with meshed(fake, tmp_path / "box", mesh_id=b"another mesh 16b"):
             pass
