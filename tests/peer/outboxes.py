@@ -47,12 +47,14 @@ class SimOutbox:
         disk: Rows | None = None,
         terms: Terms | None = None,
         seed_peer: int = 0,
+        disk_s: float = 0.02,
     ) -> None:
         self.world, self.name, self._seed_peer = world, name, seed_peer
         self.terms = terms or Terms(batch_bytes=120)
         self.disk: Rows = disk or {d: {} for d in layout.DATABASES}
         self.run = 0
         self.up = False
+        self._disk_s = disk_s  # what a sync takes at most
         self.wall_offset_ms = 0
         self.queued: dict[int, tuple[bytes | None, bytes]] = {}  # told to be on its disk, by number
         self.committed: dict[int, tuple[int, int]] = {}  # partition and offset
@@ -116,7 +118,7 @@ class SimOutbox:
                     self.client.send(effect)
                 case words.TellQueued():
                     for number in range(effect.first, effect.end):
-                        if effect.error is None:
+                        if effect.error is None and number in self.told:  # else parked, and tried again
                             self.queued[number] = self.told[number]
                 case words.TellCommitted():
                     for i, number in enumerate(effect.numbers):
@@ -129,7 +131,7 @@ class SimOutbox:
         if self._wound == self.run:
             return
         run = self._wound = self.run
-        self.world.at(self.world.rng.uniform(0.001, 0.02), lambda: self._work(run))
+        self.world.at(self.world.rng.uniform(self._disk_s / 2, self._disk_s), lambda: self._work(run))
 
     def _work(self, run: int) -> None:
         """Some of what waits, in one sync; the run may end before it or just after."""

@@ -31,6 +31,7 @@ from meshq.errors import (
     UsageError,
     WrongMesh,
 )
+from meshq.store.environment import ENGINE
 from tests.client.fake_peer import MESH_ID, FakeMesh, FakeOpener
 
 KEY = b"k" * 32
@@ -239,9 +240,7 @@ async def test_a_damaged_batch_is_put_aside_as_perhaps_stored(tmp_path: Path, ev
 
 def damage(path: Path, database: bytes, place: int) -> None:
     """Flip a bit of a value, as a disk might."""
-    env = lmdb.open(
-        str(path), max_dbs=8, **({"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {})
-    )
+    env = lmdb.open(str(path), max_dbs=8, **ENGINE)
     with env.begin(write=True) as txn:
         db = env.open_db(database, txn=txn)
         key, value = list(txn.cursor(db))[place]
