@@ -11,8 +11,10 @@ import msgspec
 import pytest
 
 from meshq.client.outbox import layout, words
+from meshq.client.outbox.binding import Binding
 from meshq.client.outbox.lanes import Entry, Lane
 from meshq.client.outbox.machine import OutboxMachine
+from meshq.client.outbox.taking import Taking
 from meshq.errors import Fenced
 from meshq.messages import TopicInfo
 from tests.peer.outboxes import Rows, SimOutbox
@@ -115,13 +117,13 @@ def test_one_that_was_idle_for_longer_goes_on_under_another_number() -> None:
 
 
 def test_a_clock_that_is_set_back_makes_nothing_younger() -> None:
-    world, info, outbox = unacknowledged_for(31)
+    _, _, outbox = unacknowledged_for(31)
     outbox.crash()
     key = layout.STATE_KEY
     before = layout.decode(layout.StateRow, key, outbox.disk[layout.STATE][key]).wall_ms
     outbox.wall_offset_ms = -40 * DAY_MS
     outbox.start()
-    assert outbox.machine._state.wall_ms == before > outbox.wall_ms() + 30 * DAY_MS
+    assert outbox.machine._ledger.wall_ms == before > outbox.wall_ms() + 30 * DAY_MS
 
 
 # --------------------------------------------------------------------------------------------- copies
@@ -194,15 +196,15 @@ def test_a_halted_copy_goes_on_as_an_outbox_of_its_own_when_its_owner_has_decide
 
 # --------------------------------------------------------------------------------------------- mutants
 def sends_before_it_is_written_down(patch: Patch) -> None:
-    write = OutboxMachine._write_entries
+    write = Binding.write
 
-    def lie(self: OutboxMachine, lane: Lane, entries: Any, puts: Any, deletes: Any) -> None:
+    def lie(self: Binding, lane: Lane, entries: Any, puts: Any, deletes: Any) -> None:
         write(self, lane, entries, puts, deletes)
         for entry in entries:
             entry.durable = True
-            self._send(lane, entry)
+        self._on_done(lane.topic)
 
-    patch.setattr(OutboxMachine, "_write_entries", lie)
+    patch.setattr(Binding, "write", lie)
 
 
 def removes_before_it_is_committed(patch: Patch) -> None:
@@ -211,7 +213,7 @@ def removes_before_it_is_committed(patch: Patch) -> None:
     def lie(self: OutboxMachine, lane: Lane, entry: Entry) -> None:
         send(self, lane, entry)
         key = layout.place_key(lane.topic.number, lane.partition, entry.order)
-        self._persist([], [(layout.BOUND, key)], lambda: None)
+        self._ledger.persist([], [(layout.BOUND, key)])
 
     patch.setattr(OutboxMachine, "_send", lie)
 
@@ -221,7 +223,7 @@ def does_not_raise_the_epoch(patch: Patch) -> None:
 
     def lie(self: OutboxMachine, **when: Any) -> Any:
         effects = start(self, **when)
-        self._state.epoch = 7
+        self._ledger.state.epoch = 7
         return effects
 
     patch.setattr(OutboxMachine, "start", lie)
@@ -242,14 +244,15 @@ def numbers_again_what_was_sent(patch: Patch) -> None:
 
 
 def tells_before_the_disk(patch: Patch) -> None:
-    ended = OutboxMachine._on_turn_ended
+    end_turn = Taking.end_turn
 
-    def lie(self: OutboxMachine, *args: Any, **more: Any) -> None:
-        first = self._state.next_number - sum(self._taken_lanes.values())
-        ended(self, *args, **more)
-        self._effects.append(words.TellQueued(first, self._state.next_number))
+    def lie(self: Taking, *args: Any, **more: Any) -> None:
+        end = self._ledger.state.next_number
+        first = end - sum(self._lanes.values())
+        end_turn(self, *args, **more)
+        self._ledger.effects.append(words.TellQueued(first, end))
 
-    patch.setattr(OutboxMachine, "_on_turn_ended", lie)
+    patch.setattr(Taking, "end_turn", lie)
 
 
 def every_crash() -> None:

@@ -50,6 +50,11 @@ class Lane:
     proven: bool = False  # something of it was committed in this run
     fresh: bool = False  # its producer id has ended
 
+    @property
+    def is_homeless(self) -> bool:
+        """Its records wait for a partition: none was known when they were taken, or there are fewer now."""
+        return self.partition >= self.topic.row.partitions
+
     def room(self) -> int:
         """How many more batches may be bound."""
         if (self.fresh and self.window) or any(e.again for e in self.window.values()):

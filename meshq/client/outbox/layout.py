@@ -23,6 +23,7 @@ from meshq.batch import Body
 from meshq.errors import StoreCorrupt
 
 FORMAT: Final = 1
+PLACE_BYTES: Final = 16  # of a key of `queue` or `bound`
 UNASSIGNED: Final = 0xFFFF_FFFF
 STATE, TOPICS, QUEUE, LANES, BOUND, PARKED = b"state", b"topics", b"queue", b"lanes", b"bound", b"parked"
 DATABASES: Final = (STATE, TOPICS, QUEUE, LANES, BOUND, PARKED)
@@ -51,6 +52,11 @@ class QueueRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
     value: bytes
     headers: dict[str, bytes] | None
     timestamp_ms: int
+
+    def size(self) -> int:
+        """Bytes that count against the topic's `record_bytes_max`."""
+        headers = sum(len(k) + len(v) for k, v in self.headers.items()) if self.headers else 0
+        return len(self.value) + len(self.key or b"") + headers
 
 
 class LaneRow(msgspec.Struct, array_like=True, frozen=True):

@@ -83,7 +83,7 @@ class Outbox:
             raise WrongMesh(
                 f"the outbox in {self.path} belongs to mesh {show_id(owner_mesh)}, not to {show_id(mesh_id)}"
             )
-        if owner_key not in (b"", client_key) and self._machine.has_bound:
+        if owner_key not in (b"", client_key) and self._machine.bound_records:
             raise UsageError(
                 f"the outbox in {self.path} has {self._machine.bound_records} records on their way under "
                 "another client's key: open it with those credentials until they have arrived, or, if that "

@@ -115,7 +115,11 @@ class OutboxStore:
                     read = loading.read_queue(reader, order.topic, order.partition, order.bytes_max)
                     answers.append(read)
                 elif isinstance(order, words.ReadParked):
-                    answers.append(words.ParkedRead(order.id, loading.read_parked(reader, order.id)))
+                    try:
+                        rows = loading.read_parked(reader, order.id)
+                    except MeshqError:
+                        rows = []  # damaged: it stays where it is
+                    answers.append(words.ParkedRead(order.id, rows))
         return answers
 
     def _commit(self, group: list[Order]) -> list[Event]:
