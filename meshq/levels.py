@@ -30,6 +30,6 @@ def check_understood(level: int, highest: int = LEVEL_MAX) -> None:
     """Raises: UsageError, when software of that highest level has no business in a mesh of this one."""
     if level > highest:
         raise UsageError(
-            f"this mesh uses features of level {level}, and this version of meshq knows those up to {highest}: "
-            "install a newer meshq on this host, at least the version that the other peers have"
+            f"this mesh uses features of level {level}, and this version of meshq knows those up to {highest}"
+            ": install a newer meshq on this host, at least the version that the other peers have"
         )

@@ -213,9 +213,7 @@ def test_as_many_slots_are_spread_over_zones_as_the_cap_lets(sizes: tuple[int, .
     is in one alone."""
     zones = [zone for zone, size in zip("abc", sizes, strict=False) for _ in range(size)]
     for seed in range(4):
-        peers = [
-            RingPeer(p.peer, zone=z) for p, z in zip(peers_of(seed, len(zones)), zones, strict=True)
-        ]
+        peers = [RingPeer(p.peer, zone=z) for p, z in zip(peers_of(seed, len(zones)), zones, strict=True)]
         zone = {p.peer: p.zone for p in peers}
         placement = owners(peers, slots=SLOTS, replicas=3)
         apart = sum(len({zone[peer] for peer in slot}) == len(sizes) for slot in placement)
@@ -226,11 +224,14 @@ def test_as_many_slots_are_spread_over_zones_as_the_cap_lets(sizes: tuple[int, .
 
 @pytest.mark.parametrize(
     ("weights", "least", "most"),
-    [((1, 1, 1, 2), 0.85, 1.0), ((1, 1, 2, 4), 0.9, 1.0), ((*[1] * 9, 3), 0.75, 0.95), ((*[1] * 5, 0.5), 1, 1.2)],
+    [
+        ((1, 1, 1, 2), 0.85, 1.0),
+        ((1, 1, 2, 4), 0.9, 1.0),
+        ((*[1] * 9, 3), 0.75, 0.95),
+        ((*[1] * 5, 0.5), 1.0, 1.2),
+    ],
 )
-def test_a_peer_gets_about_its_share_by_weight(
-    weights: tuple[float, ...], least: float, most: float
-) -> None:
+def test_a_peer_gets_about_its_share_by_weight(weights: tuple[float, ...], least: float, most: float) -> None:
     """Of the last one; where its share is above all slots, all of them are its share. Rendezvous without
     replacement gives the heavy a little less than their share and the light a little more."""
     shares = []

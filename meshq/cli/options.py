@@ -81,7 +81,7 @@ def reaching(f: _Decorated) -> _Decorated:
 def place_options(f: F) -> F:
     """`weight` and `zone` of a peer."""
     zone = click.option("--zone", metavar="NAME", help="What fails as one with it: a rack, a room.")
-    weight = click.option("--weight", type=float, help="Its share of the slots, beside 1 of an ordinary peer.")
+    weight = click.option("--weight", type=float, help="Its share of the slots; an ordinary peer has 1.")
     return weight(zone(f))
 
 

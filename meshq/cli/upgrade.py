@@ -1,7 +1,7 @@
 """`meshq upgrade`: let the mesh use what the newest version of meshq on all its peers has.
 
-New software alone changes nothing that is written: peers of two versions run one mesh until somebody says that
-there is no way back.
+New software alone changes nothing that is written: peers of two versions run one mesh until somebody says
+that there is no way back.
 """
 
 from __future__ import annotations

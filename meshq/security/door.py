@@ -38,8 +38,8 @@ from msgspec import Meta, Struct
 
 from meshq.errors import MeshqError, RemoteProtocolError, SecurityError, UsageError, from_wire
 from meshq.ids import PeerId, mesh_id_of, peer_id_of, show_id
-from meshq.limits import DOOR_FRAME_BYTES_MAX, PEERS_MAX
 from meshq.levels import BASE, LEVEL_MAX, LEVELS, check_understood
+from meshq.limits import DOOR_FRAME_BYTES_MAX, PEERS_MAX
 from meshq.messages import U16, U32, Id16, Key32, Name, Text
 from meshq.security import genesis as genesis_
 from meshq.security.authority import Authority

@@ -36,8 +36,8 @@ from meshq.peer.core.admin import Admin
 from meshq.peer.core.changes import Changes
 from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
-from meshq.peer.core.desks import GROUPS
 from meshq.peer.core.declared import Declared
+from meshq.peer.core.desks import GROUPS
 from meshq.peer.core.disks import Disks
 from meshq.peer.core.draining import Draining
 from meshq.peer.core.events import (
