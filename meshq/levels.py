@@ -1,6 +1,6 @@
 """Feature levels: what a mesh may use, so that peers of several versions of meshq can run it together.
 
-A peer's software understands all levels up to its highest, LEVEL_MAX, and says so in its member record. The
+A peer's software understands all levels up to its highest, LEVEL_KNOWN, and says so in its member record. The
 mesh has one level, in the registry, which only an administrator raises (`meshq upgrade`), when every member
 understands it: what belongs to a higher level is not written to any log or disk before. A peer that does not
 understand the mesh's level stops, and does not start again: what it cannot read it must not vote on.
@@ -22,11 +22,11 @@ FEATURES: Final = {
     BASE: "all that 0.1.0 began with",
     PLACES: "weights and zones of peers, as each says of itself",
 }
-LEVEL_MAX: Final = max(FEATURES)
+LEVEL_KNOWN: Final = max(FEATURES)
 LEVELS: Final = 1 << 16  # there are fewer
 
 
-def check_understood(level: int, highest: int = LEVEL_MAX) -> None:
+def check_understood(level: int, highest: int = LEVEL_KNOWN) -> None:
     """Raises: UsageError, when software of that highest level has no business in a mesh of this one."""
     if level > highest:
         raise UsageError(

@@ -9,7 +9,7 @@ import click
 from click.shell_completion import shell_complete
 
 import meshq
-from meshq.levels import LEVEL_MAX
+from meshq.levels import LEVEL_KNOWN
 from meshq.messages import VERSION_MAX, VERSION_MIN
 from meshq.store.layout import FORMAT
 
@@ -42,4 +42,4 @@ def version() -> None:
     import zmq
 
     click.echo(f"meshq {meshq.__version__} (Python {platform.python_version()}, libzmq {zmq.zmq_version()})")
-    click.echo(f"protocol {VERSION_MIN} to {VERSION_MAX}, store format {FORMAT}, feature level {LEVEL_MAX}")
+    click.echo(f"protocol {VERSION_MIN} to {VERSION_MAX}, store format {FORMAT}, feature level {LEVEL_KNOWN}")

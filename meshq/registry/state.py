@@ -14,7 +14,7 @@ from typing import Protocol, assert_never
 
 from meshq.errors import MeshqError, Overloaded, Refused, SecurityError, TopicExists, TopicGone, UsageError
 from meshq.ids import MeshId, PeerId, TopicId, peer_id_of
-from meshq.levels import LEVEL_MAX
+from meshq.levels import LEVEL_KNOWN
 from meshq.limits import CLIENTS_MAX, LEFT_PEERS_KEPT, PEERS_MAX, TOPICS_MAX
 from meshq.messages import TopicInfo
 from meshq.registry.commands import (
@@ -110,7 +110,7 @@ class Registry:
         replicas: int,
         founders: Sequence[bytes],
         verify: Callable[[bytes], CertificateFacts],
-        level: int = LEVEL_MAX,
+        level: int = LEVEL_KNOWN,
     ) -> None:
         self.mesh = mesh
         self.slots = slots

@@ -38,7 +38,7 @@ from msgspec import Meta, Struct
 
 from meshq.errors import MeshqError, RemoteProtocolError, SecurityError, UsageError, from_wire
 from meshq.ids import PeerId, mesh_id_of, peer_id_of, show_id
-from meshq.levels import BASE, LEVEL_MAX, LEVELS, check_understood
+from meshq.levels import BASE, LEVEL_KNOWN, LEVELS, check_understood
 from meshq.limits import DOOR_FRAME_BYTES_MAX, PEERS_MAX
 from meshq.messages import U16, U32, Id16, Key32, Name, Text
 from meshq.security import genesis as genesis_
@@ -143,7 +143,7 @@ def join_request(token: Token, identity: Identity, now: float, *, nonce: bytes) 
     body = msgspec.msgpack.encode(
         JoinBody(
             token.mesh_id, token.invite_id, identity.name, identity.signing_key, identity.curve_public, nonce,
-            max(0, int(now)), LEVEL_MAX,
+            max(0, int(now)), LEVEL_KNOWN,
         )
     )  # fmt: skip
     proof = _proof(token.secret, body)

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from meshq.errors import SecurityError, UsageError
 from meshq.ids import SYSTEM_SLOT, MeshId, PeerId, mesh_id_of
-from meshq.levels import BASE, LEVEL_MAX, LEVELS
+from meshq.levels import BASE, LEVEL_KNOWN, LEVELS
 from meshq.messages import U63, Id16, Key32
 from meshq.security.authority import Authority
 from meshq.security.certificates import Certificate, SignedCertificate, Word
@@ -62,7 +62,14 @@ def make(
 ) -> SignedGenesis:
     """Raises: UsageError when it would not verify."""
     genesis = Genesis(
-        mesh_name, slots, replicas, int(now * 1000), tuple(founders), registry_peer, authority.key, LEVEL_MAX
+        mesh_name,
+        slots,
+        replicas,
+        int(now * 1000),
+        tuple(founders),
+        registry_peer,
+        authority.key,
+        LEVEL_KNOWN,
     )
     body = msgspec.msgpack.encode(genesis)
     try:

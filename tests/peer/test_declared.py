@@ -13,7 +13,7 @@ from meshq import batch
 from meshq.client import facts
 from meshq.errors import Refused, UsageError
 from meshq.ids import Slot
-from meshq.levels import BASE, LEVEL_MAX, PLACES
+from meshq.levels import BASE, LEVEL_KNOWN, PLACES
 from meshq.messages import Accepted
 from meshq.peer.core.context import CoreSettings
 from meshq.replication.placement import genesis_config
@@ -82,7 +82,7 @@ def test_another_weight_moves_slots_while_publishing_goes_on() -> None:
     world.run(lambda: places(world)[3] == (0.2, "attic") and is_placed(world))
     assert copies(world)["p3"] < before / 2
     row = next(r for r in ask(client, "peers") if r["name"] == "p3")
-    assert (row["weight"], row["zone"], row["level"]) == (0.2, "attic", LEVEL_MAX)
+    assert (row["weight"], row["zone"], row["level"]) == (0.2, "attic", LEVEL_KNOWN)
 
 
 def test_a_peer_of_no_weight_gives_all_its_slots_away() -> None:
@@ -130,7 +130,7 @@ def test_the_level_is_raised_once_every_member_knows_it() -> None:
     assert places(world)[1] == (1.0, ""), "what belongs to a higher level is not written"
 
     found = ask(client, "upgrade", {"dry_run": True})
-    assert (found["level"], found["to"], found["raised"]) == (BASE, LEVEL_MAX, False)
+    assert (found["level"], found["to"], found["raised"]) == (BASE, LEVEL_KNOWN, False)
     assert [x["name"] for x in found["in_the_way"]] == ["p2"]
     refused = ask(client, "upgrade")
     assert isinstance(refused, Refused) and "p2 knows those up to 1" in str(refused)
@@ -138,14 +138,14 @@ def test_the_level_is_raised_once_every_member_knows_it() -> None:
     restart(old, CoreSettings())
     world.run_for(1.0)
     assert ask(client, "upgrade")["raised"]
-    world.run(lambda: all(h.core.ctx.registry.level == LEVEL_MAX for h in world.hosts))
+    world.run(lambda: all(h.core.ctx.registry.level == LEVEL_KNOWN for h in world.hosts))
     world.run(lambda: places(world)[1] == (3.0, ""))
     assert not ask(client, "upgrade")["raised"], "it is there already"
     for host in world.hosts:
         host.crash()
     for host in world.hosts:
         host.start()
-    world.run(lambda: all(h.core.ctx.registry.level == LEVEL_MAX for h in world.hosts))
+    world.run(lambda: all(h.core.ctx.registry.level == LEVEL_KNOWN for h in world.hosts))
 
 
 def test_a_member_that_was_never_heard_of_is_in_the_way() -> None:
@@ -187,12 +187,12 @@ def test_software_that_is_too_old_stops_and_does_not_start_again() -> None:
 def test_a_mesh_that_was_made_by_newer_software_is_refused() -> None:
     world = World(8, peers=1, slots=8, level=BASE)
     world.hosts[0].crash()
-    world.level = LEVEL_MAX + 1
+    world.level = LEVEL_KNOWN + 1
     with pytest.raises(UsageError, match="install a newer meshq"):
         world.hosts[0].start()
 
 
 def test_who_asks_for_a_level_that_this_peer_does_not_know_is_told_so() -> None:
     client = Client(World(9, slots=8))
-    assert isinstance(ask(client, "upgrade", {"to": LEVEL_MAX + 1}), UsageError)
+    assert isinstance(ask(client, "upgrade", {"to": LEVEL_KNOWN + 1}), UsageError)
     assert isinstance(ask(client, "upgrade", {"to": True}), UsageError)

@@ -23,7 +23,7 @@ from meshq.client.core import ClientCore
 from meshq.entries import ASIDE_ROW, Entry, Payload, PayloadKey, StoredBatch, Write
 from meshq.errors import DiskFull, MeshqError, StoreCorrupt, StoreError
 from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, PeerId, Slot
-from meshq.levels import LEVEL_MAX
+from meshq.levels import LEVEL_KNOWN
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
@@ -130,7 +130,7 @@ class World:
         peers: int = 1,
         slots: int = 8,
         settings: CoreSettings | None = None,
-        level: int = LEVEL_MAX,
+        level: int = LEVEL_KNOWN,
     ) -> None:
         self.settings = settings or CoreSettings()
         self.rng = random.Random(seed)

@@ -9,7 +9,7 @@ from typing import cast
 from meshq.batch import Buffer
 from meshq.errors import Forbidden, MeshqError
 from meshq.ids import PartitionKey, PeerId, Session, Slot, TopicId
-from meshq.levels import LEVEL_MAX
+from meshq.levels import LEVEL_KNOWN
 from meshq.limits import RECORD_BYTES_MAX
 from meshq.messages import ReadEnded, ServerMessage, TopicInfo, failure
 from meshq.peer.core.disk import Disk
@@ -49,7 +49,7 @@ class CoreSettings:
     evacuate_after_s: float = 300.0  # a peer that was away for so long is replaced
     weight: float | None = None  # what this peer wants on the ring; None: what its certificate says
     zone: str = ""
-    level: int = LEVEL_MAX  # the highest feature level that this software knows
+    level: int = LEVEL_KNOWN  # the highest feature level that this software knows
 
 
 @dataclass
