@@ -174,6 +174,7 @@ class RecordsSettled:
     ranges: Sequence[tuple[int, int, int]]
     delay_ms: int | None
     deadline: float
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

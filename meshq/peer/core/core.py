@@ -73,6 +73,7 @@ from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
+from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
@@ -150,6 +151,7 @@ class PeerCore:
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
         self.slots.system = self.registrar.stream
+        self.consuming.burying.propose = self.registrar.propose
         self.naming = Naming(ctx, self.registrar)
         fan_out = FanOut(ctx, self.links)
         self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
@@ -238,6 +240,8 @@ class PeerCore:
             case BatchesFetched():
                 if event.fetch.sub[0][0] == GROUPS:
                     self.consuming.desks.on_fetched(event)
+                elif event.fetch.sub[0][0] == LOOKUPS:
+                    self.ctx.lookups.on_fetched(event)
                 else:
                     self.reading.on_fetched(event)
             case TimeSought():
@@ -388,6 +392,7 @@ class PeerCore:
         self.whereabouts.on_role(host)
         if host.leads:
             self.changes.look_for_deleted = True
+            self.consuming.burying.on_led(host.slot)
             self.registrar.doubt_level()
         else:
             self._end_reads_of(host.slot)
