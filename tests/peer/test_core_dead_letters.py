@@ -78,7 +78,7 @@ def test_a_rejected_record_is_moved_to_the_dead_letters_with_what_was_said_of_it
             },
         )
     ]
-    assert settle(peer, info, ACK, (1, 2, 1, record[3])) == [], "as good as done: nobody gets it again"
+    assert settle(peer, info, ACK, (1, 2, 1, record[3])) == [(1, 2)], "it is a dead letter, and not done"
     peer.tick(10.1)
     peer.tick(1)
     assert [(first, end) for first, end, *_ in got(peer)] == [(0, 1), (2, 3)]

@@ -22,6 +22,7 @@ from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.words import LEADER, Bury, Grant, Mode, Op, Open, Range, Settle, Verdict
 
 MAX_DELIVER, REJECTED = "max_deliver", "rejected"  # why it is dying, when nobody gave a reason
+GRAVES_MAX = 256  # runs; the lowest is forgotten
 
 
 class Lease(NamedTuple):
@@ -48,7 +49,7 @@ class GroupState:
     """Changed by `apply` only. Same entries, same state, on every replica."""
 
     __slots__ = (
-        "ack_wait_ms", "acked", "back", "buried", "dying", "leased", "max_deliver", "mode", "next",
+        "ack_wait_ms", "acked", "back", "buried", "dying", "graves", "leased", "max_deliver", "mode", "next",
         "redelivered",
     )  # fmt: skip
 
@@ -63,6 +64,7 @@ class GroupState:
         self.acked = 0  # in all
         self.redelivered = 0  # handed out a second time or later
         self.buried = 0  # moved to the dead letters
+        self.graves: Intervals[bool] = Intervals()  # which, of late: who acknowledges one too late is told
 
     @property
     def floor(self) -> int:
@@ -136,13 +138,17 @@ class GroupState:
             return False
         self.dying.remove(first, end)
         self.buried += end - first
+        self.graves.set(first, end, True)
+        while len(self.graves) > GRAVES_MAX:
+            start, stop, _ = next(self.graves.runs())
+            self.graves.remove(start, stop)
         return True
 
     def _unsettled(self, first: int, end: int) -> list[Range]:
         """What is not acknowledged. That somebody else has done it, or the same one before, is as good."""
         found = [(s, e) for s, e, _ in self.leased.runs(first, end)]
         found += [(s, e) for s, e, _ in self.back.runs(first, end)]
-        found += [(s, e) for s, e, _ in self.dying.runs(first, end)]
+        found += [(s, e) for runs in (self.dying, self.graves) for s, e, _ in runs.runs(first, end)]
         return [*found, (max(first, self.next), end)] if end > self.next else found
 
     # -------------------------------------------------------------------------------------- on disk
@@ -159,6 +165,7 @@ class GroupState:
                 [(s, e, x.attempts, x.delay_ms) for s, e, x in self.back.runs()],
                 self.buried, reasons,
                 [(s, e, x.attempts, place[x.reason]) for s, e, x in self.dying.runs()],
+                [(s, e) for s, e, _ in self.graves.runs()],
             )
         )  # fmt: skip
 
@@ -174,6 +181,8 @@ def decode_state(data: bytes) -> GroupState:
         state.back.set(first, end, Back(attempts, delay_ms))
     for first, end, attempts, reason in row.dying:
         state.dying.set(first, end, Dying(attempts, row.reasons[reason]))
+    for first, end in row.graves:
+        state.graves.set(first, end, True)
     return state
 
 
@@ -190,6 +199,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     buried: int = 0
     reasons: list[str] = []  # named by their places in `dying`
     dying: list[tuple[int, int, int, int]] = []
+    graves: list[tuple[int, int]] = []
 
 
 _encoder = msgspec.msgpack.Encoder()
