@@ -52,7 +52,9 @@ CAPABILITIES_MAX = _limit("CAPABILITIES_MAX", 64, "capabilities in one certifica
 # Producers
 PRODUCER_RECEIPTS_KEPT = _limit("PRODUCER_RECEIPTS_KEPT", 32, "batches of one producer and partition whose receipts are kept; also its in-flight bound", "older repeats: `OutOfOrderSequence`")
 PRODUCER_IDLE_MS = _limit("PRODUCER_IDLE_MS", 15 * 60_000, "how long an idle producer's sequence is remembered", "`UnknownProducer`")
+OUTBOX_IDLE_MS = _limit("OUTBOX_IDLE_MS", 30 * 86_400_000, "the same of an outbox: how long it may be offline in the middle of a batch", "`UnknownProducer`; the outbox parks what may have been stored")
 PRODUCERS_PER_SLOT_MAX = _limit("PRODUCERS_PER_SLOT_MAX", 20_000, "producer and partition pairs remembered in one slot", "`Overloaded` to new producers")
+OUTBOXES_PER_SLOT_MAX = _limit("OUTBOXES_PER_SLOT_MAX", 10_000, "of those, outboxes", "`Overloaded` to new outboxes, which wait")
 PRODUCER_BUFFER_BYTES = _limit("PRODUCER_BUFFER_BYTES", 32 * MIB, "records a producer holds unacknowledged (setting `buffer_bytes`)", "`send` raises `Overloaded`, `await ready()` waits")
 
 # Groups

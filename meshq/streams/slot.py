@@ -119,7 +119,7 @@ class SlotStream:
             key = ProducerKey(client_key, header.producer_id, *partition)
             state = self._proposed(key, timestamp_ms)
             if state is None and not self.producers.has_room(
-                self._ahead_producers, timestamp_ms=timestamp_ms
+                self._ahead_producers, epoch=header.producer_epoch, timestamp_ms=timestamp_ms
             ):
                 return Overloaded("this slot remembers as many producers as it may", retry_after_ms=5_000)
             verdict = judge(
@@ -378,8 +378,11 @@ def begun_rows(index: int, dropping: Iterable[PartitionKey]) -> list[tuple[bytes
 
 
 def _advanced(state: ProducerState | None, entry: Entry, body: PublishBody) -> ProducerState:
-    receipt = BatchReceipt(body.first_sequence, body.count, body.payload_crc, body.base_offset, entry.index)
-    return advance(state, epoch=body.producer_epoch, receipt=receipt, timestamp_ms=entry.timestamp_ms)
+    epoch = body.producer_epoch
+    receipt = BatchReceipt(
+        body.first_sequence, body.count, body.payload_crc, body.base_offset, entry.index, epoch
+    )
+    return advance(state, epoch=epoch, receipt=receipt, timestamp_ms=entry.timestamp_ms)
 
 
 def _producer_key(body: PublishBody) -> ProducerKey:
