@@ -75,6 +75,7 @@ from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
+from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
@@ -152,6 +153,7 @@ class PeerCore:
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
         self.slots.system = self.registrar.stream
+        self.consuming.burying.propose = self.registrar.propose
         self.naming = Naming(ctx, self.registrar)
         self.declared = Declared(ctx, self.links, self.registrar)
         fan_out = FanOut(ctx, self.links)
@@ -245,6 +247,8 @@ class PeerCore:
             case BatchesFetched():
                 if event.fetch.sub[0][0] == GROUPS:
                     self.consuming.desks.on_fetched(event)
+                elif event.fetch.sub[0][0] == LOOKUPS:
+                    self.ctx.lookups.on_fetched(event)
                 else:
                     self.reading.on_fetched(event)
             case TimeSought():
@@ -396,6 +400,7 @@ class PeerCore:
         self.whereabouts.on_role(host)
         if host.leads:
             self.changes.look_for_deleted = True
+            self.consuming.burying.on_led(host.slot)
             self.registrar.doubt_level()
         else:
             self._end_reads_of(host.slot)
