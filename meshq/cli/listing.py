@@ -1,4 +1,4 @@
-"""`status`, `peers` and `topics`: what there is."""
+"""`peers` and `topics`: what there is."""
 
 from __future__ import annotations
 
@@ -10,58 +10,11 @@ from typing import Any
 import click
 
 from meshq.cli.options import json_option, reaching
-from meshq.cli.output import print_facts, print_json, print_table, show_bytes
+from meshq.cli.output import print_json, print_table
 from meshq.cli.reach import Where, ask, with_mesh
 from meshq.cli.watching import watch_peers
 from meshq.client.mesh import Mesh
 from meshq.topics import check_pattern
-
-
-@click.command()
-@json_option
-@reaching
-def status(as_json: bool, where: Where) -> None:
-    """Show how the peer sees itself and its mesh."""
-    found = ask(where, "status")
-    if as_json:
-        print_json(found)
-        return
-    registry, slots, disk = found["registry"], found["slots"], found["disk"]
-    leader = f"led by {registry['holder']}" if registry["holder"] else "without a leader"
-    away = "" if registry["reachable"] else " that can be reached: nothing new can be registered"
-    print_facts(
-        {
-            "peer": f"{found['name']} ({found['peer']})",
-            "mesh": f"{found['mesh']}, feature level {found['mesh_level']}",
-            "place": _place(found),
-            "peers": f"{found['peers_reachable']} of {found['peers']} reachable",
-            "registry": f"version {registry['version']:,}, {leader}{away}",
-            "registry voters": ", ".join(registry["voters"]) or None,
-            "topics": found["topics"],
-            "slots": _slots(slots),
-            "disk": f"{show_bytes(disk['room_bytes'])} free, {show_bytes(disk['pending_bytes'])} on the way",
-            "clients": f"{found['sessions']} connected, {found['readers']} partitions being read",
-        }
-    )
-    if counters := {k: v for k, v in found["counters"].items() if v}:
-        click.echo()
-        print_facts(counters)
-
-
-def _place(found: dict[str, Any]) -> str | None:
-    """Where it stands on the ring; nothing while the registry here does not know it yet."""
-    if found["weight"] is None:
-        return None
-    return f"weight {found['weight']:g}" + (f", zone {found['zone']}" if found["zone"] else "")
-
-
-def _slots(slots: dict[str, int]) -> str:
-    """What this peer has to do with them, and what is wrong with any."""
-    said = [f"{slots['led']} of {slots['total']} led here", f"{slots['replicas']} with a copy here"]
-    for name in ("under_replicated", "moving", "leaderless"):
-        if slots[name]:
-            said.append(f"{slots[name]} {name.replace('_', '-')}")
-    return ", ".join(said)
 
 
 @click.command()

@@ -216,6 +216,7 @@ class PeerShell:
             s.auto_create,
             s.record_bytes_max,
             evacuate_after_s=s.evacuate_after_s,
+            move_bytes_s=s.move_bytes_s,
             weight=s.weight,
             zone=s.zone,
         )

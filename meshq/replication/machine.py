@@ -177,6 +177,10 @@ class Replica:
         match[self._state.me] = self._state.log.durable
         return match
 
+    def catching_up(self) -> set[Node]:
+        """A leader's view: who is far from level, whatever `match` says."""
+        return self._leading.catching_up()
+
     def deadline(self) -> float:
         s = self._state
         at = self._leading.deadline() if s.role is Role.LEADER else self._elections.at

@@ -420,8 +420,10 @@ class Host:
 
     def _read_log(self, read: e.ReadSlotLog, run: int) -> None:
         log = self.disk.log[read.slot]
-        found = []
+        found: list[Item] = []
         for i in itertools.takewhile(log.__contains__, itertools.count(read.prev.index + 1)):
+            if sum(len(x.payload) for x in found) >= read.bytes_max:
+                break
             found.append(self.disk.item(log[i]))
         self._answer(run, e.SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(found[:64]))))
 

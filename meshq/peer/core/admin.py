@@ -18,6 +18,7 @@ from meshq.peer.core.context import Context
 from meshq.peer.core.declared import Declared
 from meshq.peer.core.draining import PLACEMENT, Draining
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.health import HEALTH, Health
 from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
 from meshq.peer.core.links import LinkFacts, Links
 from meshq.peer.core.recovering import FACTS, SLOTS, Recovering
@@ -47,6 +48,7 @@ class Admin:
     draining: Draining
     recovering: Recovering
     declared: Declared
+    health: Health
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
         """Raises: Forbidden, UsageError and what the request itself raises."""
@@ -79,28 +81,27 @@ class Admin:
             "peers": len(registry.peers),
             "peers_reachable": len(self.links.reachable()),
             "topics": len(registry.topics),
-            "slots": self._slots_status(),
+            "slots": {},
             "disk": {"room_bytes": self.ctx.disk.room_bytes, "pending_bytes": self.ctx.disk.pending_bytes},
             "sessions": len(self.ctx.sessions.states),
             "readers": self.ctx.deliveries.count(),
             "counters": dict(sorted((self.ctx.counters | self.ctx.outside).items())),
         }
-        self.ctx.send(session, Answer(message.request, value))
 
-    def _slots_status(self) -> dict[str, int]:
-        """Of the mesh, and of those that this peer leads: how many lack a copy, or are moving."""
-        alive = self.slots.supports | {self.ctx.me.peer}
+        def done(health: dict[str, Any]) -> None:
+            slots = self._slots_status(health)
+            self.ctx.send(session, Answer(message.request, {**value, "slots": slots, "health": health}))
+
+        self.health.look(done)
+
+    def _slots_status(self, health: dict[str, Any]) -> dict[str, int]:
+        """Here, and of the whole mesh what is not as it should be."""
         hosts = [h for h in self.slots.hosts.values() if h.slot != SYSTEM_SLOT]
-        led = [h for h in hosts if h.leads]
-        lacking = sum(any(n.peer not in alive for n in h.replica.config.nodes()) for h in led)
-        moving = sum(h.replica.config.is_joint or not h.replica.is_settled for h in led)
         return {
             "total": self.ctx.registry.slots,
             "replicas": len(hosts),
-            "led": len(led),
-            "under_replicated": lacking,
-            "moving": moving,
-            "leaderless": sum(h.replica.leader is None for h in hosts),
+            "led": sum(h.leads for h in hosts),
+            **{k: len(health[k]) for k in ("under_replicated", "moving", "leaderless", "led_out_of_reach")},
             "written": self.slots.written(),
         }
 
@@ -224,6 +225,9 @@ class Admin:
     def _upgrade(self, session: Session, _: Principal, message: Ask) -> None:
         self.declared.on_ask(session, message)
 
+    def _health(self, session: Session, _: Principal, message: Ask) -> None:
+        self.health.on_ask_facts(session, message)
+
     def _placement(self, session: Session, _: Principal, message: Ask) -> None:
         self.draining.on_ask_placement(session, message)
 
@@ -306,12 +310,13 @@ _HANDLERS: dict[str, _Handler] = {
     FACTS: Admin._recover_facts,
     SLOTS: Admin._recover_slots,
     PLACEMENT: Admin._placement,
+    HEALTH: Admin._health,
     "offsets": Admin._offsets,
     LEVEL: Admin._registry_level,
 }
 _OPEN_TO_ALL = {"topics", "topic.show"}
 # Parts of what a peer does with the others. What they take for granted was looked at by the peer that asks.
-_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL}
+_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, HEALTH}
 
 
 def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:

@@ -71,6 +71,7 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.health import Health
 from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
@@ -78,6 +79,7 @@ from meshq.peer.core.liveness import Liveness
 from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.naming import Naming
+from meshq.peer.core.pacing import Pacing
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing
 from meshq.peer.core.reading import Reading
@@ -137,6 +139,7 @@ class PeerCore:
             ctx.count,
         )
         self.publishing = Publishing(ctx, self.slots)
+        self.slots.pacing = Pacing(ctx.settings.move_bytes_s)
         self.slots.on_stored, self.slots.on_refused = self._on_stored, self._on_refused
         self.consuming = Consuming(ctx, self.slots, rng)
         self.slots.on_group = self.consuming.desks.on_applied
@@ -158,10 +161,11 @@ class PeerCore:
         self.declared = Declared(ctx, self.links, self.registrar)
         fan_out = FanOut(ctx, self.links)
         self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
+        self.health = Health(ctx, self.slots, self.placing, fan_out)
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
-            self.declared,
+            self.declared, self.health,
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0
@@ -300,6 +304,7 @@ class PeerCore:
         self.changes.tick()
         self.absences.tick()
         self.declared.tick()
+        self.health.tick()
         self.placing.tick()
         self.leaving.tick()
         self.draining.tick()

@@ -20,8 +20,9 @@ from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded, Store
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Ref, Slot, TopicId
 from meshq.limits import PENDING_BYTES_MAX
 from meshq.peer.core.disk import Disk
-from meshq.peer.core.events import DeletePayloads, Effect, PayloadsRead, ReadSlotLog
+from meshq.peer.core.events import DeletePayloads, Effect, PayloadsRead, ReadPayloads, ReadSlotLog
 from meshq.peer.core.hosts import Host, Hosting, Tail
+from meshq.peer.core.pacing import Pacing
 from meshq.peer.core.receiving import Receiving
 from meshq.peer.core.saving import Saving
 from meshq.peer.core.sending import Sending
@@ -73,6 +74,7 @@ class Slots:
     frozen: bool = False  # this disk was rolled back
     now: float = 0.0
     wall_ms: int = 0
+    pacing: Pacing = field(init=False)  # of copies on their way to a new home
     sending: Sending = field(init=False)
     receiving: Receiving = field(init=False)
     hosting: Hosting = field(init=False)
@@ -308,6 +310,8 @@ class Slots:
         host = self.hosts.get(slot)
         if host is None:
             return
+        if not self._decides(host, event.to):
+            self.pacing.spent(sum(len(item.payload) for item in event.items))
         if damaged and host.replica.role is Role.LEADER:
             # Who lacks it gets the state instead, and what is in the log before that is not kept.
             self.damaged += 1
@@ -368,7 +372,17 @@ class Slots:
     def _read_log(self, host: Host, effect: words.ReadLog) -> None:
         log, before = host.replica.log, effect.from_index - 1
         prev = log.position(before) or Position(before, log.term_at(before) or 0, b"")
-        self.out.append(ReadSlotLog(host.slot, effect.to, prev, effect.bytes_max))
+        read = ReadSlotLog(host.slot, effect.to, prev, effect.bytes_max)
+        self.pace(host, effect.to, read)
+
+    def pace(self, host: Host, to: Node, read: ReadSlotLog | ReadPayloads) -> None:
+        """Read for a copy when its turn comes; for one that decides at once, for records wait for it."""
+        self.pacing.when_due(lambda: self.out.append(read), lambda: self._decides(host, to), now=self.now)
+
+    @staticmethod
+    def _decides(host: Host, node: Node) -> bool:
+        config = host.replica.config
+        return node in config.voters or node in config.outgoing
 
     def _apply(self, host: Host, items: tuple[Item, ...]) -> None:
         match = host.replica.match() if host.leads else {}
@@ -407,6 +421,7 @@ class Slots:
     # --------------------------------------------------------------------------------- housekeeping
     def tick(self) -> None:
         self.receiving.tick()
+        self.pacing.tick(now=self.now)
         if self.now >= self._wake:
             for host in list(self.hosts.values()):
                 if self.now >= host.wake:
@@ -419,7 +434,7 @@ class Slots:
 
     def wake(self) -> float:
         """When a tick is due; perhaps too early, never too late."""
-        return self._wake
+        return min(self._wake, self.pacing.wake())
 
     # ---------------------------------------------------------------------------------------- facts
     def led(self) -> Iterator[Host]:
