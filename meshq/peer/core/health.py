@@ -85,7 +85,7 @@ class Health:
         owners = self.placing.wanted.get(host.slot, ())
         wanted = [nodes.get(peer) or _unknown(peer, members) for peer in owners]
         needed = wanted or sorted(members)
-        copies = sum(n.peer in alive for n in level)
+        copies = sum(n.peer in alive and n not in config.witnesses for n in level)
         lacking = [_missing(n, n in members, n in level, alive, behind.get(n, last)) for n in needed]
         coming = [n for n in needed if n not in level and n not in config.voters]
         going = members - set(needed)
