@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -15,6 +15,8 @@ from meshq.cli.reach import Where, ask, with_mesh
 from meshq.cli.watching import watch_peers
 from meshq.client.mesh import Mesh
 from meshq.topics import check_pattern
+
+CLOCK_OFF_MS: Final = 30_000  # as peers judge
 
 
 @click.command()
@@ -45,7 +47,7 @@ def _show_peers(found: list[dict[str, Any]]) -> None:
         row["name"] += " *" if row["holds_registry"] else ""
         row["state"] += ", leaving" if row["standing"] == "leaving" else ""
         row["since"] = _show_time(row["since_ms"])
-        row["reason"] = row["evidence"] or row["reason"]
+        row["reason"] = row["evidence"] or row["reason"] or _clock(row["clock_offset_ms"])
     print_table(
         found,
         {
@@ -56,6 +58,13 @@ def _show_peers(found: list[dict[str, Any]]) -> None:
     )  # fmt: skip
     if any(row["holds_registry"] for row in found):
         click.echo("* votes on what is registered", err=True)
+
+
+def _clock(offset_ms: int | None) -> str | None:
+    """What is to be said of a clock that is off."""
+    if offset_ms is None or abs(offset_ms) <= CLOCK_OFF_MS:
+        return None
+    return f"clock {abs(offset_ms) / 1000:,.0f} s {'ahead' if offset_ms > 0 else 'behind'}"
 
 
 def _show_time(ms: int | None) -> str | None:

@@ -17,6 +17,7 @@ from meshq.cli.output import print_facts, print_json, show_bytes
 from meshq.cli.reach import Failed, Where, ask
 
 ROWS: Final = 5  # slots of a kind, for people
+CLOCK_OFF_MS: Final = 30_000  # as peers judge
 Found = dict[str, Any]
 
 
@@ -25,8 +26,8 @@ Found = dict[str, Any]
     "--check",
     "checks",
     multiple=True,
-    type=click.Choice(["leaders", "copies"]),
-    help="Exit with 1 when a slot or the registry has no leader, or when a slot lacks a copy.",
+    type=click.Choice(["leaders", "copies", "clock"]),
+    help="Exit with 1: a slot or the registry has no leader; a slot lacks a copy; the clock is wrong.",
 )
 @json_option
 @reaching
@@ -56,7 +57,15 @@ def _copies(found: Found) -> list[str]:
     return [f"{lacking} slots lack a copy"] if lacking else []
 
 
-_CHECKS: Final[dict[str, Callable[[Found], list[str]]]] = {"leaders": _leaders, "copies": _copies}
+def _clock_wrong(found: Found) -> list[str]:
+    return [found["clock"]["why"]] if found["clock"]["why"] else []
+
+
+_CHECKS: Final[dict[str, Callable[[Found], list[str]]]] = {
+    "leaders": _leaders,
+    "copies": _copies,
+    "clock": _clock_wrong,
+}
 
 
 # ------------------------------------------------------------------------------------------- for people
@@ -75,6 +84,7 @@ def _show(found: Found) -> None:
             "topics": found["topics"],
             "slots": _slots(slots),
             "disk": f"{show_bytes(disk['room_bytes'])} free, {show_bytes(disk['pending_bytes'])} on the way",
+            "clock": _clock(found["clock"]),
             "clients": f"{found['sessions']} connected, {found['readers']} partitions being read",
         }
     )
@@ -89,6 +99,17 @@ def _place(found: Found) -> str | None:
     if found["weight"] is None:
         return None
     return f"weight {found['weight']:g}" + (f", zone {found['zone']}" if found["zone"] else "")
+
+
+def _clock(clock: Found) -> str:
+    compared = f"compared with {clock['compared_with']} other{'s' * (clock['compared_with'] != 1)}"
+    said = [clock["why"] or "right", compared]
+    if clock["offset_ms"] is not None and not clock["why"]:
+        said[0] = f"right, {clock['offset_ms'] / 1000:+.1f} s off the median"
+    if clock["records_ahead_ms"] > CLOCK_OFF_MS:
+        seconds = clock["records_ahead_ms"] / 1000
+        said.append(f"a clock was wrong: times of new records stand still for {seconds:,.0f} s")
+    return ", ".join(said)
 
 
 def _slots(slots: dict[str, int]) -> str:

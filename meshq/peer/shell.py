@@ -33,6 +33,7 @@ from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
 from meshq.peer.core.events import (
     LOCAL,
+    ClockTold,
     CloseLink,
     DeletePayloads,
     Effect,
@@ -377,6 +378,8 @@ class PeerShell:
                     self.store.resume()
                 case TellRolledBack():
                     self._log_rolled_back(effect.peer)
+                case ClockTold(event, text, wrong):
+                    log.log(logging.WARNING if wrong else logging.INFO, "%s", text, extra={"event": event})
                 case PeerLeft():
                     self._on_left()
                 case StopPeer():

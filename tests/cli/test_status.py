@@ -18,6 +18,7 @@ WELL: dict[str, Any] = {
     "name": "p0", "peer": "id", "mesh": "m", "mesh_level": 2, "weight": 2.0, "zone": "attic", "level": 2,
     "registry": {"holder": "p0", "version": 7, "reachable": True, "voters": ["p0", "p1"]},
     "peers": 3, "peers_reachable": 3, "topics": 1, "sessions": 0, "readers": 0, "counters": {},
+    "clock": {"trusted": True, "why": None, "offset_ms": 12, "compared_with": 2, "records_ahead_ms": 0},
     "disk": {"room_bytes": 1 << 30, "pending_bytes": 0},
     "slots": {
         "total": 8, "led": 3, "replicas": 8, "under_replicated": 0, "moving": 0, "leaderless": 0,

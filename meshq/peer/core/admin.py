@@ -14,6 +14,7 @@ from meshq import limits
 from meshq.errors import Forbidden, MeshqError, UnknownTopic, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Session, TopicId, show_id
 from meshq.messages import Answer, Ask, Failure, TopicInfo
+from meshq.peer.core.clocks import Clocks
 from meshq.peer.core.context import Context
 from meshq.peer.core.declared import Declared
 from meshq.peer.core.draining import PLACEMENT, Draining
@@ -49,6 +50,7 @@ class Admin:
     recovering: Recovering
     declared: Declared
     health: Health
+    clocks: Clocks
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
         """Raises: Forbidden, UsageError and what the request itself raises."""
@@ -82,6 +84,7 @@ class Admin:
             "peers_reachable": len(self.links.reachable()),
             "topics": len(registry.topics),
             "slots": {},
+            "clock": self.clocks.facts(self._records_ahead_ms()),
             "disk": {"room_bytes": self.ctx.disk.room_bytes, "pending_bytes": self.ctx.disk.pending_bytes},
             "sessions": len(self.ctx.sessions.states),
             "readers": self.ctx.deliveries.count(),
@@ -93,6 +96,11 @@ class Admin:
             self.ctx.send(session, Answer(message.request, {**value, "slots": slots, "health": health}))
 
         self.health.look(done)
+
+    def _records_ahead_ms(self) -> int:
+        """How far the newest entry led here is in the future: so long times in its slot stand still."""
+        newest = max((h.replica.log.last_timestamp_ms for h in self.slots.led()), default=0)
+        return newest - self.ctx.mesh_ms
 
     def _slots_status(self, health: dict[str, Any]) -> dict[str, int]:
         """Here, and of the whole mesh what is not as it should be."""
@@ -120,6 +128,7 @@ class Admin:
                     **(self._own_state() if here else _state(link, self.ctx.me.name, registered.facts.name)),
                     "address": addresses[0] if addresses else None,
                     "addresses": list(addresses),
+                    "clock_offset_ms": self.clocks.ahead_ms(peer),
                     "link": "self" if here else (link.state.value if link else "down"),
                     "reason": link.reason if link and link.state.value == "down" else None,
                     "slots": counts[peer],
@@ -339,7 +348,8 @@ def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:
 def _left(peer: PeerId, facts: CertificateFacts) -> dict[str, Any]:
     """One that has left, with the fields of the others."""
     nothing = (
-        "weight", "zone", "level", "since_ms", "incarnation", "evidence", "udp", "rtt_ms", "address", "reason"
+        "weight", "zone", "level", "since_ms", "incarnation", "evidence", "udp", "rtt_ms", "address",
+        "reason", "clock_offset_ms",
     )  # fmt: skip
     return {
         "name": facts.name,

@@ -63,6 +63,8 @@ class Context:
     out: list[Effect] = field(default_factory=list)
     now: float = 0.0
     wall_ms: int = 0
+    mesh_ms: int = 0  # the same, or what it should be: the time of records
+    clock_trusted: Callable[[], bool] = lambda: True  # whether this host's clock may decide what expires
     principals: dict[bytes, tuple[Principal, int]] = field(default_factory=dict)  # until the registry changes
     my_addresses: tuple[str, ...] = ()
     my_incarnation: tuple[int, int] = (0, 0)

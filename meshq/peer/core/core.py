@@ -34,6 +34,7 @@ from meshq.messages import (
 from meshq.peer.core.absences import Absences
 from meshq.peer.core.admin import Admin
 from meshq.peer.core.changes import Changes
+from meshq.peer.core.clocks import Clocks
 from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
 from meshq.peer.core.declared import Declared
@@ -152,6 +153,8 @@ class PeerCore:
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
         self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
         self.membership = MembershipView(ctx, self.links, self.liveness)
+        self.clocks = Clocks(ctx, self.membership.journal)
+        ctx.clock_trusted = self.clocks.is_trusted
         self.changes = Changes(self)
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
@@ -165,7 +168,7 @@ class PeerCore:
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
-            self.declared, self.health,
+            self.declared, self.health, self.clocks,
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0
@@ -181,6 +184,7 @@ class PeerCore:
         """What this peer keeps for itself; before any slot. Raises: StoreCorrupt."""
         self.disks.restore(rows)
         self.slots.frozen = self.disks.is_rolled_back
+        self.clocks.restore(rows)
 
     def restore_slot(
         self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Tail, aside: Mapping[bytes, bytes]
@@ -198,6 +202,7 @@ class PeerCore:
         self._set_time(now, wall_ms)
         self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
+        self.clocks.start()
         self.tell_peers()
         self.slots.hosting.begin([SYSTEM_SLOT], now=now)
         self.slots.hosting.begin((Slot(i) for i in range(self.ctx.registry.slots)), now=now)
@@ -206,7 +211,8 @@ class PeerCore:
 
     def _set_time(self, now: float, wall_ms: int) -> None:
         self.ctx.now, self.ctx.wall_ms = now, wall_ms
-        self.slots.now, self.slots.wall_ms, self.ctx.disk.now = now, wall_ms, now
+        self.ctx.mesh_ms = self.clocks.on_time(now, wall_ms)
+        self.slots.now, self.slots.wall_ms, self.ctx.disk.now = now, self.ctx.mesh_ms, now
 
     def tell_peers(self) -> None:
         self.liveness.on_peers_changed()
@@ -305,6 +311,7 @@ class PeerCore:
         self.absences.tick()
         self.declared.tick()
         self.health.tick()
+        self.clocks.tick()
         self.placing.tick()
         self.leaving.tick()
         self.draining.tick()
@@ -326,6 +333,7 @@ class PeerCore:
         """Write all state rows (before a clean stop)."""
         self._set_time(now, wall_ms)
         self.slots.saving.checkpoint_all()
+        self.clocks.save()
         return self._take()
 
     def _take(self) -> list[Effect]:
@@ -385,6 +393,7 @@ class PeerCore:
 
     def _on_welcome(self, peer: PeerId, message: Welcome) -> None:
         self.disks.judge(peer, message.disk, message.epoch, message.boot)
+        self.clocks.on_heard(peer, message.now_ms)
         if message.rolled_back:
             self.disks.on_told(peer)
 
@@ -417,7 +426,8 @@ class PeerCore:
                 if not self.registrar.on_answer(message):
                     self.admin.on_answer(peer, message)
             case Pong():
-                self.links.on_pong(peer, message.token)
+                round_trip_s = self.links.on_pong(peer, message.token)
+                self.clocks.on_heard(peer, message.now_ms, round_trip_s=round_trip_s)
             case _:
                 pass  # Routes: every peer computes its own
 

@@ -324,6 +324,15 @@ class TellRolledBack:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockTold:
+    """Something about this host's clock, for whoever reads the log."""
+
+    event: str
+    text: str
+    wrong: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PeerLeft:
     """The mesh has let this peer go: nothing is here any more that others need. It stops."""
 
@@ -346,5 +355,5 @@ class Settle:
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadSlotLog | ReadRows
     | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | TellMembership
-    | PeersRegistered | TellRolledBack | PeerLeft | StopPeer | Settle
+    | PeersRegistered | TellRolledBack | ClockTold | PeerLeft | StopPeer | Settle
 )  # fmt: skip

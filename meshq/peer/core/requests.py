@@ -97,7 +97,7 @@ class Requests:
             case Credit():
                 self.core.reading.on_credit(session, message)
             case Ping():
-                self.core.ctx.send(session, Pong(message.token))
+                self.core.ctx.send(session, Pong(message.token, self.core.ctx.wall_ms))
             case Resolve():
                 self.core.naming.on_resolve(session, principal, message)
             case Watch():
