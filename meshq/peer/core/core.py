@@ -295,6 +295,7 @@ class PeerCore:
         self.draining.tick()
         self.disks.tick()
         self.admin.tick()
+        self.mending.tick()
         self.ctx.sessions.tick(self.ctx.now)
         self.publishing.receipts.tick()
         if self.ctx.now >= self._recheck_at:

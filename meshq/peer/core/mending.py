@@ -37,9 +37,9 @@ from meshq.streams.delivery import Fetch
 
 BATCH: Final = "batch"  # asked of other peers
 MENDING: Final = "mending"  # in the place of a door: for whom a batch is fetched
-MENDS_MAX: Final = 64  # under way
-ASKED_MAX: Final = 256  # batches that are being read for other peers
-SETTLED_MAX: Final = 1_024
+MENDS_MAX: Final = 64  # damaged batches that are asked for at a time; more: `Overloaded`
+ASKED_MAX: Final = 256  # batches that are being read for other peers; more: `Overloaded`
+TRIED_MAX: Final = 1_024  # places that are left alone for a while; others are tried at once
 AGAIN_S: Final = 1.0  # between one try and the next at the same place
 
 Done = Callable[[MeshqError | None], None]
@@ -61,7 +61,8 @@ class Mending:
     slots: Slots
     fan_out: FanOut
     _mends: dict[Spot, _Mend] = field(default_factory=dict)  # MENDS_MAX
-    _settled: dict[Spot, tuple[float, MeshqError]] = field(default_factory=dict)  # SETTLED_MAX, for AGAIN_S
+    _tried: dict[Spot, float] = field(default_factory=dict)  # TRIED_MAX: not again before then
+    _later: list[tuple[PayloadCorrupt, Done]] = field(default_factory=list)  # as `waiting`
     _asked: dict[int, tuple[Session, int]] = field(default_factory=dict)  # ASKED_MAX
     _number: int = 0
 
@@ -73,11 +74,10 @@ class Mending:
             under_way.waiting.append(done)
             return
         host = self._host_of(damage.partition, damage.offset)
-        until, error = self._settled.get(spot, (0.0, StoreCorrupt()))
         if host is None:
             done(RecordsDamaged(f"{damage}; the slot is not whole here just now: ask again"))
-        elif self.ctx.now < until:
-            done(error)
+        elif self.ctx.now < self._tried.get(spot, 0.0):
+            self._later.append((damage, done))
         elif len(self._mends) >= MENDS_MAX:
             done(Overloaded("as many damaged batches are being fetched as may", retry_after_ms=1_000))
         else:
@@ -150,20 +150,22 @@ class Mending:
         )
 
     def _settle(self, spot: Spot, error: MeshqError | None) -> None:
-        """Damage found again at once is not mended over and over: either way that would be in vain."""
+        """Whoever finds it damaged again at once waits for a while: no copy has come up meanwhile, and a disk
+        that keeps nothing would be written to without end.
+        """
         mend = self._mends.pop(spot)
-        if error is None:
-            self.ctx.count("batches_mended")
-        else:
-            self.ctx.count("batches_not_mended")
-        again = RecordsDamaged(f"{mend.damage}, again after it was mended: is the disk all right?")
-        for old in [s for s, (until, _) in self._settled.items() if until <= self.ctx.now]:
-            del self._settled[old]
-        if len(self._settled) < SETTLED_MAX:
-            self._settled[spot] = (self.ctx.now + AGAIN_S, error or again)
+        self.ctx.count("batches_not_mended" if error else "batches_mended")
+        if len(self._tried) < TRIED_MAX:
+            self._tried[spot] = self.ctx.now + AGAIN_S
         self.ctx.out.append(Mended(mend.damage, error))
         for done in mend.waiting:
             done(error)
+
+    def tick(self) -> None:
+        self._tried = {spot: at for spot, at in self._tried.items() if at > self.ctx.now}
+        later, self._later = self._later, []
+        for damage, done in later:
+            self.mend(damage, done)
 
     def _host_of(self, partition: PartitionKey, offset: int) -> Host | None:
         """The slot's copy here, if what it knows of this offset is decided and stays."""
