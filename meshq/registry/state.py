@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol, assert_never
 
 from meshq.errors import MeshqError, Overloaded, Refused, SecurityError, TopicExists, TopicGone, UsageError
@@ -28,8 +29,8 @@ from meshq.registry.commands import (
     SetStanding,
     SetTopic,
 )
-from meshq.ring import RingPeer, owners
-from meshq.topics import check_topic
+from meshq.ring import RingPeer, owners, slot_of
+from meshq.topics import check_topic, source_of
 
 DELETED_MAX = 65_536  # topics' ids that are not made again; a proposal is repeated within seconds
 GENESIS_DISK = bytes(16)  # the id of the disk that a founding peer begins with, so that genesis can name it
@@ -280,12 +281,28 @@ class Registry:
         check_topic(command.name)
         if command.name in self._by_name:
             raise TopicExists(f"topic {command.name!r} exists already")
+        self._check_dead_letters(command)
         if len(self.topics) >= TOPICS_MAX:
             raise Overloaded(f"the mesh has {TOPICS_MAX} topics, which is its limit")
         if TopicId(command.topic_id) in self.topics:
             raise UsageError("that topic id is in use")
         if TopicId(command.topic_id) in self._deleted:
             raise TopicGone(f"topic {command.name!r} was deleted as it was made")
+
+    def _check_dead_letters(self, command: CreateTopic) -> None:
+        """A record and its dead letter have to be in one slot."""
+        source = source_of(command.name)
+        if source is None:
+            return
+        of = self._by_name.get(source[0])
+        if of is None or self._start(of.topic_id) != self._start(command.topic_id):
+            raise Refused(
+                f"topic {command.name!r} would be the dead letters of group {source[1]!r}: the mesh makes it "
+                "when there are some"
+            )
+
+    def _start(self, topic_id: bytes) -> int:
+        return slot_of(TopicId(topic_id), 0, self.slots)
 
     def _create_topic(self, command: CreateTopic, index: int) -> list[Change]:
         if self.made_at(command) is not None:
@@ -312,14 +329,23 @@ class Registry:
         return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size, copies))]
 
     def _delete_topic(self, command: DeleteTopic) -> list[Change]:
-        info = self._existing(command.topic_id)
-        if len(self._deleted) >= DELETED_MAX:
-            del self._deleted[next(iter(self._deleted))]
-        self._deleted[TopicId(info.topic_id)] = None
-        del self.topics[TopicId(info.topic_id)]
-        del self._by_name[info.name]
-        del self._names[bisect_left(self._names, info.name)]
-        return [TopicRemoved(info)]
+        """With the dead letters of its groups."""
+        gone, found = [self._existing(command.topic_id)], 0
+        while found < len(gone):
+            gone += self._dead_letters(gone[found].name)
+            found += 1
+        for info in gone:
+            if len(self._deleted) >= DELETED_MAX:
+                del self._deleted[next(iter(self._deleted))]
+            self._deleted[TopicId(info.topic_id)] = None
+            del self.topics[TopicId(info.topic_id)]
+            del self._by_name[info.name]
+            del self._names[bisect_left(self._names, info.name)]
+        return [TopicRemoved(info) for info in gone]
+
+    def _dead_letters(self, name: str) -> list[TopicInfo]:
+        names = takewhile(lambda n: n.startswith("_dead."), self.names(from_name="_dead."))
+        return [self._by_name[n] for n in names if (source := source_of(n)) and source[0] == name]
 
     def _existing(self, topic_id: bytes) -> TopicInfo:
         info = self.topics.get(TopicId(topic_id))

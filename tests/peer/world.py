@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meshq import messages
-from meshq.batch import read_header, read_records
+from meshq.batch import RawRecord, read_header, read_records
 from meshq.client import facts
 from meshq.client.core import ClientCore
 from meshq.entries import PayloadCorrupt, StoredBatch
@@ -365,13 +365,17 @@ class Host:
 
 def committed(host: Host, partition: PartitionKey) -> list[bytes]:
     """The values below the high watermark that this host's disk has, by offset."""
+    return [r.value for r in committed_records(host, partition)]
+
+
+def committed_records(host: Host, partition: PartitionKey) -> list[RawRecord]:
     slot = host.core.ctx.slot_of(partition)
     end = host.core.slots.partition(slot, partition).end
-    log: list[bytes] = []
+    log: list[RawRecord] = []
     for payload in sorted(host.disk.payloads[partition], key=lambda p: p.base_offset):
         if payload.base_offset < end:
             assert payload.base_offset == len(log), "offsets are dense and start at 0"
-            log += [r.value for r in read_records(payload.data)]
+            log += read_records(payload.data)
     return log
 
 

@@ -13,6 +13,7 @@ from meshq.limits import RECORD_BYTES_MAX
 from meshq.messages import ReadEnded, ServerMessage, TopicInfo, failure
 from meshq.peer.core.disk import Disk
 from meshq.peer.core.events import Effect, SendSession
+from meshq.peer.core.lookups import Lookups
 from meshq.peer.core.sessions import Sessions
 from meshq.registry.state import GENESIS_DISK, CertificateFacts, Registry
 from meshq.ring import slot_of
@@ -70,10 +71,12 @@ class Context:
     disk: Disk = field(init=False)
     sessions: Sessions = field(init=False)
     deliveries: Deliveries = field(init=False)
+    lookups: Lookups = field(init=False)
 
     def __post_init__(self) -> None:
         self.disk = Disk(self.out)
         self.deliveries = Deliveries()
+        self.lookups = Lookups(self.out)
         self.sessions = Sessions(self.deliveries.on_session_gone)
 
     def next_request(self) -> int:

@@ -152,6 +152,7 @@ class PeerCore:
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
         self.slots.system = self.registrar.stream
+        self.consuming.burying.propose = self.registrar.propose
         self.naming = Naming(ctx, self.registrar)
         fan_out = FanOut(ctx, self.links)
         self.mending = Mending(ctx, self.slots, fan_out)
@@ -391,6 +392,7 @@ class PeerCore:
         self.whereabouts.on_role(host)
         if host.leads:
             self.changes.look_for_deleted = True
+            self.consuming.burying.on_led(host.slot)
             self.registrar.doubt_level()
         else:
             self._end_reads_of(host.slot)

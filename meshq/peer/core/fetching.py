@@ -1,6 +1,6 @@
 """What the disk read, on its way to who asked for it; what it could not read goes to be mended first.
 
-    BatchesFetched   a client's reader, a group's desk, or another peer that mends its own copy
+    BatchesFetched   a client's reader, a group's desk, a look-up of this peer's, another peer's mending
     SlotLogRead      a follower that is behind
     PayloadsRead     a follower that is sent a snapshot
 
@@ -19,6 +19,7 @@ from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context
 from meshq.peer.core.desks import GROUPS
 from meshq.peer.core.events import BatchesFetched, FetchBatches, PayloadsRead, SeekTime, SlotLogRead
+from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.mending import MENDING, Mending
 from meshq.peer.core.reading import Reading
 from meshq.peer.core.slots import Slots
@@ -38,6 +39,8 @@ class Fetching:
         session, sub = read.fetch.sub if isinstance(read, FetchBatches) else read.sub
         if session[0] == GROUPS:
             return self.consuming.desks.is_awaited(read)
+        if session[0] == LOOKUPS:
+            return True
         if isinstance(read, FetchBatches):
             if session[0] == MENDING:
                 return self.mending.is_awaited(read.fetch)
@@ -61,8 +64,11 @@ class Fetching:
             self._hand_on(BatchesFetched(fetch, error))
 
     def _hand_on(self, event: BatchesFetched) -> None:
-        if event.fetch.sub[0][0] == GROUPS:
+        door = event.fetch.sub[0][0]
+        if door == GROUPS:
             self.consuming.desks.on_fetched(event)
+        elif door == LOOKUPS:
+            self.ctx.lookups.on_fetched(event)
         else:
             self.reading.on_fetched(event)
 

@@ -70,7 +70,7 @@ class RegistryStream(SlotStream):
                 self._on_entry(entry)
             case EntryKind.NOOP | EntryKind.CONFIG:
                 pass
-            case EntryKind.PUBLISH | EntryKind.DROP_TOPIC:
+            case _:
                 raise InternalError(f"the registry's entry {entry.index} is of kind {entry.kind.name}")
 
     def on_append_failed(self) -> list[Ref]:
