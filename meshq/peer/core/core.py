@@ -22,6 +22,7 @@ from meshq.batch import Buffer
 from meshq.entries import Entry
 from meshq.errors import MeshqError, NotOwner
 from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session, Slot
+from meshq.levels import check_understood
 from meshq.messages import (
     Answer,
     Failure,
@@ -35,6 +36,7 @@ from meshq.peer.core.admin import Admin
 from meshq.peer.core.changes import Changes
 from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
+from meshq.peer.core.declared import Declared
 from meshq.peer.core.desks import GROUPS
 from meshq.peer.core.disks import Disks
 from meshq.peer.core.draining import Draining
@@ -154,6 +156,7 @@ class PeerCore:
         self.slots.system = self.registrar.stream
         self.consuming.burying.propose = self.registrar.propose
         self.naming = Naming(ctx, self.registrar)
+        self.declared = Declared(ctx, self.links, self.registrar)
         fan_out = FanOut(ctx, self.links)
         self.mending = Mending(ctx, self.slots, fan_out)
         self.fetching = Fetching(ctx, self.slots, self.reading, self.consuming, self.mending)
@@ -162,6 +165,7 @@ class PeerCore:
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
             self.mending,
+            self.declared,
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0
@@ -187,7 +191,10 @@ class PeerCore:
         self.slots.hosting.restore(slot, rows, tail=tail, aside=aside, now=self.ctx.now)
 
     def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
-        """After restoring: what was left undone is taken up again."""
+        """After restoring: what was left undone is taken up again. Raises: UsageError when this software is
+        too old for the mesh.
+        """
+        check_understood(self.ctx.registry.level, self.ctx.settings.level)
         self._set_time(now, wall_ms)
         self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
@@ -291,6 +298,7 @@ class PeerCore:
         self.registrar.tick()
         self.changes.tick()
         self.absences.tick()
+        self.declared.tick()
         self.placing.tick()
         self.leaving.tick()
         self.draining.tick()
