@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from meshq.streams.groups.intervals import Intervals
-from meshq.streams.groups.words import LEADER, Grant, Mode, Open, Range, Settle, Verdict
+from meshq.streams.groups.words import LEADER, Assign, Grant, Mode, Open, Range, Settle, Verdict
 
 
 class Lease(NamedTuple):
@@ -56,7 +56,7 @@ class GroupState:
         """Records handed out and not acknowledged."""
         return self.leased.count + self.back.count
 
-    def apply(self, op: Open | Grant | Settle, index: int) -> tuple[Range, ...]:
+    def apply(self, op: Open | Grant | Settle | Assign, index: int) -> tuple[Range, ...]:
         """What of it did not count."""
         match op:
             case Open():
@@ -66,6 +66,8 @@ class GroupState:
                 return tuple(r for r in op.ranges if not self._grant(op.member, *r, index))
             case Settle():
                 return tuple(r for x in op.ranges for r in self._settle(op, *x))
+            case Assign():
+                return ()  # here each record has its own lease
 
     def _grant(self, member: bytes, first: int, end: int, index: int) -> bool:
         if first == self.next:

@@ -21,7 +21,8 @@ LEADER: Final = b""  # in the place of a member: the leader itself, whose word n
 
 
 class Mode(IntEnum):
-    QUEUE = 1
+    QUEUE = 1  # any record to any member
+    ORDERED = 2  # a partition is with one member
 
 
 class Verdict(IntEnum):
@@ -55,7 +56,14 @@ class Settle(msgspec.Struct, frozen=True, array_like=True, tag=3):
     delay_ms: int = 0
 
 
-Op = Open | Grant | Settle
+class Assign(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Ordered groups: the partition goes to this member, if it is nobody's. The entry's index is its
+    lease."""
+
+    member: bytes
+
+
+Op = Open | Grant | Settle | Assign
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):
