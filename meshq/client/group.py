@@ -84,8 +84,8 @@ class Settling:
         refused = yield from asyncio.shield(self._flight.future).__await__()
         if any(first <= self._offset < end for first, end in refused):
             raise LeaseLost(
-                f"offset {self._offset} is not this consumer's any more: its `ack_wait` was over, its "
-                "partition went to another member of an ordered group, or the group was reset. It is handed out again"
+                f"offset {self._offset} is not this consumer's any more: its `ack_wait` was over, "
+                "its partition went to another member, or its group was reset. It is handed out again"
             )
 
 

@@ -42,8 +42,13 @@ class Ordered(Consuming):
     def on_settled(self, event: RecordsSettled) -> None:
         s = self._subs.get(event.sub)
         part = s.parts.get((event.topic_id, event.partition)) if s is not None else None
-        if part is not None and event.verdict == RELEASE and any(x[2] == part.lease for x in event.ranges):
-            part.released, part.lease, part.position = part.lease, 0, None
+        for _, end, lease in event.ranges:
+            if part is None:
+                break
+            if event.verdict != RELEASE:
+                part.said = max(part.said, (lease, end))
+            elif lease == part.lease:
+                part.released, part.lease, part.position = lease, 0, None
         super().on_settled(event)
 
     # --------------------------------------------------------------------------- what the mesh says
@@ -130,6 +135,8 @@ class Ordered(Consuming):
         super()._drop_part(s, part)
 
     def _begin(self, s: Subscribed, part: Part, lease: int, offset: int, attempts: int) -> None:
+        if part.said[0] == lease:  # ours again after all: what was said of it is on its way
+            offset = max(offset, part.said[1])
         part.lease, part.position, part.lapses_at = lease, offset, inf
         self._common.effects.append(
             Grant(s.sub, part.topic, part.topic_id, part.number, lease, offset, attempts)

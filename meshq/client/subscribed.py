@@ -34,6 +34,7 @@ class Part:
     retry_at: float = 0.0
     lease: int = 0  # of an ordered group: the partition is ours, under it
     released: int = 0  # the last one that was given back
+    said: tuple[int, int] = (0, 0)  # the last one under which anything was acknowledged, and up to where
     lapses_at: float = inf  # when it is no longer ours, unless its leader says that it is
 
     @property

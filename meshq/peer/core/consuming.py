@@ -244,8 +244,14 @@ class Consuming:
     def on_heard(self, ref: Ref) -> None:
         """The heartbeat of a member."""
         joined = self._joined.get(ref)
-        if joined is not None:
-            joined.member.heard = self.ctx.now
+        if joined is None:
+            return
+        joined.member.heard = self.ctx.now
+        if joined.member.was_silent:  # and is back on the same connection
+            for key in joined.member.keys:
+                part = self.desks.parts.get(key)
+                if part is not None and isinstance(part.desk, OrderedDesk):
+                    part.desk.roster.join(joined.member, joined.opened.ack_wait_ms / 1000, self.ctx.now)
 
     def on_session_gone(self, session: Session) -> None:
         """It may be back: what it holds stays its own for as long as was agreed."""
@@ -295,6 +301,7 @@ class Consuming:
 
     # ------------------------------------------------------------------------------------- settling
     def on_settle(self, session: Session, message: Settle) -> None:
+        self.on_heard((session, message.sub))
         joined = self._joined.get((session, message.sub))
         for item in message.items:
             try:
@@ -313,7 +320,7 @@ class Consuming:
             raise Unavailable("this subscription has not joined its group here", retry_after_ms=50)
         if any(first >= end for first, end, _ in item.ranges):
             raise RemoteProtocolError("a range of records that has none")
-        part.desk.now = joined.member.heard = self.ctx.now
+        part.desk.now = self.ctx.now
         if isinstance(part.desk, OrderedDesk):
             self._settle_ordered(session, part, part.desk, joined.member, item)
             return

@@ -55,7 +55,7 @@ class Roster:
         if seat is None:
             seat = self._seats[member.id] = _Seat(timeout, now)
             self._change()
-        member.heard = max(member.heard, now)
+        member.heard, member.was_silent = max(member.heard, now), False
         seat.member, seat.timeout = member, timeout
 
     def expect(self, member: bytes, timeout: float, now: float) -> None:
@@ -76,7 +76,9 @@ class Roster:
         """Let go of who has been silent for too long."""
         gone = [m for m, seat in self._seats.items() if seat.until() <= now]
         for member in gone:
-            del self._seats[member]
+            seat = self._seats.pop(member)
+            if seat.member is not None:
+                seat.member.was_silent = True
         if gone:
             self._change()
 
