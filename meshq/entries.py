@@ -36,6 +36,14 @@ class EntryKind(IntEnum):
     NOOP = 4  # a new leader's first: what came before it is decided with it
     CONFIG = 5  # who belongs to the slot, from this entry on
     GROUP = 6  # what happened to a group in one partition
+    DEAD_LETTER = 7  # records of a group become records of its dead-letter topic
+
+    @property
+    def has_payload(self) -> bool:
+        return self in _WITH_PAYLOAD
+
+
+_WITH_PAYLOAD: Final = (EntryKind.PUBLISH, EntryKind.DEAD_LETTER)
 
 
 @dataclass(frozen=True, slots=True)

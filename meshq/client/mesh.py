@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, overload
 
 from meshq.batch import Buffer
-from meshq.client.checking import Acks, Headers, check_group, check_seconds, check_start
+from meshq.client.checking import MAX_DELIVER, Acks, Headers, check_group, check_seconds, check_start
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import AskRequested, HomeWanted, TopicsWanted
 from meshq.client.group import GROUP_CREDIT_RECORDS, GroupSubscription
@@ -140,6 +140,7 @@ class Mesh:
         mode: Literal["queue"] = "queue",
         start: StartLike = None,
         ack_wait: float | None = None,
+        max_deliver: int | None = MAX_DELIVER,
         credit_bytes: int = CREDIT_BYTES,
         credit_records: int | None = None,
     ) -> GroupSubscription: ...
@@ -166,6 +167,7 @@ class Mesh:
         mode: Mode = "queue",
         start: StartLike = None,
         ack_wait: float | None = None,
+        max_deliver: int | None = MAX_DELIVER,
         session_timeout: float | None = None,
         on_revoke: OnRevoke | None = None,
         credit_bytes: int = CREDIT_BYTES,
@@ -179,14 +181,18 @@ class Mesh:
         done in order (an `ack` stands for all before it)
         start: where in each partition; `latest` (the default) means the moment of subscribing, also for
         partitions that come later. With a group, where it begins where it has not been before (`earliest`)
-        ack_wait: of a group, after how many seconds a record that is not settled is handed out again (30)
+        ack_wait: of a queue group, after how many seconds a record that is not settled is handed out again
+        (30)
+        max_deliver: of a queue group, how often a record is handed out before it becomes a dead letter, in
+        topic `_dead.GROUP.TOPIC`; None: as often as it takes
         session_timeout: of an ordered group, after how many seconds of silence its partitions go to others
         (10); also how long it may take to finish one that is to go
         on_revoke: of an ordered group, called with topic and partition (on the loop; may be a coroutine
         function) when one is to go to another member, or has gone: what is acknowledged by the time it
         returns counts. Without it a partition is given back when everything taken from it is acknowledged
         credit_bytes, credit_records: how much may wait here untaken (8 MiB, 100,000); of a queue group, how
-        much may be here that is not settled (8 MiB, 256)"""
+        much may be here that is not settled (8 MiB, 256)
+        """
         wanted: tuple[tuple[str, object], ...] = (("credit_bytes", credit_bytes),)
         if credit_records is not None:
             wanted += (("credit_records", credit_records),)
@@ -197,7 +203,10 @@ class Mesh:
         if group is None:
             begin = check_start("latest" if start is None else start)
             return Subscription(self._driver, pattern, begin, credit_bytes, credit_records or CREDIT_RECORDS)
-        terms = check_group(group, mode, ack_wait, session_timeout, secrets.token_bytes(16))
+        terms = check_group(
+            group, mode, secrets.token_bytes(16), ack_wait=ack_wait, session_timeout=session_timeout,
+            max_deliver=max_deliver,
+        )  # fmt: skip
         begin = check_start("earliest" if start is None else start)
         made: GroupSubscription | OrderedSubscription
         if mode == "ordered":

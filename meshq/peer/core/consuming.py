@@ -38,6 +38,7 @@ from meshq.limits import (
     ORDERED_MEMBERS_MAX,
 )
 from meshq.messages import Join, ReadItem, ReadStarted, Settle, SettleItem, Started, Unread
+from meshq.peer.core.burying import Burying
 from meshq.peer.core.context import Context
 from meshq.peer.core.desks import GROUPS, Desk, Desks, Part
 from meshq.peer.core.events import SeekTime, TimeSought
@@ -48,10 +49,12 @@ from meshq.streams.groups.desk import Member
 from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.table import AnyState, GroupKey
 from meshq.streams.groups.words import Mode, Open, Verdict
+from meshq.topics import dead_letters_of
 
 if TYPE_CHECKING:
     import random
 
+_VERDICTS: Final = (messages.ACK, messages.NACK, messages.RELEASE, messages.REJECT)
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
@@ -70,10 +73,12 @@ class Consuming:
     slots: Slots
     rng: random.Random
     desks: Desks = field(init=False)
+    burying: Burying = field(init=False)
     _joined: dict[Ref, _Joined] = field(default_factory=dict)  # bounded by the sessions' subscriptions
 
     def __post_init__(self) -> None:
         self.desks = Desks(self.ctx, self.slots, self.rng, self._on_opened, self._end)
+        self.burying = Burying(self.ctx, self.slots, self.desks)
 
     # ------------------------------------------------------------------------------------- joining
     def on_join(self, session: Session, principal: Principal, message: Join) -> None:
@@ -114,8 +119,8 @@ class Consuming:
             )
         if message.mode not in tuple(Mode):
             raise UsageError("this version of meshq has groups of mode `queue` and `ordered`, no others")
-        if message.max_deliver:
-            raise UsageError("this version of meshq has no `max_deliver` yet: it hands out until it is acked")
+        if message.mode == Mode.ORDERED and message.max_deliver:
+            raise UsageError("an ordered group has no `max_deliver`")
         if not 1 <= message.ack_wait_ms <= ACK_WAIT_MS_MAX:
             raise UsageError(f"`ack_wait` is between 1 ms and {ACK_WAIT_MS_MAX // 1000} s")
         self.ctx.sessions.states[ref[0]].check_subscription(False)
@@ -134,6 +139,7 @@ class Consuming:
         if not principal.may_consume(info.name):
             raise Forbidden(f"{principal.name!r} may not consume {info.name!r}: it has no capability for it")
         check_partition(info, item.partition)
+        dead_letters_of(info.name, joined.group)
         slot = led_slot(self.ctx, self.slots, partition)
         session, sub = joined.member.ref
         self.ctx.sessions.states[session].add_reader(sub, partition)
@@ -328,10 +334,10 @@ class Consuming:
             refused = part.desk.extend(joined.member, item.ranges)
             self.desks.answer(session, item.request, list(refused))
             return
-        if item.verdict not in (messages.ACK, messages.NACK, messages.RELEASE):
+        if item.verdict not in _VERDICTS:
             raise RemoteProtocolError(f"records cannot be settled by {item.verdict}")
         delay_ms = None if item.delay_ms is None else min(item.delay_ms, ACK_WAIT_MS_MAX)
-        op = part.desk.settle(joined.member, Verdict(item.verdict), item.ranges, delay_ms)
+        op = part.desk.settle(joined.member, Verdict(item.verdict), item.ranges, delay_ms, item.reason)
         self.desks.add(part, op, (session, item.request))
 
     def _settle_ordered(

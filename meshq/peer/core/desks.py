@@ -45,6 +45,13 @@ Desk = QueueDesk | OrderedDesk
 
 
 @dataclass(slots=True, eq=False)
+class Burial:
+    """Records on their way to the dead letters. `index`: of the entry, once it is proposed."""
+
+    index: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Part:
     """A group in one partition that is led here. `desk`: None until the group is known to be in the log."""
 
@@ -56,7 +63,16 @@ class Part:
     asked: list[tuple[Ref, int]] = field(default_factory=list)  # whose they are, with their places in `ops`
     proposed: deque[tuple[int, list[tuple[Ref, int]]]] = field(default_factory=deque)  # by index
     want: Want | None = None
+    burial: Burial | None = None  # under way
+    bury_at: float = 0.0  # not before: it could not be done
     seek: SeekTime | None = None  # where the group begins is looked up
+
+    def wake(self) -> float:
+        """When it wants to be looked at, if nothing else calls for that."""
+        if self.desk is None:
+            return inf
+        waits = self.burial is None and bool(self.desk.state.dying)
+        return min(self.desk.deadline(), self.bury_at) if waits else self.desk.deadline()
 
 
 @dataclass
@@ -69,6 +85,7 @@ class Desks:
     on_opened: Callable[[Part], None]
     on_failed: Callable[[Part, MeshqError], None]
     leases: Leases = field(init=False)
+    bury: Callable[[Part], None] = field(init=False)  # what is dying there (burying.py)
     parts: dict[GroupKey, Part] = field(default_factory=dict)  # GROUPS_PER_SLOT_MAX a slot
     _of_partition: dict[PartitionKey, dict[GroupKey, None]] = field(default_factory=dict)
     _stirred: dict[GroupKey, None] = field(default_factory=dict)
@@ -140,6 +157,8 @@ class Desks:
         if desk is None:
             desk = self._make_desk(part)
             self.on_opened(part)
+        if part.burial is not None and part.burial.index == applied.index:
+            part.burial = None
         desk.now = self.ctx.now
         full = [m for m in desk.members.values() if not m.room()]
         self._hands += [(part.key, hand) for hand in desk.on_applied(applied.body.ops, applied.index)]
@@ -173,6 +192,7 @@ class Desks:
         part.proposed.clear()
         part.ops.clear()
         part.asked.clear()
+        part.burial = None
         if part.desk is not None:
             part.desk.now = self.ctx.now
             part.desk.on_refused()
@@ -217,7 +237,7 @@ class Desks:
         self._stirred.update(self._postponed)
         self._postponed.clear()
         for key, part in self.parts.items():
-            at = part.desk.deadline() if part.desk is not None else inf
+            at = part.wake()
             if at <= self.ctx.now:
                 self.stir(key)
             else:
@@ -251,7 +271,8 @@ class Desks:
                 ref = ((GROUPS, part.key.group.encode()), 0)
                 fetch = Fetch(ref, part.key.partition, want.offset, want.end, want.bytes_max)
                 self.ctx.out.append(FetchBatches(fetch))
-            self._wake = min(self._wake, desk.deadline())
+            self.bury(part)
+            self._wake = min(self._wake, part.wake())
         if ops:
             (topic_id, number), group = part.key
             body = encode_group(GroupBody(topic_id, number, group, tuple(ops)))

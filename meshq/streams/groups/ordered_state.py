@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import msgspec
 
-from meshq.streams.groups.words import LEADER, Assign, Grant, Mode, Open, Range, Settle, Verdict
+from meshq.streams.groups.intervals import Intervals
+from meshq.streams.groups.state import Dying
+from meshq.streams.groups.words import LEADER, Assign, Mode, Op, Open, Range, Settle, Verdict
 
 
 class OrderedState:
@@ -37,7 +39,12 @@ class OrderedState:
         """Every record below is acknowledged."""
         return self.next
 
-    def apply(self, op: Open | Grant | Settle | Assign, index: int) -> tuple[Range, ...]:
+    @property
+    def dying(self) -> Intervals[Dying]:
+        """Nothing ever is: what is behind a record waits for it."""
+        return Intervals()
+
+    def apply(self, op: Op, index: int) -> tuple[Range, ...]:
         """What of it did not count."""
         match op:
             case Open():

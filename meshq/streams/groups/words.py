@@ -29,6 +29,7 @@ class Verdict(IntEnum):
     ACK = 0  # done
     NACK = 1  # again, after the delay
     RELEASE = 2  # again, and this time does not count: nobody has looked at it
+    REJECT = 4  # never again: a dead letter (3 is EXTEND, which is no end)
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -36,7 +37,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
     mode: int
     ack_wait_ms: int
-    max_deliver: int  # 0: no limit
+    max_deliver: int  # handed out so often, a record that comes back is a dead letter; 0: no limit
     start: int
 
 
@@ -54,16 +55,22 @@ class Settle(msgspec.Struct, frozen=True, array_like=True, tag=3):
     member: bytes
     ranges: tuple[Leased, ...]
     delay_ms: int = 0
+    reason: str = ""  # of a REJECT
+
+
+class Bury(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """These records are dead letters from here on. The entry that says so brings them (letters.py)."""
+
+    ranges: tuple[Range, ...]
 
 
 class Assign(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """Ordered groups: the partition goes to this member, if it is nobody's. The entry's index is its
-    lease."""
+    """Ordered groups: the partition goes to this member, if it is nobody's, under the entry's index."""
 
     member: bytes
 
 
-Op = Open | Grant | Settle | Assign
+Op = Open | Grant | Settle | Bury | Assign
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):
