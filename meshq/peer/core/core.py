@@ -336,8 +336,8 @@ class PeerCore:
         self.whereabouts.flush()
         self.replicating.flush()
         self.publishing.receipts.flush()
+        self.consuming.desks.flush()  # first: who is pushed records of a partition knows that it is its own
         self.reading.flush()
-        self.consuming.desks.flush()
         out = self.ctx.out[:]
         self.ctx.out.clear()
         return out
