@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from meshq.streams.groups.intervals import Intervals
-from meshq.streams.groups.words import LEADER, Bury, Grant, Mode, Op, Open, Range, Settle, Verdict
+from meshq.streams.groups.words import LEADER, Assign, Bury, Grant, Mode, Op, Open, Range, Settle, Verdict
 
 MAX_DELIVER, REJECTED = "max_deliver", "rejected"  # why it is dying, when nobody gave a reason
 GRAVES_MAX = 256  # runs; the lowest is forgotten
@@ -91,6 +91,8 @@ class GroupState:
                 return tuple(r for x in op.ranges for r in self._settle(op, *x))
             case Bury():
                 return tuple(r for r in op.ranges if not self._bury(*r))
+            case Assign():
+                return ()  # here each record has its own lease
 
     def _grant(self, member: bytes, first: int, end: int, index: int) -> bool:
         if first == self.next:
