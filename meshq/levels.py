@@ -17,10 +17,11 @@ from meshq.errors import UsageError
 
 BASE: Final = 1  # what meshes have that were made before there were levels
 PLACES: Final = 2  # peers' weights and zones by their own word (PlacePeer)
+CHANGES: Final = 2  # a change of a topic is named, so that a retry does not make it twice (SetTopic.change)
 
 FEATURES: Final = {
     BASE: "all that 0.1.0 began with",
-    PLACES: "weights and zones of peers, as each says of itself",
+    2: "weights and zones of peers, as each says of itself; changes of topics that a retry does not repeat",
 }
 LEVEL_KNOWN: Final = max(FEATURES)
 LEVELS: Final = 1 << 16  # there are fewer

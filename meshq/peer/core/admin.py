@@ -13,6 +13,7 @@ from typing import Any
 from meshq import limits
 from meshq.errors import Forbidden, MeshqError, UnknownTopic, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Session, TopicId, show_id
+from meshq.levels import CHANGES
 from meshq.messages import Answer, Ask, Failure, TopicInfo
 from meshq.peer.core.clocks import Clocks
 from meshq.peer.core.context import Context
@@ -264,7 +265,8 @@ class Admin:
         copies = self._copies_min(message, 1) if "copies_min" in args else None
         if partitions is None and size is None and copies is None:
             raise UsageError("nothing to set: give `partitions`, `record_bytes_max` or `copies_min`")
-        self._commit(session, message, SetTopic(info.topic_id, partitions, size, copies), info.name)
+        change = self.ctx.random_id() if self.ctx.registry.level >= CHANGES else b""
+        self._commit(session, message, SetTopic(info.topic_id, partitions, size, copies, change), info.name)
 
     def _copies_min(self, message: Ask, default: int) -> int:
         return _number(message, "copies_min", default, self.ctx.registry.replicas)
