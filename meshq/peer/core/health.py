@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from meshq.ids import SYSTEM_SLOT, PeerId, Session, Slot
 from meshq.limits import SNAPSHOT_PIECE_BYTES, SNAPSHOTS_SENT_MAX
 from meshq.messages import Answer, Ask
@@ -45,15 +47,13 @@ class Health:
     # ------------------------------------------------------------------------------- what is seen here
     def _leaderless(self) -> list[Host]:
         """Slots with a copy here that has no leader."""
-        found = [h for h in self._members() if h.replica.leader is None]
+        hosts = self.slots.hosts.values()
+        found = [h for h in hosts if h.replica.leader is None and self._is_member(h)]
         self._since = {h.slot: self._since.get(h.slot, self.ctx.wall_ms) for h in found}
         return found
 
-    def _members(self) -> Iterable[Host]:
-        me = self.slots.me
-        return (
-            h for h in self.slots.hosts.values() if h.slot != SYSTEM_SLOT and me in h.replica.config.nodes()
-        )
+    def _is_member(self, host: Host) -> bool:
+        return host.slot != SYSTEM_SLOT and self.slots.me in host.replica.config.nodes()
 
     def facts(self) -> Row:
         """What this peer can say. Peers are ids."""
@@ -64,7 +64,9 @@ class Health:
         found = [self._led(h, alive, nodes) for h in led]
         return {
             "led": _bits(h.slot for h in led),
-            "followed": _bits(h.slot for h in self._members() if h.replica.leader is not None),
+            "followed": _bits(
+                h.slot for h in self.slots.hosts.values() if h.replica.leader and self._is_member(h)
+            ),
             "slots": [row for row in found if row["missing"] or row["moving"]],
             "leaderless": [
                 {
@@ -217,7 +219,54 @@ def _bits(slots: Iterable[int]) -> bytes:
     return value.to_bytes((value.bit_length() + 7) // 8, "big")
 
 
+# What another peer answers, as far as it is used here: another version may answer otherwise.
+class _Missing(msgspec.Struct):
+    peer: bytes
+    why: str
+    entries_behind: int | None
+
+
+class _To(msgspec.Struct):
+    peer: bytes
+    entries: int
+    entries_total: int
+    bytes: int
+    bytes_total: int
+
+
+class _Move(msgspec.Struct, rename={"from_": "from"}):
+    from_: list[bytes]
+    to: list[_To]
+    changing: bool
+    waits_for: list[bytes]
+
+
+class _Led(msgspec.Struct):
+    slot: int
+    leader: bytes
+    copies: int
+    wanted: int
+    missing: list[_Missing]
+    moving: _Move | None
+
+
+class _Leaderless(msgspec.Struct):
+    slot: int
+    since_ms: int
+    voters: list[bytes]
+    away: list[bytes]
+
+
+class _Facts(msgspec.Struct):
+    led: bytes
+    followed: bytes
+    slots: list[_Led]
+    leaderless: list[_Leaderless]
+
+
 def _is_sound(answer: Row) -> bool:
-    """Another version may answer otherwise."""
-    kinds = {"led": bytes, "followed": bytes, "slots": list, "leaderless": list}
-    return all(isinstance(answer.get(k), kind) for k, kind in kinds.items())
+    try:
+        msgspec.convert(answer, _Facts)
+    except msgspec.ValidationError:
+        return False
+    return True
