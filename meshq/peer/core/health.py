@@ -226,11 +226,11 @@ class _Missing(msgspec.Struct):
     entries_behind: int | None
 
 
-class _To(msgspec.Struct):
+class _To(msgspec.Struct, rename={"bytes_": "bytes"}):
     peer: bytes
     entries: int
     entries_total: int
-    bytes: int
+    bytes_: int
     bytes_total: int
 
 
