@@ -99,6 +99,7 @@ if TYPE_CHECKING:
     import random
 
 TICK_S = 0.1
+LONE_TICK_S = 0.5  # with nobody to wait for
 RECHECK_S = 1.0  # how long an expired certificate may go on reading
 PRESENTED_MAX = 64  # certificates shown at the door and not registered here yet; the oldest makes room
 
@@ -283,7 +284,7 @@ class PeerCore:
         self.consuming.desks.tick()
         if self.ctx.now < self._next_tick - TICK_S / 2:
             return  # what is nearly due is done with a beat: every waking costs an idle host
-        self._next_tick = self.ctx.now + TICK_S
+        self._next_tick = self.ctx.now + (LONE_TICK_S if self._is_lone() else TICK_S)
         self.links.tick()
         self.registrar.tick()
         self.changes.tick()
@@ -298,6 +299,10 @@ class PeerCore:
         if self.ctx.now >= self._recheck_at:
             self._recheck_at = self.ctx.now + RECHECK_S
             self.ctx.recheck_sessions()
+
+    def _is_lone(self) -> bool:
+        """Whether nobody else belongs to the mesh, and nothing waits to be tried again."""
+        return not self.links.states and len(self.ctx.known_peers()) <= 1 and not self.registrar.is_busy
 
     def hand_over(self, *, now: float, wall_ms: int) -> tuple[int, list[Effect]]:
         """Before a clean stop: let others lead. How many slots still have to be given away; ask again."""
