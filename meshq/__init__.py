@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshq.client.connect import connect
 from meshq.client.group import GroupRecord, GroupSubscription
+from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven
 from meshq.client.mesh import Mesh
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt, Record
@@ -47,6 +48,7 @@ from meshq.errors import (
     TopicExists,
     TopicGone,
     Unavailable,
+    UnknownGroup,
     UnknownProducer,
     UnknownTopic,
     UsageError,
@@ -61,7 +63,10 @@ __all__ = [
     "DiskFull",
     "Fenced",
     "Forbidden",
+    "GroupInfo",
+    "GroupPartition",
     "GroupRecord",
+    "GroupReset",
     "GroupSubscription",
     "InternalError",
     "LeaseLost",
@@ -75,6 +80,7 @@ __all__ = [
     "Receipt",
     "Record",
     "RecordsLost",
+    "Redriven",
     "Refused",
     "RegistryUnavailable",
     "RemoteProtocolError",
@@ -87,6 +93,7 @@ __all__ = [
     "TopicExists",
     "TopicGone",
     "Unavailable",
+    "UnknownGroup",
     "UnknownProducer",
     "UnknownTopic",
     "UsageError",

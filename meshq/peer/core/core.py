@@ -69,6 +69,8 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.group_parts import GroupParts
+from meshq.peer.core.grouping import Grouping
 from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
@@ -158,6 +160,7 @@ class PeerCore:
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
+            Grouping(ctx, fan_out, self.registrar, GroupParts(ctx, self.slots, self.consuming.desks)),
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0
@@ -247,6 +250,8 @@ class PeerCore:
             case TimeSought():
                 if event.seek.sub[0][0] == GROUPS:
                     self.consuming.on_sought(event)
+                elif event.seek.sub[0][0] == LOOKUPS:
+                    self.ctx.lookups.on_sought(event)
                 else:
                     self.reading.on_sought(event)
             case LinkMessage():

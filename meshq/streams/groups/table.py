@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from meshq.ids import PartitionKey, TopicId
 from meshq.streams.groups.state import GroupState, decode_state
-from meshq.streams.groups.words import GroupBody, Open, Range, decode_group
+from meshq.streams.groups.words import Delete, GroupBody, Open, Range, decode_group
 
 ROW: Final = b"C"
 
@@ -63,6 +63,8 @@ class GroupTable:
         if isinstance(op, Open) and state is None:
             self._states[key] = GroupState(op)
             return ()
+        if isinstance(op, Delete):
+            return () if self._states.pop(key, None) is not None else None
         return state.apply(op, index) if state is not None else None  # type: ignore[arg-type]
 
     def drop_topic(self, topic_id: TopicId) -> None:
