@@ -159,7 +159,7 @@ def redrive(topic: str, name: str, limit: int | None, dry_run: bool, as_json: bo
     if as_json:
         print_json(msgspec.to_builtins(found))
         return
-    click.echo(f"{found.redriven:,} dead letters {'would be' if dry_run else 'are'} put back.")
+    click.echo(f"Dead letters {'that would be ' if dry_run else ''}put back: {found.redriven:,}")
     if found.expired:
         click.echo(f"Of {found.expired:,} the record is not kept any more: read their letters.", err=True)
     if found.left and (limit is None or found.redriven + found.expired < limit):
