@@ -252,6 +252,7 @@ def test_delete_takes_a_group_without_members_and_its_dead_letters() -> None:
     join(peer, info)
     buried(peer, info, 0)
     refused = group("delete", peer)
+    assert isinstance(refused, Failure)
     assert (refused.name, "1 members" in refused.text) == ("Refused", True)
     peer.tell(e.SessionClosed(ONE))
     peer.hello()
