@@ -15,6 +15,7 @@ from typing import Protocol, assert_never
 
 from meshq.errors import MeshqError, Overloaded, Refused, SecurityError, TopicExists, TopicGone, UsageError
 from meshq.ids import MeshId, PeerId, TopicId, peer_id_of
+from meshq.levels import LEVEL_KNOWN
 from meshq.limits import CLIENTS_MAX, LEFT_PEERS_KEPT, PEERS_MAX, TOPICS_MAX
 from meshq.messages import TopicInfo
 from meshq.registry.commands import (
@@ -24,8 +25,10 @@ from meshq.registry.commands import (
     AnyCommand,
     CreateTopic,
     DeleteTopic,
+    PlacePeer,
     RegisterClient,
     RegisterPeer,
+    SetLevel,
     SetStanding,
     SetTopic,
 )
@@ -87,11 +90,18 @@ class TopicRemoved:
     info: TopicInfo
 
 
-Change = PeersChanged | ClientsChanged | TopicChanged | TopicRemoved
+@dataclass(frozen=True, slots=True)
+class LevelRaised:
+    level: int
+
+
+Change = PeersChanged | ClientsChanged | TopicChanged | TopicRemoved | LevelRaised
 
 
 class Registry:
-    """Applied state. `verify` turns signed certificate bytes into their facts or raises SecurityError."""
+    """Applied state. `verify` turns signed certificate bytes into their facts or raises SecurityError;
+    `level`: the feature level the mesh was made with.
+    """
 
     def __init__(
         self,
@@ -101,13 +111,16 @@ class Registry:
         replicas: int,
         founders: Sequence[bytes],
         verify: Callable[[bytes], CertificateFacts],
+        level: int = LEVEL_KNOWN,
     ) -> None:
         self.mesh = mesh
         self.slots = slots
         self.replicas = replicas
         self.version = 0
+        self.level = level
         self.peers: dict[PeerId, Registered] = {}
         self.peer_of_key: dict[bytes, PeerId] = {}
+        self.placed: dict[PeerId, tuple[float, str]] = {}  # weight and zone; of registered peers
         self.leaving: dict[PeerId, int] = {}  # since which index
         self.left: dict[PeerId, Registered] = {}  # as they were; the newest ones, LEFT_PEERS_KEPT
         self.clients: dict[bytes, Registered] = {}
@@ -124,8 +137,12 @@ class Registry:
 
     def ring_peers(self) -> list[RingPeer]:
         """Whom slots are placed on: who is leaving is none of them."""
-        peers = sorted((peer, r.facts) for peer, r in self.peers.items() if peer not in self.leaving)
-        return [RingPeer(peer, facts.weight, facts.zone) for peer, facts in peers]
+        return [RingPeer(peer, *self.place(peer)) for peer in sorted(self.peers.keys() - self.leaving.keys())]
+
+    def place(self, peer: PeerId) -> tuple[float, str]:
+        """Weight and zone of a registered peer."""
+        facts = self.peers[peer].facts
+        return self.placed.get(peer) or (facts.weight, facts.zone)
 
     def standing(self, peer: PeerId) -> str:
         if peer in self.left:
@@ -160,6 +177,10 @@ class Registry:
                     return self._delete_topic(command)
                 case SetStanding():
                     return self._set_standing(command, index)
+                case PlacePeer():
+                    return self._place_peer(command)
+                case SetLevel():
+                    return self._set_level(command)
                 case _:
                     assert_never(command)
         except MeshqError as refusal:
@@ -185,6 +206,10 @@ class Registry:
                     self._existing(command.topic_id)
                 case SetStanding():
                     self._check_standing(command)
+                case PlacePeer():
+                    self._check_registered(command.peer)
+                case SetLevel():
+                    self._check_level(command)
                 case _:
                     assert_never(command)
         except MeshqError as refusal:
@@ -224,10 +249,13 @@ class Registry:
         self.peer_of_key[facts.curve_key] = peer
         return [PeersChanged(peer)]
 
-    def _check_standing(self, command: SetStanding) -> PeerId:
-        peer = PeerId(command.peer)
-        if peer not in self.peers:
+    def _check_registered(self, peer: bytes) -> PeerId:
+        if PeerId(peer) not in self.peers:
             raise Refused("that peer is not registered (any more)")
+        return PeerId(peer)
+
+    def _check_standing(self, command: SetStanding) -> PeerId:
+        peer = self._check_registered(command.peer)
         if command.standing == LEFT and peer not in self.leaving:
             raise Refused(f"{self.peers[peer].facts.name!r} is not leaving: its slots are still there")
         if command.standing == LEFT and command.since not in (0, self.leaving[peer]):
@@ -249,11 +277,28 @@ class Registry:
             self.leaving.setdefault(peer, index)
         else:
             del self.leaving[peer]
+            self.placed.pop(peer, None)
             gone = self.left[peer] = self.peers.pop(peer)
             del self.peer_of_key[gone.facts.curve_key]
             if len(self.left) > LEFT_PEERS_KEPT:
                 del self.left[next(iter(self.left))]
         return [PeersChanged(peer)]
+
+    def _place_peer(self, command: PlacePeer) -> list[Change]:
+        peer, place = self._check_registered(command.peer), (command.weight, command.zone)
+        if self.place(peer) == place:
+            return []
+        self.placed[peer] = place
+        return [PeersChanged(peer)]
+
+    def _check_level(self, command: SetLevel) -> None:
+        if command.level <= self.level:
+            raise Refused(f"the mesh has feature level {self.level} already")
+
+    def _set_level(self, command: SetLevel) -> list[Change]:
+        self._check_level(command)
+        self.level = command.level
+        return [LevelRaised(command.level)]
 
     def _check_client(self, command: RegisterClient) -> CertificateFacts:
         facts = self._verify(command.certificate)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from meshq.levels import BASE
 from meshq.messages import (
     ACK,
     NACK,
@@ -16,6 +17,8 @@ from meshq.messages import (
     Join,
     ReadEnded,
     ReadItem,
+    Settle,
+    SettleItem,
     TopicInfo,
 )
 from meshq.peer.core import events as e
@@ -180,6 +183,19 @@ def test_what_makes_no_sense_is_refused() -> None:
     assert ask(peer, "group.show", topic="t").name == "UsageError"
     assert ask(peer, "group.show", topic="none", group="g").name == "UnknownTopic"
     assert ask(peer, "group.part", do="show").name == "Forbidden", "that is between peers"
+
+
+def test_a_mesh_of_an_older_level_writes_nothing_that_its_older_peers_do_not_know() -> None:
+    peer, info = ready(1)
+    peer.core.ctx.registry.level = BASE
+    join(peer, info, max_deliver=1)
+    (record,) = got(peer)
+    item = SettleItem(7, info.topic_id, 0, REJECT, [(0, 1, record[3])])
+    (failed,) = peer.send(Settle(1, [item]))
+    assert (failed.name, "meshq upgrade" in failed.text) == ("UsageError", True)
+    assert group("reset", peer, to="latest").name == "UsageError"
+    assert settle(peer, info, NACK, record, delay=0) == []
+    assert where(got(peer)) == [(0, 1, 2)], "as often as it takes"
 
 
 # ------------------------------------------------------------------------------------------------- redrive

@@ -9,6 +9,7 @@ from typing import cast
 from meshq.batch import Buffer
 from meshq.errors import Forbidden, MeshqError
 from meshq.ids import PartitionKey, PeerId, Session, Slot, TopicId
+from meshq.levels import LEVEL_KNOWN
 from meshq.limits import RECORD_BYTES_MAX
 from meshq.messages import ReadEnded, ServerMessage, TopicInfo, failure
 from meshq.peer.core.disk import Disk
@@ -47,6 +48,9 @@ class CoreSettings:
     record_bytes_max: int = RECORD_BYTES_MAX
     partitions: int = 8  # of topics made by `topic create`
     evacuate_after_s: float = 300.0  # a peer that was away for so long is replaced
+    weight: float | None = None  # what this peer wants on the ring; None: what its certificate says
+    zone: str = ""
+    level: int = LEVEL_KNOWN  # the highest feature level that this software knows
 
 
 @dataclass

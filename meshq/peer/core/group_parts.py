@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from meshq.errors import MeshqError, RemoteProtocolError, StoreCorrupt, Unavailable, UsageError
 from meshq.ids import PartitionKey, Slot, TopicId
+from meshq.levels import DEAD_LETTERS, check_in_use
 from meshq.limits import GROUP_PENDING_MAX
 from meshq.messages import TopicInfo
 from meshq.peer.core.context import Context
@@ -40,6 +41,8 @@ class GroupParts:
 
     def do(self, args: Facts, info: TopicInfo, slot: Slot, key: GroupKey, tell: Tell) -> None:
         """Raises: UsageError, Unavailable."""
+        if args["do"] != "show":
+            check_in_use(self.ctx.registry.level, DEAD_LETTERS, "changing a group from outside")
         state = self.slots.hosts[slot].stream.groups.get(key)
         if state is None:
             tell({"partition": key.partition.partition, "there": False})
