@@ -23,6 +23,7 @@ from meshq.client.connect import connect
 from meshq.client.group import GroupRecord, GroupSubscription
 from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven
 from meshq.client.mesh import Mesh
+from meshq.client.ordered_group import OrderedRecord, OrderedSubscription
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt, Record
 from meshq.client.subscription import Subscription
@@ -72,6 +73,8 @@ __all__ = [
     "LeaseLost",
     "Mesh",
     "MeshqError",
+    "OrderedRecord",
+    "OrderedSubscription",
     "OutOfOrderSequence",
     "OutcomeUnknown",
     "Overloaded",

@@ -97,10 +97,17 @@ def _print_group(found: list[GroupPartition]) -> None:
         [msgspec.to_builtins(p) for p in found],
         {
             "partition": "PARTITION", "end": "END", "cursor": "CURSOR", "lag": "LAG", "lag_s": "LAG S",
-            "members": "MEMBERS", "leased": "LEASED", "waiting_again": "WAITING AGAIN",
-            "redelivered": "REDELIVERED", "dying": "DYING", "dead": "DEAD LETTERS", "leader": "LEADER",
+            "members": "MEMBERS", **(_OF_QUEUES if first.mode == "queue" else _OF_ORDERED),
+            "leader": "LEADER",
         },
     )  # fmt: skip
+
+
+_OF_ORDERED: Final = {"holder": "HOLDER"}
+_OF_QUEUES: Final = {
+    "leased": "LEASED", "waiting_again": "WAITING AGAIN", "redelivered": "REDELIVERED", "dying": "DYING",
+    "dead": "DEAD LETTERS",
+}  # fmt: skip
 
 
 class _ToType(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2

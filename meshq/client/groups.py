@@ -38,6 +38,7 @@ class GroupPartition(msgspec.Struct, frozen=True):
     lag: records that are not done; lag_s: how long the first of them has waited (None: not known now)
     leased, waiting_again, dying: records that are out; that came back; on their way to the dead letters
     redelivered, acked: in all; dead: dead letters that were not put back
+    holder: of an ordered group, the member that has the partition, by the beginning of its id
     """
 
     partition: int
@@ -52,6 +53,7 @@ class GroupPartition(msgspec.Struct, frozen=True):
     lag: int
     lag_s: float | None
     members: int
+    holder: str | None
     leased: int
     waiting_again: int
     dying: int

@@ -10,13 +10,16 @@ from meshq.levels import BASE
 from meshq.messages import (
     ACK,
     NACK,
+    ORDERED,
     REJECT,
     Answer,
     Ask,
     Failure,
+    Granted,
     Join,
     ReadEnded,
     ReadItem,
+    Revoked,
     Settle,
     SettleItem,
     TopicInfo,
@@ -74,7 +77,7 @@ def test_show_tells_where_a_group_stands() -> None:
     assert row == {
         "partition": 0, "leader": "a", "mode": "queue", "ack_wait_ms": 10_000, "max_deliver": 3,
         "earliest": 0, "end": 5, "cursor": 1, "next": 5, "lag": 3, "lag_s": 7.0, "members": 1, "leased": 2,
-        "waiting_again": 1, "dying": 0, "redelivered": 0, "acked": 1, "dead": 1,
+        "holder": None, "waiting_again": 1, "dying": 0, "redelivered": 0, "acked": 1, "dead": 1,
     }  # fmt: skip
 
 
@@ -260,6 +263,26 @@ def test_redrive_after_a_reset_takes_nobody_away_from_who_has_it() -> None:
     assert got(peer) == []
     assert settle(peer, info, ACK, record) == []
     assert state_of(peer).floor == 2
+
+
+def test_an_ordered_group_is_shown_and_reset_too() -> None:
+    peer, info = ready(4)
+    join(peer, info, mode=ORDERED)
+    (granted,) = [i for m in peer.heard() if isinstance(m, Granted) for i in m.items]
+    assert settle(peer, info, ACK, (0, 2, 1, granted.lease)) == []
+    (row,) = group("show", peer)["partitions"]
+    assert (row["mode"], row["cursor"], row["lag"], row["members"]) == ("ordered", 2, 2, 1)
+    assert row["holder"] is not None
+    peer.out.clear()
+    (row,) = group("reset", peer, to="offset", value=1)["partitions"]
+    assert row == {"partition": 0, "from": 2, "to": 1}
+    (over,) = [i for m in peer.heard() if isinstance(m, Revoked) for i in m.items]
+    (again,) = [i for m in peer.heard() if isinstance(m, Granted) for i in m.items]
+    assert (over.lease, over.over) == (granted.lease, True)
+    assert (again.offset, again.lease > granted.lease) == (1, True)
+    assert settle(peer, info, ACK, (1, 2, 1, granted.lease)) == [(1, 2)], "a word under the lease before"
+    refused = group("redrive", peer)
+    assert (refused.name, "ordered" in refused.text) == ("UsageError", True)
 
 
 # -------------------------------------------------------------------------------------------------- delete

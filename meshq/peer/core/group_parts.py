@@ -22,7 +22,7 @@ from meshq.peer.core.lookups import Found
 from meshq.peer.core.slots import Slots
 from meshq.streams.groups.letters import read_origins
 from meshq.streams.groups.state import GroupState
-from meshq.streams.groups.table import GroupKey
+from meshq.streams.groups.table import AnyState, GroupKey
 from meshq.streams.groups.words import Delete, Range, Redrive, Reset
 from meshq.streams.slot import PartitionState
 from meshq.topics import dead_letters_of
@@ -80,7 +80,7 @@ class GroupParts:
                 )
         return rows
 
-    def _show(self, info: TopicInfo, slot: Slot, key: GroupKey, state: GroupState, tell: Tell) -> None:
+    def _show(self, info: TopicInfo, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
         at = self.slots.partition(slot, key.partition)
         floor = max(state.floor, at.low)
         facts: Facts = {
@@ -97,12 +97,9 @@ class GroupParts:
             "lag": _lag(state, at.end),
             "lag_s": 0.0,
             "members": self._members(key),
-            "leased": state.leased.count,
-            "waiting_again": state.back.count,
-            "dying": state.dying.count,
-            "redelivered": state.redelivered,
             "acked": state.acked,
             "dead": self._letters(info, slot, key, state)[1],
+            **_own(state),
         }
         if floor >= at.end:
             tell(facts)
@@ -123,11 +120,11 @@ class GroupParts:
         return 0 if part is None else len(part.desk.members if part.desk else part.opening)
 
     def _letters(
-        self, info: TopicInfo, slot: Slot, key: GroupKey, state: GroupState
+        self, info: TopicInfo, slot: Slot, key: GroupKey, state: AnyState
     ) -> tuple[PartitionKey | None, int]:
         """Where its dead letters are, and how many were not put back."""
         graves = self.ctx.registry.topic(dead_letters_of(info.name, key.group))
-        if graves is None:
+        if graves is None or not isinstance(state, GroupState):
             return None, 0
         place = PartitionKey(TopicId(graves.topic_id), key.partition.partition)
         at = self.slots.partition(slot, place)
@@ -147,7 +144,7 @@ class GroupParts:
         if to not in _TO or isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise UsageError(f"`to` is one of {', '.join(_TO)}; `value` the offset, or the time in ms")
 
-    def _reset(self, args: Facts, slot: Slot, key: GroupKey, state: GroupState, tell: Tell) -> None:
+    def _reset(self, args: Facts, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
         self.check_reset(args)
         at = self.slots.partition(slot, key.partition)
         if args["to"] == "time":
@@ -177,7 +174,7 @@ class GroupParts:
         else:
             self.desks.add(part, Reset(to), lambda result: tell(_or_error(result, facts)))
 
-    def _delete(self, slot: Slot, key: GroupKey, state: GroupState, tell: Tell) -> None:
+    def _delete(self, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
         part = self._part(slot, key)
         if part.burial is not None or state.dying:
             raise Unavailable("records are on their way to the dead letters: try again", retry_after_ms=500)
@@ -186,8 +183,10 @@ class GroupParts:
         self.desks.add(part, Delete(), lambda result: tell(_or_error(result, facts)))
 
     def _redrive(
-        self, args: Facts, info: TopicInfo, slot: Slot, key: GroupKey, state: GroupState, tell: Tell
+        self, args: Facts, info: TopicInfo, slot: Slot, key: GroupKey, state: AnyState, tell: Tell
     ) -> None:
+        if not isinstance(state, GroupState):
+            raise UsageError("a group of mode `ordered` has no dead letters")
         number = key.partition.partition
         place, dead = self._letters(info, slot, key, state)
         room = GROUP_PENDING_MAX - state.pending
@@ -248,9 +247,24 @@ def _choose(
     return end, ranges, expired
 
 
-def _lag(state: GroupState, end: int) -> int:
+def _own(state: AnyState) -> Facts:
+    """What there is of one mode only."""
+    if isinstance(state, GroupState):
+        return {
+            "holder": None,
+            "leased": state.leased.count,
+            "waiting_again": state.back.count,
+            "dying": state.dying.count,
+            "redelivered": state.redelivered,
+        }
+    holder = state.holder[:4].hex() or None  # of a whole partition
+    return {"holder": holder, "leased": 0, "waiting_again": 0, "dying": 0, "redelivered": 0}
+
+
+def _lag(state: AnyState, end: int) -> int:
     """Records that are not done."""
-    return max(end - state.next, 0) + state.pending
+    pending = state.pending if isinstance(state, GroupState) else 0
+    return max(end - state.next, 0) + pending
 
 
 def _or_error(result: Refused | MeshqError, facts: Facts) -> Facts | MeshqError:

@@ -24,7 +24,7 @@ from meshq.streams.publish import PublishBody
 
 REASON, ATTEMPTS, ORIGIN, GROUP = "meshq-reason", "meshq-attempts", "meshq-origin", "meshq-group"
 LETTERS_BYTES: Final = 256 * 1024  # of the records moved at a time; a single one may be larger
-LETTERS_MAX: Final = 256
+LETTERS_MAX: Final = 256  # in one entry; the rest goes into the next ones
 _ORIGIN: Final = re.compile(rb"([A-Za-z0-9_.-]+)/(\d{1,10})@(\d{1,19})")
 
 

@@ -22,6 +22,7 @@ import msgspec
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.words import (
     LEADER,
+    Assign,
     Bury,
     Delete,
     Grant,
@@ -112,8 +113,8 @@ class GroupState:
                 return ()
             case Redrive():
                 return () if self._redrive(op) else ((op.since, op.end),)
-            case Delete():
-                return ()
+            case Delete() | Assign():
+                return ()  # not of one group's state; here each record has its own lease
 
     def _grant(self, member: bytes, first: int, end: int, index: int) -> bool:
         if first == self.next:
