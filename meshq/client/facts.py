@@ -118,10 +118,26 @@ class AskRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class Binding:
+    """What an outbox wrote down for a batch before it was first sent, and what it keeps for good.
+
+    `sent_before`: in an earlier run perhaps, so that no refusal now says that it was never stored.
+    """
+
+    producer_id: bytes
+    epoch: int
+    sequence: int
+    sent_before: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class BatchSealed:
     """Settles with messages.Accepted. Batches of one `lane` and partition keep their order.
 
     `in_flight`: how many batches of the lane and partition may be on their way at once.
+    `binding`: numbered already. Then a failure is OutcomeUnknown (its `__cause__` is what was answered), or
+    Unavailable when nothing is wrong with the batch itself, or a refusal; the last two mean that it was
+    certainly not stored. A Doubt may come many times: why it is still waiting.
     """
 
     ticket: int
@@ -132,6 +148,7 @@ class BatchSealed:
     deadline: float
     in_flight: int = 16
     acks: int = ACKS_QUORUM
+    binding: Binding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +191,7 @@ class RecordsSettled:
     ranges: Sequence[tuple[int, int, int]]
     delay_ms: int | None
     deadline: float
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +290,32 @@ class Hand:
 
 
 @dataclass(frozen=True, slots=True)
+class Grant:
+    """Of an ordered group: this partition is ours under this lease, from `offset` on. `attempts`: how often
+    it was that somebody's lease began there, in a row."""
+
+    sub: int
+    topic: str
+    topic_id: bytes
+    partition: int
+    lease: int
+    offset: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """It is to be given back: RELEASE it, once what was begun is acknowledged. `over`: it is not ours any
+    more."""
+
+    sub: int
+    topic_id: bytes
+    partition: int
+    lease: int
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EndSubscription:
     """The mesh refuses it."""
 
@@ -279,4 +323,6 @@ class EndSubscription:
     error: MeshqError
 
 
-Effect = OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | EndSubscription
+Effect = (
+    OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | Grant | Revoke | EndSubscription
+)  # fmt: skip

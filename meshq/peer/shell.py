@@ -40,6 +40,7 @@ from meshq.peer.core.events import (
     FetchBatches,
     HintMembership,
     LinkProbeWanted,
+    Mended,
     MessageArrived,
     OpenLink,
     PeerLeft,
@@ -56,11 +57,12 @@ from meshq.peer.core.events import (
     SendSession,
     SessionClosed,
     Settle,
+    StopPeer,
     TellMembership,
     TellRolledBack,
     Ticked,
 )
-from meshq.peer.disk import DiskShell, is_awaited, refuse_lost_store, restore
+from meshq.peer.disk import DiskShell, log_mended, refuse_lost_store, restore
 from meshq.peer.doors import Door
 from meshq.peer.endpoints import listen, tcp
 from meshq.peer.feed import Feed
@@ -211,15 +213,19 @@ class PeerShell:
             self.store.boot_epoch,
             self.directory.raise_boot_epoch(),
         )
-        settings = CoreSettings(s.auto_create, s.record_bytes_max, evacuate_after_s=s.evacuate_after_s)
+        settings = CoreSettings(
+            s.auto_create,
+            s.record_bytes_max,
+            evacuate_after_s=s.evacuate_after_s,
+            weight=s.weight,
+            zone=s.zone,
+        )
         rng = random.Random(os.urandom(16))
         self.core = PeerCore(
             me, found_registry(papers), settings=settings, random_id=lambda: os.urandom(16), rng=rng
         )
         restore(self.core, self.store)
-        self.disk = DiskShell(
-            self.store, self._loop, self.tell, self._fail, lambda read: is_awaited(self.core, read)
-        )
+        self.disk = DiskShell(self.store, self._loop, self.tell, self._fail, self.core.fetching.is_awaited)
 
     def _make_gateway(self, context: Any) -> None:
         identity = self.papers.identity
@@ -367,10 +373,14 @@ class PeerShell:
                     self.neighbours.handle(LinkCarried(effect.payload, effect.peer))
                 case ResumeWrites():
                     self.store.resume()
+                case Mended():
+                    log_mended(effect)
                 case TellRolledBack():
                     self._log_rolled_back(effect.peer)
                 case PeerLeft():
                     self._on_left()
+                case StopPeer():
+                    self._fail(effect.error)
                 case Settle():
                     self._proposals.settle(effect)
 

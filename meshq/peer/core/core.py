@@ -22,6 +22,7 @@ from meshq.batch import Buffer
 from meshq.entries import Entry
 from meshq.errors import MeshqError, NotOwner
 from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session, Slot
+from meshq.levels import check_understood
 from meshq.messages import (
     Answer,
     Failure,
@@ -35,6 +36,7 @@ from meshq.peer.core.admin import Admin
 from meshq.peer.core.changes import Changes
 from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
+from meshq.peer.core.declared import Declared
 from meshq.peer.core.desks import GROUPS
 from meshq.peer.core.disks import Disks
 from meshq.peer.core.draining import Draining
@@ -69,11 +71,16 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.fetching import Fetching
+from meshq.peer.core.group_parts import GroupParts
+from meshq.peer.core.grouping import Grouping
 from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
+from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.membership import MembershipView
+from meshq.peer.core.mending import Mending
 from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing
@@ -151,12 +158,19 @@ class PeerCore:
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
         self.slots.system = self.registrar.stream
+        self.consuming.burying.propose = self.registrar.propose
         self.naming = Naming(ctx, self.registrar)
+        self.declared = Declared(ctx, self.links, self.registrar)
         fan_out = FanOut(ctx, self.links)
+        self.mending = Mending(ctx, self.slots, fan_out)
+        self.fetching = Fetching(ctx, self.slots, self.reading, self.consuming, self.mending)
         self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
+            self.mending,
+            self.declared,
+            Grouping(ctx, fan_out, self.registrar, GroupParts(ctx, self.slots, self.consuming.desks)),
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0
@@ -182,7 +196,10 @@ class PeerCore:
         self.slots.hosting.restore(slot, rows, tail=tail, aside=aside, now=self.ctx.now)
 
     def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
-        """After restoring: what was left undone is taken up again."""
+        """After restoring: what was left undone is taken up again. Raises: UsageError when this software is
+        too old for the mesh.
+        """
+        check_understood(self.ctx.registry.level, self.ctx.settings.level)
         self._set_time(now, wall_ms)
         self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
@@ -237,13 +254,12 @@ class PeerCore:
                 self.ctx.disk.on_failed(event.error, event.room_bytes)
                 self.changes.look_for_deleted = True  # a deletion may be among what was taken back
             case BatchesFetched():
-                if event.fetch.sub[0][0] == GROUPS:
-                    self.consuming.desks.on_fetched(event)
-                else:
-                    self.reading.on_fetched(event)
+                self.fetching.on_fetched(event)
             case TimeSought():
                 if event.seek.sub[0][0] == GROUPS:
                     self.consuming.on_sought(event)
+                elif event.seek.sub[0][0] == LOOKUPS:
+                    self.ctx.lookups.on_sought(event)
                 else:
                     self.reading.on_sought(event)
             case LinkMessage():
@@ -257,11 +273,11 @@ class PeerCore:
             case LinkProbeWanted():
                 self.links.probe(event.peer, event.payload)
             case SlotLogRead():
-                self.slots.on_log_read(event.slot, event.read, damaged=event.damaged)
+                self.fetching.on_log_read(event)
             case RowsRead():
                 self.slots.on_rows_read(event.slot, event.to, event.rows)
             case PayloadsRead():
-                self.slots.on_payloads_read(event)
+                self.fetching.on_payloads_read(event)
             case PayloadsDeleted():
                 self.slots.on_payloads_deleted(event.slot, event.partition)
             case SessionClosed():
@@ -289,11 +305,13 @@ class PeerCore:
         self.registrar.tick()
         self.changes.tick()
         self.absences.tick()
+        self.declared.tick()
         self.placing.tick()
         self.leaving.tick()
         self.draining.tick()
         self.disks.tick()
         self.admin.tick()
+        self.mending.tick()
         self.ctx.sessions.tick(self.ctx.now)
         self.publishing.receipts.tick()
         if self.ctx.now >= self._recheck_at:
@@ -329,8 +347,8 @@ class PeerCore:
         self.whereabouts.flush()
         self.replicating.flush()
         self.publishing.receipts.flush()
+        self.consuming.desks.flush()  # first: who is pushed records of a partition knows that it is its own
         self.reading.flush()
-        self.consuming.desks.flush()
         out = self.ctx.out[:]
         self.ctx.out.clear()
         return out
@@ -393,6 +411,7 @@ class PeerCore:
         self.whereabouts.on_role(host)
         if host.leads:
             self.changes.look_for_deleted = True
+            self.consuming.burying.on_led(host.slot)
             self.registrar.doubt_level()
         else:
             self._end_reads_of(host.slot)
