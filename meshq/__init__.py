@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from meshq.client.connect import connect
 from meshq.client.group import GroupRecord, GroupSubscription
+from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven
 from meshq.client.mesh import Mesh
+from meshq.client.ordered_group import OrderedRecord, OrderedSubscription
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt, Record
 from meshq.client.subscription import Subscription
@@ -48,6 +50,7 @@ from meshq.errors import (
     TopicExists,
     TopicGone,
     Unavailable,
+    UnknownGroup,
     UnknownProducer,
     UnknownTopic,
     UsageError,
@@ -62,12 +65,17 @@ __all__ = [
     "DiskFull",
     "Fenced",
     "Forbidden",
+    "GroupInfo",
+    "GroupPartition",
     "GroupRecord",
+    "GroupReset",
     "GroupSubscription",
     "InternalError",
     "LeaseLost",
     "Mesh",
     "MeshqError",
+    "OrderedRecord",
+    "OrderedSubscription",
     "OutOfOrderSequence",
     "OutboxFull",
     "OutcomeUnknown",
@@ -77,6 +85,7 @@ __all__ = [
     "Receipt",
     "Record",
     "RecordsLost",
+    "Redriven",
     "Refused",
     "RegistryUnavailable",
     "RemoteProtocolError",
@@ -89,6 +98,7 @@ __all__ = [
     "TopicExists",
     "TopicGone",
     "Unavailable",
+    "UnknownGroup",
     "UnknownProducer",
     "UnknownTopic",
     "UsageError",

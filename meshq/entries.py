@@ -36,6 +36,14 @@ class EntryKind(IntEnum):
     NOOP = 4  # a new leader's first: what came before it is decided with it
     CONFIG = 5  # who belongs to the slot, from this entry on
     GROUP = 6  # what happened to a group in one partition
+    DEAD_LETTER = 7  # records of a group become records of its dead-letter topic
+
+    @property
+    def has_payload(self) -> bool:
+        return self in _WITH_PAYLOAD
+
+
+_WITH_PAYLOAD: Final = (EntryKind.PUBLISH, EntryKind.DEAD_LETTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +117,27 @@ class PayloadKey:
     base_offset: int
     timestamp_ms: int
     count: int
+
+
+class PayloadCorrupt(StoreCorrupt):
+    """The batch that holds this offset is damaged on this disk, or is not there.
+
+    `stored`: what key it has, if it has one. `crc`: what its entry says of its body, where the log was read.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        partition: PartitionKey,
+        offset: int,
+        *,
+        stored: PayloadKey | None = None,
+        crc: int | None = None,
+    ) -> None:
+        where = f"partition {partition.partition} of topic {partition.topic_id.hex()}, offset {offset}"
+        super().__init__(f"{where}: {text}")
+        self.partition, self.offset = partition, offset
+        self.stored, self.crc = stored, crc
 
 
 @dataclass(frozen=True, slots=True)

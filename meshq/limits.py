@@ -34,6 +34,7 @@ def _limit(name: str, value: int, what: str, answer: str) -> int:
 RECORD_BYTES_MAX = _limit("RECORD_BYTES_MAX", MIB, "key + value + headers of one record (default of the topic setting `record_bytes_max`)", "`TooLarge`")
 RECORD_BYTES_CEILING = _limit("RECORD_BYTES_CEILING", 4 * MIB, "highest `record_bytes_max` a topic may be set to", "`UsageError`")
 HEADERS_MAX = _limit("HEADERS_MAX", 64, "headers of one record", "`TooLarge` at the client, `RemoteProtocolError` at a peer")
+HEADERS_HELD_MAX = _limit("HEADERS_HELD_MAX", 72, "the same with what meshq adds to a dead letter", "`RemoteProtocolError` of who reads it")
 BATCH_BYTES_MAX = _limit("BATCH_BYTES_MAX", 5 * MIB, "a batch as it travels, and its body decompressed", "`TooLarge`")
 BATCH_RATIO_MAX = _limit("BATCH_RATIO_MAX", 128, "times a batch's body may grow when it is decompressed (above 64 KiB)", "`RemoteProtocolError`; the client sends such a batch uncompressed")
 PRODUCE_BYTES_MAX = _limit("PRODUCE_BYTES_MAX", 16 * MIB, "decompressed bytes of the batches in one message", "`Overloaded` for the rest of them")
@@ -66,8 +67,11 @@ GROUP_BYTES_MAX = _limit("GROUP_BYTES_MAX", 64, "a group's name", "`UsageError`"
 GROUP_PENDING_MAX = _limit("GROUP_PENDING_MAX", 16_384, "records of one partition that a group has handed out and that are not acknowledged", "no new ones are handed out; those that come back are")
 GROUP_IN_FLIGHT_MAX = _limit("GROUP_IN_FLIGHT_MAX", 10_000, "records that one subscription of a group holds at one peer (setting `credit_records`)", "nothing more is pushed until some are settled")
 GROUP_MEMBERS_MAX = _limit("GROUP_MEMBERS_MAX", 1_000, "members of one group in one partition", "`Overloaded`")
+ORDERED_MEMBERS_MAX = _limit("ORDERED_MEMBERS_MAX", 128, "members of one ordered group and topic", "`Overloaded`")
 GROUPS_PER_SLOT_MAX = _limit("GROUPS_PER_SLOT_MAX", 10_000, "groups of one slot, counted by partition", "`Overloaded`")
 ACK_WAIT_MS_MAX = _limit("ACK_WAIT_MS_MAX", 12 * 3_600_000, "how long a record may be out before it is handed out again (setting `ack_wait`), and the longest delay of a `nack`", "`UsageError`")
+
+REASON_CHARS_MAX = _limit("REASON_CHARS_MAX", 256, "characters of the reason for which a record is rejected", "`UsageError`")
 
 # Connections and messages
 MESSAGE_BYTES_MAX = _limit("MESSAGE_BYTES_MAX", 6 * MIB, "one frame on a TCP socket", "the connection is closed")
@@ -112,6 +116,7 @@ REPLICA_MEMORY_BYTES = _limit("REPLICA_MEMORY_BYTES", 256 * KIB, "committed entr
 # Snapshots
 SNAPSHOT_PIECE_BYTES = _limit("SNAPSHOT_PIECE_BYTES", 512 * KIB, "one piece of a snapshot, of which one is on its way to a follower at a time (a larger batch goes alone)", "the rest follows in the next piece")
 SNAPSHOTS_SENT_MAX = _limit("SNAPSHOTS_SENT_MAX", 4, "snapshots a peer sends at a time (their state rows are in memory, some 20 MB each at worst)", "the others wait: asked for again twice a second")
+MOVE_BYTES_S = _limit("MOVE_BYTES_S", 32 * MIB, "copies a peer sends to new homes of the slots it leads, a second (setting `move_bytes_s`)", "the rest follows later")
 SNAPSHOT_PARTITIONS_MAX = _limit("SNAPSHOT_PARTITIONS_MAX", 1 << 20, "partitions of one slot that a snapshot can hold", "no snapshot is made, and counted (`snapshots_refused`)")
 # fmt: on
 

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from meshq.batch import Buffer
 from meshq.errors import MeshqError, RemoteProtocolError, from_wire
-from meshq.limits import ASK_BYTES_MAX, DATAGRAM_BYTES_MAX
+from meshq.limits import ASK_BYTES_MAX, DATAGRAM_BYTES_MAX, REASON_CHARS_MAX
 
 VERB = b"MQ"
 VERSION_MIN = 1
@@ -25,6 +25,7 @@ Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Name = Annotated[str, Meta(max_length=255)]
 Text = Annotated[str, Meta(max_length=2_000)]
+Reason = Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
 U16 = Annotated[int, Meta(ge=0, lt=1 << 16)]
 U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -65,6 +66,7 @@ class Ping(Message, frozen=True, tag=3):
 
 class Pong(Message, frozen=True, tag=4):
     token: U63
+    now_ms: U63 = 0  # the sender's clock; 0: it does not tell
 
 
 class Failure(Message, frozen=True, tag=5):
@@ -220,6 +222,7 @@ class Started(Struct, frozen=True, array_like=True):
     offset: U63  # of the first record that will be pushed
     end: U63  # the high watermark now
     generation: U63 = 0  # of the slot: who has read in a higher one does not take this
+    lease: U63 = 0  # of an ordered group: the partition is this member's, under it; 0: it is not
 
 
 class ReadStarted(Message, frozen=True, tag=31):
@@ -269,8 +272,8 @@ class Unread(Message, frozen=True, tag=35):
 
 
 # ------------------------------------------------------------------------------------------- groups
-QUEUE = 1  # modes
-ACK, NACK, RELEASE, EXTEND = 0, 1, 2, 3  # verdicts
+QUEUE, ORDERED = 1, 2  # modes
+ACK, NACK, RELEASE, EXTEND, REJECT = 0, 1, 2, 3, 4  # verdicts
 
 
 class Join(Message, frozen=True, tag=70):
@@ -287,7 +290,7 @@ class Join(Message, frozen=True, tag=70):
     member: Id16
     mode: U16
     ack_wait_ms: U32  # a record that is not settled in this time is handed out again
-    max_deliver: U32  # 0: as often as it takes
+    max_deliver: U32  # handed out so often in vain it becomes a dead letter; 0: as often as it takes
     in_flight: U32
     in_flight_bytes: U63
     items: Annotated[list[ReadItem], Meta(max_length=Items)]
@@ -315,7 +318,8 @@ class SettleItem(Struct, frozen=True, array_like=True):
     """What became of records: (first, end, lease).
 
     ACK: done. NACK: again after the delay (none: one that grows with the attempts). RELEASE: again, and this
-    time does not count. EXTEND: the time they are this member's begins anew.
+    time does not count. EXTEND: the time they are this member's begins anew. REJECT: never again, they become
+    dead letters, for this reason.
     """
 
     request: U63
@@ -324,6 +328,7 @@ class SettleItem(Struct, frozen=True, array_like=True):
     verdict: U16
     ranges: Annotated[list[tuple[U63, U63, U63]], Meta(max_length=Items)]
     delay_ms: U32 | None = None
+    reason: Reason = ""
 
 
 class Settle(Message, frozen=True, tag=72):
@@ -340,6 +345,37 @@ class Settled(Message, frozen=True, tag=73):
     results: Annotated[
         list[tuple[U63, Annotated[list[tuple[U63, U63]], Meta(max_length=1 << 16)]]], Meta(max_length=Items)
     ]
+
+
+class GrantedItem(Struct, frozen=True, array_like=True):
+    topic_id: Id16
+    partition: U32
+    lease: U63  # by which records are settled
+    offset: U63  # of the first record that will be pushed: everything below is done
+    attempts: U32 = 1  # leases in a row that began with it
+
+
+class Granted(Message, frozen=True, tag=74):
+    """Ordered groups: these partitions are this member's. Their records follow, as Deliver."""
+
+    sub: U63
+    items: Annotated[list[GrantedItem], Meta(max_length=Items)]
+
+
+class RevokedItem(Struct, frozen=True, array_like=True):
+    """`over`: the lease has ended. Else finish what was begun, acknowledge it, and RELEASE the partition."""
+
+    topic_id: Id16
+    partition: U32
+    lease: U63
+    over: bool = False
+
+
+class Revoked(Message, frozen=True, tag=75):
+    """Ordered groups: these partitions are to go to another member, or have gone."""
+
+    sub: U63
+    items: Annotated[list[RevokedItem], Meta(max_length=Items)]
 
 
 # ----------------------------------------------------------------------------------- administration
@@ -442,7 +478,7 @@ PeerMessage = (
 )  # fmt: skip
 ServerMessage = (
     Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
-    | ReadEnded | HandOut | Settled | Answer
+    | ReadEnded | HandOut | Settled | Granted | Revoked | Answer
 )  # fmt: skip
 AnyMessage = ClientMessage | PeerMessage | ServerMessage
 

@@ -191,6 +191,7 @@ class RecordsSettled:
     ranges: Sequence[tuple[int, int, int]]
     delay_ms: int | None
     deadline: float
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +290,32 @@ class Hand:
 
 
 @dataclass(frozen=True, slots=True)
+class Grant:
+    """Of an ordered group: this partition is ours under this lease, from `offset` on. `attempts`: how often
+    it was that somebody's lease began there, in a row."""
+
+    sub: int
+    topic: str
+    topic_id: bytes
+    partition: int
+    lease: int
+    offset: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """It is to be given back: RELEASE it, once what was begun is acknowledged. `over`: it is not ours any
+    more."""
+
+    sub: int
+    topic_id: bytes
+    partition: int
+    lease: int
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EndSubscription:
     """The mesh refuses it."""
 
@@ -296,4 +323,6 @@ class EndSubscription:
     error: MeshqError
 
 
-Effect = OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | EndSubscription
+Effect = (
+    OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | Grant | Revoke | EndSubscription
+)  # fmt: skip

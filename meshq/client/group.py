@@ -24,9 +24,8 @@ from meshq.client.facts import Group, Hand, RecordsSettled, Start, Unsubscribed
 from meshq.client.records import Record
 from meshq.client.subscription import Subscription
 from meshq.errors import InternalError, LeaseLost, MeshqError, UsageError
-from meshq.limits import ACK_WAIT_MS_MAX
+from meshq.limits import ACK_WAIT_MS_MAX, REASON_CHARS_MAX
 
-ACK_WAIT_S: Final = 30.0
 GROUP_CREDIT_RECORDS: Final = 256
 SETTLE_S: Final = 30.0  # how long an answer may take
 RANGES_MAX: Final = 4_096  # in one message
@@ -54,15 +53,23 @@ class GroupRecord(Record, gc=True):
             raise UsageError(f"delay must be 0 to {ACK_WAIT_MS_MAX // 1000} seconds, not {delay!r}")
         return self._settle(messages.NACK, None if delay is None else round(delay * 1000))
 
+    def reject(self, reason: str = "") -> Settling:
+        """It is no use handing it out again: have it moved to the group's dead letters, with this reason.
+        Raises as `ack`.
+        """
+        if not isinstance(reason, str) or len(reason) > REASON_CHARS_MAX or not _is_text(reason):
+            raise UsageError(f"a reason is text of at most {REASON_CHARS_MAX} characters, not {reason!r:.80}")
+        return self._settle(messages.REJECT, None, reason)
+
     def extend(self) -> Settling:
         """It takes longer: `ack_wait` begins anew. It can be settled afterwards. Raises as `ack`."""
         lot = self._unsettled()
         return lot.sub.settle(lot, self.offset, messages.EXTEND, None)
 
-    def _settle(self, verdict: int, delay_ms: int | None) -> Settling:
+    def _settle(self, verdict: int, delay_ms: int | None, reason: str = "") -> Settling:
         lot = self._unsettled()
         self.settled = True
-        return lot.sub.settle(lot, self.offset, verdict, delay_ms)
+        return lot.sub.settle(lot, self.offset, verdict, delay_ms, reason)
 
     def _unsettled(self) -> _Lot:
         if self.lot is None:
@@ -77,7 +84,7 @@ class Settling:
 
     __slots__ = ("_flight", "_offset")
 
-    def __init__(self, flight: _Flight, offset: int) -> None:
+    def __init__(self, flight: Flight, offset: int) -> None:
         self._flight = flight
         self._offset = offset
 
@@ -85,8 +92,8 @@ class Settling:
         refused = yield from asyncio.shield(self._flight.future).__await__()
         if any(first <= self._offset < end for first, end in refused):
             raise LeaseLost(
-                f"offset {self._offset} is not this consumer's any more: its `ack_wait` was over, or its "
-                "group was reset. It is handed out again"
+                f"offset {self._offset} is not this consumer's any more: its `ack_wait` was over, "
+                "its partition went to another member, or its group was reset. It is handed out again"
             )
 
 
@@ -110,7 +117,7 @@ class GroupSubscription(Subscription):
         self._touched = self._now()  # when the application did something here
         self._lots: dict[_Lot, None] = {}  # with records nobody took; bounded by the credit
         self._lot: _Lot | None = None  # whose records are being handed out
-        self._flights: dict[_Where, _Flight] = {}  # of this turn
+        self._flights: dict[_Where, Flight] = {}  # of this turn
         self._flying: dict[asyncio.Future[Any], None] = {}
         self._tending: asyncio.TimerHandle | None = None
         super().__init__(driver, pattern, start, credit_bytes, credit_records, group=group)
@@ -161,20 +168,24 @@ class GroupSubscription(Subscription):
         await self.close()
 
     # ------------------------------------------------------------------------------------- settling
-    def settle(self, lot: _Lot, offset: int, verdict: int, delay_ms: int | None) -> Settling:
+    def settle(
+        self, lot: _Lot, offset: int, verdict: int, delay_ms: int | None, reason: str = ""
+    ) -> Settling:
         """Of one record; for the record's own methods."""
         if self._closed:
             raise UsageError(f"the subscription to {self.pattern} was closed, and gave this record back")
         self._touched = self._now()
-        return Settling(self._flight(lot, verdict, delay_ms, offset, offset + 1), offset)
+        return Settling(self._flight(lot, verdict, delay_ms, offset, offset + 1, reason), offset)
 
-    def _flight(self, lot: _Lot, verdict: int, delay_ms: int | None, first: int, end: int) -> _Flight:
-        where = _Where(lot.topic_id, lot.hand.partition, verdict, delay_ms)
+    def _flight(
+        self, lot: _Lot, verdict: int, delay_ms: int | None, first: int, end: int, reason: str = ""
+    ) -> Flight:
+        where = _Where(lot.topic_id, lot.hand.partition, verdict, delay_ms, reason)
         flight = self._flights.get(where)
         if flight is None:
             if not self._flights:
                 self._driver.loop.call_soon(self._send_flights)
-            flight = self._flights[where] = _Flight(self._driver.loop.create_future())
+            flight = self._flights[where] = Flight(self._driver.loop.create_future())
         flight.ranges.append((first, end, lot.lease))
         return flight
 
@@ -191,7 +202,7 @@ class GroupSubscription(Subscription):
 
     def _settling(self, where: _Where, ranges: Sequence[tuple[int, int, int]], ticket: int) -> RecordsSettled:
         deadline = self._now() + SETTLE_S
-        return RecordsSettled(ticket, self._sub, *where[:3], ranges, where.delay_ms, deadline)
+        return RecordsSettled(ticket, self._sub, *where[:3], ranges, where.delay_ms, deadline, where.reason)
 
     def _landed(self, future: asyncio.Future[Any]) -> None:
         self._flying.pop(future, None)
@@ -279,6 +290,7 @@ class _Where(NamedTuple):
     partition: int
     verdict: int
     delay_ms: int | None
+    reason: str
 
 
 @dataclass(slots=True, eq=False)
@@ -297,7 +309,7 @@ class _Lot:
 
 
 @dataclass(slots=True, eq=False)
-class _Flight:
+class Flight:
     """Settled together. `future` gets the records, (first, end), for which it does not hold."""
 
     future: asyncio.Future[list[tuple[int, int]]]
@@ -322,6 +334,14 @@ class _Flight:
 
     def doubted(self, error: MeshqError) -> None:
         self.failed(error)
+
+
+def _is_text(reason: str) -> bool:
+    try:
+        reason.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def merged(ranges: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

@@ -17,8 +17,10 @@ from meshq.batch import NO_PRODUCER, BatchHeader
 from meshq.entries import Entry, EntryKind, generation_of
 from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
+from meshq.streams.groups.letters import LettersBody, decode_letters
 from meshq.streams.groups.table import ROW as GROUP_ROW
 from meshq.streams.groups.table import GroupApplied, GroupTable
+from meshq.streams.groups.words import GroupBody
 from meshq.streams.producers import (
     BatchReceipt,
     ProducerKey,
@@ -64,6 +66,14 @@ class Dropped:
     """The slot's partitions of a deleted topic are gone; their payloads can be deleted."""
 
     partitions: tuple[PartitionKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Records of a group are dead letters now."""
+
+    group: GroupApplied
+    stored: Stored
 
 
 @dataclass(slots=True)
@@ -128,6 +138,13 @@ class SlotStream:
             header.producer_epoch, header.first_sequence, header.body_crc, 0,
         )  # fmt: skip
 
+    def letters(self, partition: PartitionKey, count: int, crc: int, moved: GroupBody) -> LettersBody:
+        """The body with which records of a group become records of this partition, its dead letters."""
+        end = self._ahead_end.get(partition)
+        if end is None:
+            end = self.partitions.get(partition, EMPTY).end
+        return LettersBody(*partition, end, count, b"", NO_PRODUCER, 0, 0, crc, 0, moved)
+
     def _proposed(self, key: ProducerKey, timestamp_ms: int) -> ProducerState | None:
         """What will be remembered of a producer once everything that waits is applied."""
         state = self._ahead_producers.get(key)
@@ -163,7 +180,7 @@ class SlotStream:
         return refs
 
     # ------------------------------------------------------------------------------------- applying
-    def apply(self, entry: Entry) -> Stored | Dropped | GroupApplied | None:
+    def apply(self, entry: Entry) -> Stored | Dropped | GroupApplied | Moved | None:
         """The next committed entry. Same entries, same state, on every replica."""
         if entry.index != self.applied_index + 1:
             raise InternalError(f"slot {self.slot}: entry {entry.index} after {self.applied_index}")
@@ -172,11 +189,17 @@ class SlotStream:
             self._begin_generation(generation_of(entry.term))
         match entry.kind:
             case EntryKind.PUBLISH:
-                return self._apply_publish(entry)
+                return self._apply_publish(entry, decode_publish(entry.body))
             case EntryKind.DROP_TOPIC:
                 return self._apply_drop(TopicId(entry.body))
             case EntryKind.GROUP:
                 return self.groups.apply(entry.body, entry.index)
+            case EntryKind.DEAD_LETTER:
+                letters = decode_letters(entry.body)
+                moved = self.groups.apply_body(letters.moved, entry.index)
+                if any(moved.refused):  # what there is no group for any more was a dead letter all the same
+                    raise InternalError(f"slot {self.slot}: entry {entry.index} buries what is not dying")
+                return Moved(moved, self._apply_publish(entry, letters))
             case EntryKind.NOOP | EntryKind.CONFIG:
                 return None
             case EntryKind.REGISTRY:
@@ -200,8 +223,7 @@ class SlotStream:
         cuts = dict(self.partitions.get(partition, EMPTY).cuts)
         return min((cuts.get(g, 0) for g in self.generations if g > generation), default=None)
 
-    def _apply_publish(self, entry: Entry) -> Stored:
-        body = decode_publish(entry.body)
+    def _apply_publish(self, entry: Entry, body: PublishBody) -> Stored:
         partition = PartitionKey(TopicId(body.topic_id), body.partition)
         old = self.partitions.get(partition, EMPTY)
         if body.base_offset != old.end:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, assert_never
 
 from meshq.errors import TopicGone
 from meshq.ids import TopicId
-from meshq.registry.state import Change, ClientsChanged, PeersChanged, TopicChanged, TopicRemoved
+from meshq.registry.state import (
+    Change,
+    ClientsChanged,
+    LevelRaised,
+    PeersChanged,
+    TopicChanged,
+    TopicRemoved,
+)
 
 if TYPE_CHECKING:
     from meshq.peer.core.core import PeerCore
@@ -39,6 +46,8 @@ class Changes:
                     self.core.ctx.recheck_sessions()
                 case TopicChanged():
                     self.core.naming.on_topic(change.info, gone=False)
+                case LevelRaised():
+                    self.core.declared.on_level()
                 case TopicRemoved():
                     self._on_topic_removed(change)
                 case _:

@@ -20,6 +20,7 @@ from meshq.errors import (
     Unavailable,
 )
 from meshq.ids import PartitionKey, Session, Slot, TopicId
+from meshq.levels import OUTBOXES
 from meshq.limits import PRODUCE_BYTES_MAX
 from meshq.messages import ACKS_QUORUM, Produce, ProduceItem, TopicInfo
 from meshq.peer.core.context import Context
@@ -27,6 +28,7 @@ from meshq.peer.core.receipts import Receipts
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal
 from meshq.streams.slot import Stored
+from meshq.topics import is_internal, source_of
 
 
 @dataclass
@@ -63,9 +65,14 @@ class Publishing:
             raise Forbidden(
                 f"{principal.name!r} may not publish to {info.name!r}: it has no capability for it"
             )
+        if is_internal(info.name) and source_of(info.name):
+            raise Forbidden(f"{info.name!r} holds dead letters: the mesh alone writes them")
         partition = PartitionKey(TopicId(item.topic_id), item.partition)
         slot = led_slot(self.ctx, self.slots, partition)
         header = batch.check(payload, record_bytes_max=info.record_bytes_max)
+        if header.producer_epoch and self.ctx.registry.level < OUTBOXES:
+            text = f"outboxes need feature level {OUTBOXES}, and this mesh has {self.ctx.registry.level}"
+            raise Unavailable(f"{text}: `meshq upgrade`", retry_after_ms=5_000)  # they can wait for that
         self.receipts.check(slot, info)
         ref = session, item.request
         done = self.slots.publish(

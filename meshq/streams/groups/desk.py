@@ -26,7 +26,7 @@ from meshq.streams.groups.backoff import redelivery_delay_ms
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import GroupKey
-from meshq.streams.groups.words import LEADER, Grant, Leased, Op, Range, Settle, Verdict
+from meshq.streams.groups.words import LEADER, Grant, Leased, Op, Open, Range, Redrive, Reset, Settle, Verdict
 
 if TYPE_CHECKING:
     import random
@@ -46,6 +46,8 @@ class Member:
     keys: set[GroupKey] = field(default_factory=set)  # these desks
     records: int = 0  # handed out and not settled
     bytes: float = 0.0
+    heard: float = 0.0  # when it last said anything
+    was_silent: bool = False  # for too long: an ordered group went on without it
 
     def room(self) -> int:
         return max(self.records_max - self.records, 0) if self.bytes < self.bytes_max else 0
@@ -143,13 +145,18 @@ class QueueDesk:
             self._again.clear()
 
     def settle(
-        self, member: Member, verdict: Verdict, ranges: Sequence[Leased], delay_ms: int | None
+        self,
+        member: Member,
+        verdict: Verdict,
+        ranges: Sequence[Leased],
+        delay_ms: int | None,
+        reason: str = "",
     ) -> Settle:
         """What a member says of its records, to be proposed. No delay: as long as is usual."""
         if delay_ms is None:
             attempts = [x.attempts for first, _, _ in ranges if (x := self.state.leased.get(first))]
             delay_ms = redelivery_delay_ms(max(attempts, default=1), self.rng)
-        return Settle(verdict, member.id, tuple(ranges), delay_ms)
+        return Settle(verdict, member.id, tuple(ranges), delay_ms, reason)
 
     def extend(self, member: Member, ranges: Sequence[Leased]) -> tuple[Range, ...]:
         """Leases that begin anew. What is refused: another's, over, or about to be given back."""
@@ -198,7 +205,25 @@ class QueueDesk:
             if isinstance(op, Settle):
                 for first, end, _ in op.ranges:
                     self._let_go(first, end)
+            elif isinstance(op, Open):  # with fewer deliveries, some that were back are not any more
+                for first, end in list(self.state.back.gaps(0, self.state.next)):
+                    self._due.remove(first, end)
+            elif isinstance(op, Redrive):
+                for first, end in op.ranges:
+                    self._mind_back(first, end)
+            elif isinstance(op, Reset):
+                self._on_reset()
         return self._on_granted(index) if any(isinstance(op, Grant) for op in ops) else []
+
+    def _on_reset(self) -> None:
+        """Nothing is out, and what is in hand is not what comes next. A grant under way is judged as any."""
+        for first, end, held in list(self._held.runs()):
+            self._count(held, first - end)
+        self._held, self._due = Intervals(), Intervals()
+        self._fresh.clear()
+        self._again.clear()
+        self._unseen.clear()
+        self._wanted = None
 
     def on_refused(self) -> None:
         """None of what was proposed came into the log: all of it again."""
@@ -222,7 +247,7 @@ class QueueDesk:
                 self._due.remove(start, stop)
                 self._hold(start, stop, _Held(until, member.id, size))
             there = self.members.get(member.id)
-            if there is not None:
+            if there is not None and got:  # none: the group was reset meanwhile
                 hands.append(Hand(there, batch, tuple(got), index))
             else:
                 self._unseen += [(s, e, index) for s, e, _ in got]
@@ -245,7 +270,8 @@ class QueueDesk:
     @property
     def is_idle(self) -> bool:
         """Nobody is here, and nothing is out: the state says all there is."""
-        return not (self.members or self._held or self._granting or self._left or self._unseen)
+        out = self._held or self._granting or self._left or self._unseen or self.state.dying
+        return not (self.members or out)
 
     def _give_back_unseen(self) -> Iterable[Op]:
         found, self._unseen = self._unseen, []

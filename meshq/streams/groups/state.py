@@ -1,21 +1,43 @@
 """One group in one partition, as the log tells it: a cursor, and what is between it and the end.
 
 Below `next` every record has been handed out at least once, at `next` and above none. Of those below, the
-ones that are leased and the ones that came back are listed, as runs; everything else is acknowledged. So a
-million records that wait cost nothing, acknowledged ones cost nothing, and what is listed is bounded by what
-may be in flight (GROUP_PENDING_MAX). The cursor (`floor`) is the first one listed, or `next`.
+ones that are leased, the ones that came back and the ones that are dying are listed, as runs; everything else
+is done. So a million records that wait cost nothing, acknowledged ones cost nothing, and what is listed is
+bounded by what may be in flight (GROUP_PENDING_MAX). The cursor (`floor`) is the first one listed, or `next`.
+
+A record is *dying* when it was handed out as often as it may be and came back, or was rejected: nobody gets
+it any more, and its leader has yet to move it to the dead letters. Only that entry (Bury) ends it, so a
+leader that sees a record dying knows that it can be moved, whatever else is on its way.
 
 Durations are kept, never points in time: a new leader begins each one anew.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from meshq.streams.groups.intervals import Intervals
-from meshq.streams.groups.words import LEADER, Grant, Mode, Open, Range, Settle, Verdict
+from meshq.streams.groups.words import (
+    LEADER,
+    Assign,
+    Bury,
+    Delete,
+    Grant,
+    Mode,
+    Op,
+    Open,
+    Range,
+    Redrive,
+    Reset,
+    Settle,
+    Verdict,
+)
+
+MAX_DELIVER, REJECTED = "max_deliver", "rejected"  # why it is dying, when nobody gave a reason
+GRAVES_MAX = 256  # runs; the lowest is forgotten
 
 
 class Lease(NamedTuple):
@@ -31,10 +53,20 @@ class Back(NamedTuple):
     delay_ms: int
 
 
+class Dying(NamedTuple):
+    """To be moved to the dead letters."""
+
+    attempts: int
+    reason: str
+
+
 class GroupState:
     """Changed by `apply` only. Same entries, same state, on every replica."""
 
-    __slots__ = ("ack_wait_ms", "acked", "back", "leased", "max_deliver", "mode", "next", "redelivered")
+    __slots__ = (
+        "ack_wait_ms", "acked", "back", "buried", "dying", "graves", "leased", "max_deliver", "mode", "next",
+        "redelivered", "redriven",
+    )  # fmt: skip
 
     def __init__(self, opened: Open) -> None:
         self.mode = Mode(opened.mode)
@@ -43,29 +75,46 @@ class GroupState:
         self.next = opened.start
         self.leased: Intervals[Lease] = Intervals()
         self.back: Intervals[Back] = Intervals()
+        self.dying: Intervals[Dying] = Intervals()
         self.acked = 0  # in all
         self.redelivered = 0  # handed out a second time or later
+        self.buried = 0  # moved to the dead letters
+        self.redriven = 0  # dead letters below this offset of theirs were put back
+        self.graves: Intervals[bool] = Intervals()  # which, of late: who acknowledges one too late is told
 
     @property
     def floor(self) -> int:
-        """Every record below is acknowledged."""
-        return min(x for x in (self.leased.first, self.back.first, self.next) if x is not None)
+        """Every record below is acknowledged, or a dead letter."""
+        firsts = (self.leased.first, self.back.first, self.dying.first, self.next)
+        return min(x for x in firsts if x is not None)
 
     @property
     def pending(self) -> int:
-        """Records handed out and not acknowledged."""
-        return self.leased.count + self.back.count
+        """Records handed out and not done."""
+        return self.leased.count + self.back.count + self.dying.count
 
-    def apply(self, op: Open | Grant | Settle, index: int) -> tuple[Range, ...]:
+    def apply(self, op: Op, index: int) -> tuple[Range, ...]:
         """What of it did not count."""
         match op:
             case Open():
                 self.ack_wait_ms, self.max_deliver = op.ack_wait_ms, op.max_deliver
+                for first, end, back in list(self.back.runs()):
+                    self._take_back(first, end, back)
                 return ()
             case Grant():
                 return tuple(r for r in op.ranges if not self._grant(op.member, *r, index))
             case Settle():
                 return tuple(r for x in op.ranges for r in self._settle(op, *x))
+            case Bury():
+                return tuple(r for r in op.ranges if not self._bury(*r))
+            case Reset():
+                self.next = op.start
+                self.leased, self.back, self.graves = Intervals(), Intervals(), Intervals()
+                return ()
+            case Redrive():
+                return () if self._redrive(op) else ((op.since, op.end),)
+            case Delete() | Assign():
+                return ()  # not of one group's state; here each record has its own lease
 
     def _grant(self, member: bytes, first: int, end: int, index: int) -> bool:
         if first == self.next:
@@ -91,29 +140,76 @@ class GroupState:
                 case Verdict.ACK:
                     self.acked += stop - start
                 case Verdict.RELEASE:
-                    self.back.set(start, stop, Back(x.attempts - 1, 0))
+                    self._take_back(start, stop, Back(x.attempts - 1, 0))
+                case Verdict.REJECT:
+                    self.dying.set(start, stop, Dying(x.attempts, op.reason or REJECTED))
                 case _:
-                    self.back.set(start, stop, Back(x.attempts, op.delay_ms))
+                    self._take_back(start, stop, Back(x.attempts, op.delay_ms))
         if op.verdict == Verdict.ACK:
             return self._unsettled(first, end)
         return _without(first, end, held)
+
+    def _take_back(self, first: int, end: int, back: Back) -> None:
+        """To be handed out again, unless that was done as often as it may be."""
+        if self.max_deliver and back.attempts >= self.max_deliver:
+            self.back.remove(first, end)
+            self.dying.set(first, end, Dying(back.attempts, MAX_DELIVER))
+        else:
+            self.back.set(first, end, back)
+
+    def _bury(self, first: int, end: int) -> bool:
+        if next(self.dying.gaps(first, end), None) is not None:
+            return False
+        self.dying.remove(first, end)
+        self.buried += end - first
+        self.graves.set(first, end, True)
+        while len(self.graves) > GRAVES_MAX:
+            start, stop, _ = next(self.graves.runs())
+            self.graves.remove(start, stop)
+        return True
+
+    def _redrive(self, op: Redrive) -> bool:
+        """Records are to be handed out again, as if they had never been. What is out all the same (a reset
+        came between) stays as it is.
+        """
+        if op.since != self.redriven:
+            return False
+        self.redriven = op.end
+        for first, end in op.ranges:
+            self.graves.remove(first, end)
+            for start, stop in list(self._done(first, min(end, self.next))):
+                self.back.set(start, stop, Back(0, 0))
+        return True
+
+    def _done(self, first: int, end: int) -> Iterator[Range]:
+        """Of these, which nobody has or waits for."""
+        for a, b in self.leased.gaps(first, end):
+            for c, d in self.back.gaps(a, b):
+                yield from self.dying.gaps(c, d)
 
     def _unsettled(self, first: int, end: int) -> list[Range]:
         """What is not acknowledged. That somebody else has done it, or the same one before, is as good."""
         found = [(s, e) for s, e, _ in self.leased.runs(first, end)]
         found += [(s, e) for s, e, _ in self.back.runs(first, end)]
+        found += [(s, e) for runs in (self.dying, self.graves) for s, e, _ in runs.runs(first, end)]
         return [*found, (max(first, self.next), end)] if end > self.next else found
 
     # -------------------------------------------------------------------------------------- on disk
     def encode(self) -> bytes:
         members = list(dict.fromkeys(x.member for _, _, x in self.leased.runs()))
         number = {member: i for i, member in enumerate(members)}
+        reasons = list(dict.fromkeys(x.reason for _, _, x in self.dying.runs()))
+        place = {reason: i for i, reason in enumerate(reasons)}
         return _encoder.encode(
             _Row(
                 self.mode, self.ack_wait_ms, self.max_deliver, self.next, self.acked, self.redelivered,
                 members,
                 [(s, e, number[x.member], x.lease, x.attempts) for s, e, x in self.leased.runs()],
                 [(s, e, x.attempts, x.delay_ms) for s, e, x in self.back.runs()],
+                self.buried, reasons,
+                [(s, e, x.attempts, place[x.reason]) for s, e, x in self.dying.runs()],
+                [(s, e) for s, e, _ in self.graves.runs()],
+                self.redriven,
             )
         )  # fmt: skip
 
@@ -123,10 +219,15 @@ def decode_state(data: bytes) -> GroupState:
     row = _decoder.decode(data)
     state = GroupState(Open(row.mode, row.ack_wait_ms, row.max_deliver, row.next))
     state.acked, state.redelivered = row.acked, row.redelivered
+    state.buried, state.redriven = row.buried, row.redriven
     for first, end, member, lease, attempts in row.leased:
         state.leased.set(first, end, Lease(row.members[member], lease, attempts))
     for first, end, attempts, delay_ms in row.back:
         state.back.set(first, end, Back(attempts, delay_ms))
+    for first, end, attempts, reason in row.dying:
+        state.dying.set(first, end, Dying(attempts, row.reasons[reason]))
+    for first, end in row.graves:
+        state.graves.set(first, end, True)
     return state
 
 
@@ -140,6 +241,11 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     members: list[bytes]  # named by their places in `leased`
     leased: list[tuple[int, int, int, int, int]]
     back: list[tuple[int, int, int, int]]
+    buried: int = 0
+    reasons: list[str] = []  # named by their places in `dying`
+    dying: list[tuple[int, int, int, int]] = []
+    graves: list[tuple[int, int]] = []
+    redriven: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

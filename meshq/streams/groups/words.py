@@ -21,13 +21,15 @@ LEADER: Final = b""  # in the place of a member: the leader itself, whose word n
 
 
 class Mode(IntEnum):
-    QUEUE = 1
+    QUEUE = 1  # any record to any member
+    ORDERED = 2  # a partition is with one member
 
 
 class Verdict(IntEnum):
     ACK = 0  # done
     NACK = 1  # again, after the delay
     RELEASE = 2  # again, and this time does not count: nobody has looked at it
+    REJECT = 4  # never again: a dead letter (3 is EXTEND, which is no end)
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -35,7 +37,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
     mode: int
     ack_wait_ms: int
-    max_deliver: int  # 0: no limit
+    max_deliver: int  # handed out so often, a record that comes back is a dead letter; 0: no limit
     start: int
 
 
@@ -53,9 +55,42 @@ class Settle(msgspec.Struct, frozen=True, array_like=True, tag=3):
     member: bytes
     ranges: tuple[Leased, ...]
     delay_ms: int = 0
+    reason: str = ""  # of a REJECT
 
 
-Op = Open | Grant | Settle
+class Bury(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """These records are dead letters from here on. The entry that says so brings them (letters.py)."""
+
+    ranges: tuple[Range, ...]
+
+
+class Reset(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The group goes on at `start`: no lease stands any more, and what came back is as if it had not."""
+
+    start: int
+
+
+class Redrive(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Dead letters are put back: those at [since, end) of the dead-letter partition, which are of these
+    records. Counts only where the letters below `since` have been put back and no others.
+    """
+
+    since: int
+    end: int
+    ranges: tuple[Range, ...]
+
+
+class Delete(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """There is no such group any more."""
+
+
+class Assign(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Ordered groups: the partition goes to this member, if it is nobody's, under the entry's index."""
+
+    member: bytes
+
+
+Op = Open | Grant | Settle | Bury | Reset | Redrive | Delete | Assign
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):
