@@ -40,6 +40,7 @@ from meshq.peer.core.events import (
     FetchBatches,
     HintMembership,
     LinkProbeWanted,
+    Mended,
     MessageArrived,
     OpenLink,
     PeerLeft,
@@ -61,7 +62,7 @@ from meshq.peer.core.events import (
     TellRolledBack,
     Ticked,
 )
-from meshq.peer.disk import DiskShell, is_awaited, refuse_lost_store, restore
+from meshq.peer.disk import DiskShell, log_mended, refuse_lost_store, restore
 from meshq.peer.doors import Door
 from meshq.peer.endpoints import listen, tcp
 from meshq.peer.feed import Feed
@@ -224,9 +225,7 @@ class PeerShell:
             me, found_registry(papers), settings=settings, random_id=lambda: os.urandom(16), rng=rng
         )
         restore(self.core, self.store)
-        self.disk = DiskShell(
-            self.store, self._loop, self.tell, self._fail, lambda read: is_awaited(self.core, read)
-        )
+        self.disk = DiskShell(self.store, self._loop, self.tell, self._fail, self.core.fetching.is_awaited)
 
     def _make_gateway(self, context: Any) -> None:
         identity = self.papers.identity
@@ -374,6 +373,8 @@ class PeerShell:
                     self.neighbours.handle(LinkCarried(effect.payload, effect.peer))
                 case ResumeWrites():
                     self.store.resume()
+                case Mended():
+                    log_mended(effect)
                 case TellRolledBack():
                     self._log_rolled_back(effect.peer)
                 case PeerLeft():

@@ -16,7 +16,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from meshq.entries import EntryKind
-from meshq.errors import MeshqError, StoreCorrupt
+from meshq.errors import MeshqError
 from meshq.ids import PartitionKey, Ref, Session, Slot
 from meshq.messages import HandItem, HandOut, Settled
 from meshq.peer.core.context import Context
@@ -219,10 +219,9 @@ class Desks:
         want = part.want
         if (f.offset, f.end) != (want.offset, want.end):
             return
-        if isinstance(event.batches, MeshqError) or not event.batches:
+        if isinstance(event.batches, MeshqError):
             self.ctx.count("corrupt_reads")
-            hole = StoreCorrupt(f"offset {f.offset} of partition {f.partition.partition} is not on this disk")
-            self.on_failed(part, event.batches if isinstance(event.batches, MeshqError) else hole)
+            self.on_failed(part, event.batches)
             return
         part.desk.now, part.want = self.ctx.now, None
         part.desk.on_fetched(want, event.batches)
