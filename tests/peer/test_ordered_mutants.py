@@ -186,7 +186,10 @@ def tells_of_records_first(patch: Patch) -> None:
         for leases in held:
             tell(leases)
 
-    patch.setattr(Leases, "flush", lambda self: held.append(self))
+    def waiting(self: Leases) -> None:
+        held.append(self)
+
+    patch.setattr(Leases, "flush", waiting)
     patch.setattr(Reading, "flush", pushing)
 
 

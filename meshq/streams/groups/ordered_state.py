@@ -15,7 +15,7 @@ import msgspec
 
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import Dying
-from meshq.streams.groups.words import LEADER, Assign, Mode, Op, Open, Range, Settle, Verdict
+from meshq.streams.groups.words import LEADER, Assign, Mode, Op, Open, Pass, Range, Settle, Verdict
 
 
 class OrderedState:
@@ -59,6 +59,8 @@ class OrderedState:
                 return tuple(
                     (first, end) for first, end, lease in op.ranges if not self._settle(op, end, lease)
                 )
+            case Pass():
+                return ((op.first, op.end),)
             case _:
                 return op.ranges
 

@@ -19,7 +19,19 @@ from typing import NamedTuple
 import msgspec
 
 from meshq.streams.groups.intervals import Intervals
-from meshq.streams.groups.words import LEADER, Assign, Bury, Grant, Mode, Op, Open, Range, Settle, Verdict
+from meshq.streams.groups.words import (
+    LEADER,
+    Assign,
+    Bury,
+    Grant,
+    Mode,
+    Op,
+    Open,
+    Pass,
+    Range,
+    Settle,
+    Verdict,
+)
 
 MAX_DELIVER, REJECTED = "max_deliver", "rejected"  # why it is dying, when nobody gave a reason
 GRAVES_MAX = 256  # runs; the lowest is forgotten
@@ -91,6 +103,8 @@ class GroupState:
                 return tuple(r for x in op.ranges for r in self._settle(op, *x))
             case Bury():
                 return tuple(r for r in op.ranges if not self._bury(*r))
+            case Pass():
+                return () if self._pass(op.first, op.end) else ((op.first, op.end),)
             case Assign():
                 return ()  # here each record has its own lease
 
@@ -105,6 +119,13 @@ class GroupState:
             self.leased.set(start, stop, Lease(member, index, back.attempts + 1))
             self.redelivered += stop - start if back.attempts else 0
         return sum(stop - start for start, stop, _ in again) == end - first
+
+    def _pass(self, first: int, end: int) -> bool:
+        if first != self.next:
+            return False
+        self.back.set(first, end, Back(0, 0))
+        self.next = end
+        return True
 
     def _settle(self, op: Settle, first: int, end: int, lease: int) -> list[Range]:
         held = [
