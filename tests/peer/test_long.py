@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.peer import test_exactly_once as once
+from tests.peer import test_keyed_simulated as keyed
 from tests.peer import test_ordered_simulated as ordered
 from tests.peer import test_placing as placing
 from tests.peer import test_snapshots as snapshots
@@ -31,3 +32,9 @@ def test_two_thousand_schedules_with_snapshots_in_nearly_all(monkeypatch: pytest
 def test_two_thousand_schedules_of_ordered_groups() -> None:
     for seed in range(2_000):
         ordered.check_seed(seed)
+
+
+@pytest.mark.long
+def test_five_hundred_schedules_of_keyed_groups() -> None:
+    for seed in range(500):
+        keyed.check(seed)
