@@ -25,6 +25,7 @@ from meshq.streams.groups import keyed
 from tests.peer import test_core_consuming as queue
 from tests.peer.single import Single
 from tests.peer.test_core_consuming import ONE, TWO, got, settle
+from tests.peer.test_core_groups_asked import group
 
 Got = tuple[int, int, int, int]
 
@@ -203,3 +204,18 @@ def test_other_keys_are_looked_for_behind_what_waits() -> None:
     assert list(take(peer)) == [0]
     join(peer, info, TWO, in_flight=1)
     assert list(take(peer, TWO)) == [3]
+
+
+def test_dead_letters_that_are_put_back_wait_for_their_keys_and_a_reset_begins_anew() -> None:
+    peer, info = ready("aab")
+    join(peer, info)
+    records = take(peer)
+    settle(peer, info, REJECT, records[0])
+    for _ in range(3):
+        peer.fetch()
+    assert group("redrive", peer)["partitions"][0]["redriven"] == 1
+    assert take(peer) == {}, "the second a is with a member"
+    settle(peer, info, ACK, records[1])
+    assert list(take(peer)) == [0]
+    group("reset", peer, to="earliest")
+    assert list(take(peer)) == [0, 1, 2]

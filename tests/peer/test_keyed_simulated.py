@@ -127,7 +127,7 @@ def check(seed: int) -> None:
     ORDER.clear()
     KEY_OF.clear()
     world, history, info = check_seed(seed, KeyedWorker)
-    letters = set(letters_of(world, info))
+    letters = {place for places in letters_of(world, info) for place in places}
     keys = {place: key for place, key in all_keys(world, info.topic_id).items() if key is not None}
     behind: dict[tuple[int, bytes], list[Place]] = defaultdict(list)
     for place in sorted(keys):

@@ -32,12 +32,10 @@ from meshq.streams.groups.desk import (
     Want,
 )
 from meshq.streams.groups.intervals import Intervals
-from meshq.streams.groups.words import Grant, Op, Open, Pass, Range, Settle, Verdict
+from meshq.streams.groups.words import Grant, Op, Open, Pass, Range, Redrive, Settle, Verdict
 
 STOCKS: Final = 4  # so many times the bytes of a queue's desk may be in hand, to find other keys in
-WAITING_MAX: Final = (
-    1_024  # records that were passed by, for their keys are busy; what is behind them waits too
-)
+WAITING_MAX: Final = 1_024  # passed by, for their keys are busy; what is behind them waits too
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +80,9 @@ class KeyedDesk(QueueDesk):
                         self._follow(first, end)
                 case Open():
                     self._follow(0, self.state.next)
+                case Redrive():
+                    for first, end in op.ranges:
+                        self._on_put_back(first, end)
                 case _:
                     pass
         for op in ops:
@@ -96,6 +97,18 @@ class KeyedDesk(QueueDesk):
                 self._learn(batch.base_offset, self._keys_in(batch))
                 self._unknown.remove(max(batch.base_offset, first), min(batch.end, end))
         self._mind_back(first, end)
+
+    def _on_put_back(self, first: int, end: int) -> None:
+        """Dead letters: of keys that may have gone on without them."""
+        for start, stop, _ in self.state.back.runs(first, end):
+            for offset in range(start, stop):
+                if offset not in self._keys:
+                    self._unknown.set(offset, offset + 1, True)
+
+    def _on_reset(self) -> None:
+        QueueDesk._on_reset(self)
+        self._keys, self._out, self._back, self._read = {}, {}, {}, {}
+        self._unknown = Intervals()
 
     def _take_back_behind(self, op: Settle) -> None:
         """What of the same keys is behind what came back, and with a member."""

@@ -15,7 +15,20 @@ import msgspec
 
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import Dying
-from meshq.streams.groups.words import LEADER, Assign, Mode, Op, Open, Pass, Range, Settle, Verdict
+from meshq.streams.groups.words import (
+    LEADER,
+    Assign,
+    Delete,
+    Mode,
+    Op,
+    Open,
+    Pass,
+    Range,
+    Redrive,
+    Reset,
+    Settle,
+    Verdict,
+)
 
 
 class OrderedState:
@@ -61,6 +74,14 @@ class OrderedState:
                 )
             case Pass():
                 return ((op.first, op.end),)
+            case Reset():
+                self.next, self.tries = op.start, 0
+                self.holder, self.lease, self.before = b"", 0, (b"", 0, 0)
+                return ()
+            case Delete():
+                return ()
+            case Redrive():
+                return ((op.since, op.end),)
             case _:
                 return op.ranges
 
