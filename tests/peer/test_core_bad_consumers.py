@@ -29,8 +29,10 @@ def pass_time(peer: Single, seconds: float) -> None:
 
 
 def test_one_that_never_says_anything_costs_each_record_one_delivery_and_others_do_them() -> None:
-    peer, info = ready(300)
+    peer, info = ready()
     join(peer, info, in_flight=100, max_deliver=3)
+    peer.tick(0.1)
+    peer.produce(info, *(b"%d" % n for n in range(300)))
     pass_time(peer, 120)
     stuck = got(peer)
     assert count(stuck) == 100, "it is handed no more until it says something"
@@ -48,8 +50,10 @@ def test_one_that_never_says_anything_costs_each_record_one_delivery_and_others_
 
 def test_one_that_was_stuck_gets_records_again_when_it_says_a_word() -> None:
     for word in (Credit(1, 0, 0), Settle(1, [])):
-        peer, info = ready(2)
+        peer, info = ready()
         join(peer, info)
+        peer.tick(0.1)
+        peer.produce(info, b"0", b"1")
         (record,) = got(peer)
         pass_time(peer, 30)
         assert got(peer) == []

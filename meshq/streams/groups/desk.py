@@ -312,7 +312,7 @@ class QueueDesk:
         would be lost to it too, one delivery of each, while others could do it.
         """
         member = self.members.get(held.member)
-        if member is not None and member.heard <= held.until - self.state.ack_wait_ms / 1000:
+        if member is not None and held.until - member.heard > self.state.ack_wait_ms / 1000 + 0.001:
             member.was_silent = True
 
     def _returned(self, found: Sequence[Leased], verdict: Verdict, delay_ms: int) -> Iterable[Op]:
