@@ -69,8 +69,8 @@ class Leading:
         self._on_config_changed()
 
     def end(self) -> None:
-        """A leader that is left out ends with that decision; receipts for what it decided last count the others'
-        copies, so those are still known.
+        """A leader that is left out ends with that decision; receipts for what it decided last count the
+        others' copies, so those are still known.
         """
         self.matched = {node: p.match for node, p in self.followers.items()}
         self.followers = {}

@@ -76,9 +76,9 @@ class Receipts:
         peers = self.ctx.registry.ring_peers()
         if len(peers) < info.copies_min:
             raise NotEnoughCopies(
-                f"topic {info.name!r} wants {info.copies_min} copies of a record (its `copies_min`), and the "
-                f"mesh has {len(peers)} {'peer' if len(peers) == 1 else 'peers'} that could keep one: add peers "
-                f"(`meshq invite`), or want fewer: `meshq topic set {info.name} --copies-min {len(peers)}`",
+                f"topic {info.name!r} wants {info.copies_min} copies of a record (its `copies_min`), and "
+                f"the mesh has {len(peers)} {'peer' if len(peers) == 1 else 'peers'} that could keep one: add "
+                f"peers (`meshq invite`), or want fewer: `meshq topic set {info.name} --copies-min {len(peers)}`",
                 retry_after_ms=1_000,
             )
 
