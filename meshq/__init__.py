@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshq.client.connect import connect
 from meshq.client.group import GroupRecord, GroupSubscription
+from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven
 from meshq.client.mesh import Mesh
 from meshq.client.ordered_group import OrderedRecord, OrderedSubscription
 from meshq.client.producer import Producer
@@ -48,6 +49,7 @@ from meshq.errors import (
     TopicExists,
     TopicGone,
     Unavailable,
+    UnknownGroup,
     UnknownProducer,
     UnknownTopic,
     UsageError,
@@ -62,7 +64,10 @@ __all__ = [
     "DiskFull",
     "Fenced",
     "Forbidden",
+    "GroupInfo",
+    "GroupPartition",
     "GroupRecord",
+    "GroupReset",
     "GroupSubscription",
     "InternalError",
     "LeaseLost",
@@ -78,6 +83,7 @@ __all__ = [
     "Receipt",
     "Record",
     "RecordsLost",
+    "Redriven",
     "Refused",
     "RegistryUnavailable",
     "RemoteProtocolError",
@@ -90,6 +96,7 @@ __all__ = [
     "TopicExists",
     "TopicGone",
     "Unavailable",
+    "UnknownGroup",
     "UnknownProducer",
     "UnknownTopic",
     "UsageError",

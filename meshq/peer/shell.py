@@ -411,8 +411,9 @@ class PeerShell:
             self.sockets.send(effect)
 
     def _tick(self) -> None:
-        self._wound_at = inf
+        self._wound_at = -inf  # not in between: what was due is due until the last event
         self._guarded(self._on_tick)
+        self._wound_at = inf
         self._wind()
 
     def _wind(self) -> None:

@@ -287,6 +287,8 @@ class Leading:
 
     def _advance(self) -> None:
         s = self._state
+        if s.commit >= s.log.last.index:
+            return
         match = {node: p.match for node, p in self.followers.items()}
         match[s.me] = s.log.durable
         index = s.config.committed(match)

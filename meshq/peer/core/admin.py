@@ -14,10 +14,12 @@ from meshq import limits
 from meshq.errors import Forbidden, MeshqError, UnknownTopic, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Session, TopicId, show_id
 from meshq.messages import Answer, Ask, Failure, TopicInfo
+from meshq.peer.core.arguments import number_of, text_of
 from meshq.peer.core.context import Context
 from meshq.peer.core.declared import Declared
 from meshq.peer.core.draining import PLACEMENT, Draining
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.grouping import PART, Grouping
 from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
 from meshq.peer.core.links import LinkFacts, Links
 from meshq.peer.core.mending import BATCH, Mending
@@ -49,6 +51,7 @@ class Admin:
     recovering: Recovering
     mending: Mending
     declared: Declared
+    grouping: Grouping
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
         """Raises: Forbidden, UsageError and what the request itself raises."""
@@ -151,8 +154,8 @@ class Admin:
         self.journal.on_ask(session, message)
 
     def _topics(self, session: Session, principal: Principal, message: Ask) -> None:
-        pattern = check_pattern(_text(message, "pattern", "#"))
-        after = _text(message, "after", "")
+        pattern = check_pattern(text_of(message, "pattern", "#"))
+        after = text_of(message, "after", "")
         rows: list[dict[str, Any]] = []
         for name in self.ctx.registry.names(after):
             info = self.ctx.registry.topic(name)
@@ -232,10 +235,28 @@ class Admin:
     def _placement(self, session: Session, _: Principal, message: Ask) -> None:
         self.draining.on_ask_placement(session, message)
 
+    def _groups(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_groups(session, principal, message)
+
+    def _group_show(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_show(session, principal, message, self._topic(message))
+
+    def _group_reset(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_reset(session, principal, message, self._topic(message))
+
+    def _group_redrive(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_redrive(session, principal, message, self._topic(message))
+
+    def _group_delete(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_delete(session, principal, message, self._topic(message))
+
+    def _group_part(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_part(session, principal, message)
+
     # ------------------------------------------------------------------------------------- changing
     def _topic_create(self, session: Session, _: Principal, message: Ask) -> None:
-        name = check_topic(_text(message, "topic"))
-        partitions = _number(message, "partitions", self.ctx.settings.partitions, limits.PARTITIONS_MAX)
+        name = check_topic(text_of(message, "topic"))
+        partitions = number_of(message, "partitions", self.ctx.settings.partitions, limits.PARTITIONS_MAX)
         size = _record_bytes(message, self.ctx.settings.record_bytes_max)
         copies = self._copies_min(message, 1)
         command = CreateTopic(name, self.ctx.random_id(), partitions, size, copies)
@@ -245,7 +266,7 @@ class Admin:
         info = self._topic(message)
         args = message.args
         partitions = (
-            _number(message, "partitions", 1, limits.PARTITIONS_MAX) if "partitions" in args else None
+            number_of(message, "partitions", 1, limits.PARTITIONS_MAX) if "partitions" in args else None
         )
         size = _record_bytes(message, 1) if "record_bytes_max" in args else None
         copies = self._copies_min(message, 1) if "copies_min" in args else None
@@ -254,7 +275,7 @@ class Admin:
         self._commit(session, message, SetTopic(info.topic_id, partitions, size, copies), info.name)
 
     def _copies_min(self, message: Ask, default: int) -> int:
-        return _number(message, "copies_min", default, self.ctx.registry.replicas)
+        return number_of(message, "copies_min", default, self.ctx.registry.replicas)
 
     def _topic_delete(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
@@ -282,9 +303,10 @@ class Admin:
     def tick(self) -> None:
         self.journal.tick()
         self.fan_out.tick()
+        self.grouping.tick()
 
     def _topic(self, message: Ask) -> TopicInfo:
-        name = check_topic(_text(message, "topic"))
+        name = check_topic(text_of(message, "topic"))
         info = self.ctx.registry.topic(name)
         if info is None:
             raise UnknownTopic(f"there is no topic {name!r}: `meshq topics` lists those there are")
@@ -301,6 +323,12 @@ _HANDLERS: dict[str, _Handler] = {
     "topic.create": Admin._topic_create,
     "topic.set": Admin._topic_set,
     "topic.delete": Admin._topic_delete,
+    "groups": Admin._groups,
+    "group.show": Admin._group_show,
+    "group.reset": Admin._group_reset,
+    "group.redrive": Admin._group_redrive,
+    "group.delete": Admin._group_delete,
+    PART: Admin._group_part,
     "client.register": Admin._client_register,
     "peer.leave": Admin._peer_leave,
     "peer.stay": Admin._peer_stay,
@@ -315,9 +343,9 @@ _HANDLERS: dict[str, _Handler] = {
     "offsets": Admin._offsets,
     LEVEL: Admin._registry_level,
 }
-_OPEN_TO_ALL = {"topics", "topic.show"}
+_OPEN_TO_ALL = {"topics", "topic.show", "groups", "group.show"}
 # Parts of what a peer does with the others. What they take for granted was looked at by the peer that asks.
-_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, BATCH}
+_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, BATCH, PART}
 
 
 def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:
@@ -367,19 +395,5 @@ def _describe(info: TopicInfo) -> dict[str, Any]:
     }
 
 
-def _text(message: Ask, name: str, default: str | None = None) -> str:
-    value = message.args.get(name, default)
-    if not isinstance(value, str):
-        raise UsageError(f"`{message.what}` needs `{name}`, a text")
-    return value
-
-
-def _number(message: Ask, name: str, default: int, most: int) -> int:
-    value = message.args.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise UsageError(f"`{name}` must be a number from 1 to {most}")
-    return value
-
-
 def _record_bytes(message: Ask, default: int) -> int:
-    return _number(message, "record_bytes_max", default, limits.RECORD_BYTES_CEILING)
+    return number_of(message, "record_bytes_max", default, limits.RECORD_BYTES_CEILING)

@@ -72,10 +72,13 @@ from meshq.peer.core.events import (
 )
 from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.fetching import Fetching
+from meshq.peer.core.group_parts import GroupParts
+from meshq.peer.core.grouping import Grouping
 from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
+from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.mending import Mending
 from meshq.peer.core.naming import Naming
@@ -103,6 +106,7 @@ if TYPE_CHECKING:
     import random
 
 TICK_S = 0.1
+LONE_TICK_S = 0.5  # with nobody to wait for
 RECHECK_S = 1.0  # how long an expired certificate may go on reading
 PRESENTED_MAX = 64  # certificates shown at the door and not registered here yet; the oldest makes room
 
@@ -166,6 +170,7 @@ class PeerCore:
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
             self.mending,
             self.declared,
+            Grouping(ctx, fan_out, self.registrar, GroupParts(ctx, self.slots, self.consuming.desks)),
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0
@@ -253,6 +258,8 @@ class PeerCore:
             case TimeSought():
                 if event.seek.sub[0][0] == GROUPS:
                     self.consuming.on_sought(event)
+                elif event.seek.sub[0][0] == LOOKUPS:
+                    self.ctx.lookups.on_sought(event)
                 else:
                     self.reading.on_sought(event)
             case LinkMessage():
@@ -293,7 +300,7 @@ class PeerCore:
         self.consuming.desks.tick()
         if self.ctx.now < self._next_tick - TICK_S / 2:
             return  # what is nearly due is done with a beat: every waking costs an idle host
-        self._next_tick = self.ctx.now + TICK_S
+        self._next_tick = self.ctx.now + (LONE_TICK_S if self._is_lone() else TICK_S)
         self.links.tick()
         self.registrar.tick()
         self.changes.tick()
@@ -310,6 +317,10 @@ class PeerCore:
         if self.ctx.now >= self._recheck_at:
             self._recheck_at = self.ctx.now + RECHECK_S
             self.ctx.recheck_sessions()
+
+    def _is_lone(self) -> bool:
+        """Whether nobody else belongs to the mesh, and nothing waits to be tried again."""
+        return not self.links.states and len(self.ctx.known_peers()) <= 1 and not self.registrar.is_busy
 
     def hand_over(self, *, now: float, wall_ms: int) -> tuple[int, list[Effect]]:
         """Before a clean stop: let others lead. How many slots still have to be given away; ask again."""

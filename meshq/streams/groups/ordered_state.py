@@ -15,7 +15,19 @@ import msgspec
 
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import Dying
-from meshq.streams.groups.words import LEADER, Assign, Mode, Op, Open, Range, Settle, Verdict
+from meshq.streams.groups.words import (
+    LEADER,
+    Assign,
+    Delete,
+    Mode,
+    Op,
+    Open,
+    Range,
+    Redrive,
+    Reset,
+    Settle,
+    Verdict,
+)
 
 
 class OrderedState:
@@ -59,6 +71,14 @@ class OrderedState:
                 return tuple(
                     (first, end) for first, end, lease in op.ranges if not self._settle(op, end, lease)
                 )
+            case Reset():
+                self.next, self.tries = op.start, 0
+                self.holder, self.lease, self.before = b"", 0, (b"", 0, 0)
+                return ()
+            case Delete():
+                return ()
+            case Redrive():
+                return ((op.since, op.end),)
             case _:
                 return op.ranges
 

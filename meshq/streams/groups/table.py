@@ -15,7 +15,7 @@ import msgspec
 from meshq.ids import PartitionKey, TopicId
 from meshq.streams.groups.ordered_state import OrderedState, decode_ordered
 from meshq.streams.groups.state import GroupState, decode_state
-from meshq.streams.groups.words import GroupBody, Mode, Open, Range, decode_group
+from meshq.streams.groups.words import Delete, GroupBody, Mode, Open, Range, decode_group
 
 ROW: Final = b"C"
 
@@ -68,6 +68,8 @@ class GroupTable:
         if isinstance(op, Open) and state is None:
             self._states[key] = OrderedState(op) if op.mode == Mode.ORDERED else GroupState(op)
             return ()
+        if isinstance(op, Delete):
+            return () if self._states.pop(key, None) is not None else None
         return state.apply(op, index) if state is not None else None  # type: ignore[arg-type]
 
     def drop_topic(self, topic_id: TopicId) -> None:

@@ -64,13 +64,33 @@ class Bury(msgspec.Struct, frozen=True, array_like=True, tag=4):
     ranges: tuple[Range, ...]
 
 
+class Reset(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The group goes on at `start`: no lease stands any more, and what came back is as if it had not."""
+
+    start: int
+
+
+class Redrive(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Dead letters are put back: those at [since, end) of the dead-letter partition, which are of these
+    records. Counts only where the letters below `since` have been put back and no others.
+    """
+
+    since: int
+    end: int
+    ranges: tuple[Range, ...]
+
+
+class Delete(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """There is no such group any more."""
+
+
 class Assign(msgspec.Struct, frozen=True, array_like=True, tag=8):
     """Ordered groups: the partition goes to this member, if it is nobody's, under the entry's index."""
 
     member: bytes
 
 
-Op = Open | Grant | Settle | Bury | Assign
+Op = Open | Grant | Settle | Bury | Reset | Redrive | Delete | Assign
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):
