@@ -77,8 +77,8 @@ class Receipts:
         if len(peers) < info.copies_min:
             raise NotEnoughCopies(
                 f"topic {info.name!r} wants {info.copies_min} copies of a record (its `copies_min`), and "
-                f"the mesh has {len(peers)} {'peer' if len(peers) == 1 else 'peers'} that could keep one: add "
-                f"peers (`meshq invite`), or want fewer: `meshq topic set {info.name} --copies-min {len(peers)}`",
+                f"the mesh has {len(peers)} {'peer' if len(peers) == 1 else 'peers'} that could keep one: "
+                f"add peers (`meshq invite`) or want fewer: `meshq topic set {info.name} --copies-min {len(peers)}`",
                 retry_after_ms=1_000,
             )
 
