@@ -66,6 +66,7 @@ class Ping(Message, frozen=True, tag=3):
 
 class Pong(Message, frozen=True, tag=4):
     token: U63
+    now_ms: U63 = 0  # the sender's clock; 0: it does not tell
 
 
 class Failure(Message, frozen=True, tag=5):
@@ -271,7 +272,7 @@ class Unread(Message, frozen=True, tag=35):
 
 
 # ------------------------------------------------------------------------------------------- groups
-QUEUE, ORDERED = 1, 2  # modes
+QUEUE, ORDERED, KEYED = 1, 2, 3  # modes
 ACK, NACK, RELEASE, EXTEND, REJECT = 0, 1, 2, 3, 4  # verdicts
 
 

@@ -33,6 +33,7 @@ from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
 from meshq.peer.core.events import (
     LOCAL,
+    ClockTold,
     CloseLink,
     DeletePayloads,
     Effect,
@@ -217,6 +218,7 @@ class PeerShell:
             s.auto_create,
             s.record_bytes_max,
             evacuate_after_s=s.evacuate_after_s,
+            move_bytes_s=s.move_bytes_s,
             weight=s.weight,
             zone=s.zone,
         )
@@ -377,6 +379,8 @@ class PeerShell:
                     log_mended(effect)
                 case TellRolledBack():
                     self._log_rolled_back(effect.peer)
+                case ClockTold(event, text, wrong):
+                    log.log(logging.WARNING if wrong else logging.INFO, "%s", text, extra={"event": event})
                 case PeerLeft():
                     self._on_left()
                 case StopPeer():

@@ -137,6 +137,7 @@ class Host:
         self.disk = Disk()
         self.up = self.has_left = False
         self.settings = world.settings
+        self.clock_ms = 0  # how far its wall clock is off
         self.stopped_by: MeshqError | None = None  # by its own word, and it is not started again
         self.run = 0
         self.core: PeerCore
@@ -168,7 +169,7 @@ class Host:
             me, registry, settings=self.settings, random_id=lambda: w.rng.randbytes(16), rng=w.rng
         )
         self._restore()
-        self._do(self.core.start(now=w.now, wall_ms=w.wall_ms(), room_bytes=ROOM))
+        self._do(self.core.start(now=w.now, wall_ms=self.wall_ms(), room_bytes=ROOM))
         run, self._wound_at = self.run, 0.0
         w.at(0, lambda: self._tick(run))
         for other in w.hosts:
@@ -189,6 +190,9 @@ class Host:
         return e.MemberSeen(
             self.identity.peer_id, (address,), True, level=s.level, weight=s.weight, zone=s.zone
         )
+
+    def wall_ms(self) -> int:
+        return self.world.wall_ms() + self.clock_ms
 
     def bury(self) -> None:
         """It is down, and membership says so."""
@@ -237,7 +241,7 @@ class Host:
     def tell(self, event: e.Event) -> None:
         if self.up:
             try:
-                effects = self.core.handle(event, now=self.world.now, wall_ms=self.world.wall_ms())
+                effects = self.core.handle(event, now=self.world.now, wall_ms=self.wall_ms())
             except StoreError:  # the peer stops, and is started again as systemd does it
                 self.counted["stopped"] += 1
                 self.crash()

@@ -34,6 +34,7 @@ from meshq.messages import (
 from meshq.peer.core.absences import Absences
 from meshq.peer.core.admin import Admin
 from meshq.peer.core.changes import Changes
+from meshq.peer.core.clocks import Clocks
 from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
 from meshq.peer.core.declared import Declared
@@ -74,6 +75,7 @@ from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.fetching import Fetching
 from meshq.peer.core.group_parts import GroupParts
 from meshq.peer.core.grouping import Grouping
+from meshq.peer.core.health import Health
 from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
@@ -82,6 +84,7 @@ from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.mending import Mending
 from meshq.peer.core.naming import Naming
+from meshq.peer.core.pacing import Pacing
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing
 from meshq.peer.core.reading import Reading
@@ -142,6 +145,7 @@ class PeerCore:
             ctx.count,
         )
         self.publishing = Publishing(ctx, self.slots)
+        self.slots.pacing = Pacing(ctx.settings.move_bytes_s)
         self.slots.on_stored, self.slots.on_refused = self._on_stored, self._on_refused
         self.consuming = Consuming(ctx, self.slots, rng)
         self.slots.on_group = self.consuming.desks.on_applied
@@ -154,6 +158,8 @@ class PeerCore:
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
         self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
         self.membership = MembershipView(ctx, self.links, self.liveness)
+        self.clocks = Clocks(ctx, self.membership.journal)
+        ctx.clock_trusted = self.clocks.is_trusted
         self.changes = Changes(self)
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
@@ -165,12 +171,15 @@ class PeerCore:
         self.mending = Mending(ctx, self.slots, fan_out)
         self.fetching = Fetching(ctx, self.slots, self.reading, self.consuming, self.mending)
         self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
+        self.health = Health(ctx, self.slots, self.placing, fan_out)
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
             self.mending,
             self.declared,
             Grouping(ctx, fan_out, self.registrar, GroupParts(ctx, self.slots, self.consuming.desks)),
+            self.health,
+            self.clocks,
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0
@@ -186,6 +195,7 @@ class PeerCore:
         """What this peer keeps for itself; before any slot. Raises: StoreCorrupt."""
         self.disks.restore(rows)
         self.slots.frozen = self.disks.is_rolled_back
+        self.clocks.restore(rows)
 
     def restore_slot(
         self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Tail, aside: Mapping[bytes, bytes]
@@ -203,6 +213,7 @@ class PeerCore:
         self._set_time(now, wall_ms)
         self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
+        self.clocks.start()
         self.tell_peers()
         self.slots.hosting.begin([SYSTEM_SLOT], now=now)
         self.slots.hosting.begin((Slot(i) for i in range(self.ctx.registry.slots)), now=now)
@@ -211,7 +222,8 @@ class PeerCore:
 
     def _set_time(self, now: float, wall_ms: int) -> None:
         self.ctx.now, self.ctx.wall_ms = now, wall_ms
-        self.slots.now, self.slots.wall_ms, self.ctx.disk.now = now, wall_ms, now
+        self.ctx.mesh_ms = self.clocks.on_time(now, wall_ms)
+        self.slots.now, self.slots.wall_ms, self.ctx.disk.now = now, self.ctx.mesh_ms, now
 
     def tell_peers(self) -> None:
         self.liveness.on_peers_changed()
@@ -306,6 +318,8 @@ class PeerCore:
         self.changes.tick()
         self.absences.tick()
         self.declared.tick()
+        self.health.tick()
+        self.clocks.tick()
         self.placing.tick()
         self.leaving.tick()
         self.draining.tick()
@@ -332,6 +346,7 @@ class PeerCore:
         """Write all state rows (before a clean stop)."""
         self._set_time(now, wall_ms)
         self.slots.saving.checkpoint_all()
+        self.clocks.save()
         return self._take()
 
     def _take(self) -> list[Effect]:
@@ -391,6 +406,7 @@ class PeerCore:
 
     def _on_welcome(self, peer: PeerId, message: Welcome) -> None:
         self.disks.judge(peer, message.disk, message.epoch, message.boot)
+        self.clocks.on_heard(peer, message.now_ms)
         if message.rolled_back:
             self.disks.on_told(peer)
 
@@ -423,7 +439,8 @@ class PeerCore:
                 if not self.registrar.on_answer(message):
                     self.admin.on_answer(peer, message)
             case Pong():
-                self.links.on_pong(peer, message.token)
+                round_trip_s = self.links.on_pong(peer, message.token)
+                self.clocks.on_heard(peer, message.now_ms, round_trip_s=round_trip_s)
             case _:
                 pass  # Routes: every peer computes its own
 

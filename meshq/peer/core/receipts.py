@@ -73,12 +73,13 @@ class Receipts:
 
     def _refuse_for_good(self, info: TopicInfo) -> None:
         """Raises: NotEnoughCopies where the mesh has too few peers, so that waiting for some is in vain."""
-        peers = self.ctx.registry.ring_peers()
-        if len(peers) < info.copies_min:
+        count, name = len(self.ctx.registry.ring_peers()), info.name
+        if count < info.copies_min:
+            there_are = f"{count} {'peer' if count == 1 else 'peers'}"
             raise NotEnoughCopies(
-                f"topic {info.name!r} wants {info.copies_min} copies of a record (its `copies_min`), and "
-                f"the mesh has {len(peers)} {'peer' if len(peers) == 1 else 'peers'} that could keep one: "
-                f"add peers (`meshq invite`) or want fewer: `meshq topic set {info.name} --copies-min {len(peers)}`",
+                f"topic {name!r} wants {info.copies_min} copies of a record (its `copies_min`), and the mesh "
+                f"has {there_are} that could keep one: add peers (`meshq invite`) or want fewer: "
+                f"`meshq topic set {name} --copies-min {count}`",
                 retry_after_ms=1_000,
             )
 
@@ -161,7 +162,9 @@ class Receipts:
             self._mirrors.pop(host.slot, None)
             return None
         mirrors = self._mirrors.setdefault(host.slot, Mirrors())
-        mirrors.look(replica.config, match, replica.commit_index, self._there(), now=self.ctx.now)
+        older = replica.catching_up()
+        there = self._there()
+        mirrors.look(replica.config, match, replica.commit_index, there, now=self.ctx.now, older=older)
         return mirrors
 
     def _there(self) -> set[PeerId]:
