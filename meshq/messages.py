@@ -272,7 +272,7 @@ class Unread(Message, frozen=True, tag=35):
 
 
 # ------------------------------------------------------------------------------------------- groups
-QUEUE, ORDERED = 1, 2  # modes
+QUEUE, ORDERED, KEYED = 1, 2, 3  # modes
 ACK, NACK, RELEASE, EXTEND, REJECT = 0, 1, 2, 3, 4  # verdicts
 
 

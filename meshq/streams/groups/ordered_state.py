@@ -22,6 +22,7 @@ from meshq.streams.groups.words import (
     Mode,
     Op,
     Open,
+    Pass,
     Range,
     Redrive,
     Reset,
@@ -71,6 +72,8 @@ class OrderedState:
                 return tuple(
                     (first, end) for first, end, lease in op.ranges if not self._settle(op, end, lease)
                 )
+            case Pass():
+                return ((op.first, op.end),)
             case Reset():
                 self.next, self.tries = op.start, 0
                 self.holder, self.lease, self.before = b"", 0, (b"", 0, 0)

@@ -23,6 +23,7 @@ LEADER: Final = b""  # in the place of a member: the leader itself, whose word n
 class Mode(IntEnum):
     QUEUE = 1  # any record to any member
     ORDERED = 2  # a partition is with one member
+    KEYED = 3  # as QUEUE, but the records of one key are with one member at a time, in order
 
 
 class Verdict(IntEnum):
@@ -90,7 +91,15 @@ class Assign(msgspec.Struct, frozen=True, array_like=True, tag=8):
     member: bytes
 
 
-Op = Open | Grant | Settle | Bury | Reset | Redrive | Delete | Assign
+class Pass(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Keyed groups: these records, the next ones, are taken up, each for when its key is free. What of them
+    is granted is granted behind this."""
+
+    first: int
+    end: int
+
+
+Op = Open | Grant | Settle | Bury | Reset | Redrive | Delete | Assign | Pass
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):
