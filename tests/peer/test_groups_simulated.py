@@ -213,8 +213,7 @@ def check_seed(seed: int, kind: type[Worker] = Worker) -> tuple[World, History, 
 
 def test_dead_letters_travel_in_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots.squeeze(monkeypatch.setattr)
-    for seed in (2, 5, 8):
-        check_seed(seed)
+    check_seed(5)
 
 
 @pytest.mark.parametrize("seed", range(12))
