@@ -173,6 +173,7 @@ class Host:
     # ------------------------------------------------------------------------------- life and death
     def start(self) -> None:
         self.up, self.run = True, self.run + 1
+        self.disk.refuses = False
         self.disk.epoch += 1
         self.pipes.clear()
         self.links.clear()
@@ -315,6 +316,10 @@ class Host:
                     else:
                         data = messages.encode(effect.message)
                         pipe.send(messages.decode_answer(data), tuple(bytes(p) for p in effect.payloads))
+                case e.Persist() if self.disk.refuses:
+                    pass
+                case e.ResumeWrites():
+                    self.disk.refuses = False
                 case e.Persist():
                     self.disk.waiting.append(effect.write)
                     if len(self.disk.waiting) == 1:
@@ -357,6 +362,7 @@ class Host:
             return
         if self.disk.full:
             self.disk.waiting.clear()
+            self.disk.refuses = True
             self.tell(e.WritesFailed(DiskFull("the disk is full"), 0))
         else:
             self.tell(e.WritesDone(self.disk.sync(), ROOM))
