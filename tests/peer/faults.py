@@ -74,7 +74,7 @@ class Nemesis:
         self.world.tcp_cut.clear()
         self.world.udp_cut.clear()
         for host in self.world.hosts:
-            host.paused_until = self.world.now
+            host.paused_until = min(host.paused_until, self.world.now)
             host.disk.full, host.slow_s, host.tears = False, 0.0, False
             host.clock_ms = 0
             if not host.up and not host.has_left:
@@ -92,7 +92,8 @@ class Nemesis:
 
     # ------------------------------------------------------------------------------------- processes
     def pause(self, host: Host) -> None:
-        host.paused_until = self.world.now + self.rng.choice((0.1, 0.5, 2.0)) * self.rng.random()
+        until = self.world.now + self.rng.choice((0.1, 0.5, 2.0)) * self.rng.random()
+        host.paused_until = max(host.paused_until, until)
 
     def clocks(self, host: Host) -> None:
         host.clock_ms += self.rng.randint(-30_000, 30_000)

@@ -160,6 +160,7 @@ class Host:
         self.clock_ms = 0  # how far its wall clock is off
         self.rate, self.ahead_s = 1.0, 0.0  # of its own clock
         self.paused_until = 0.0  # it stands still, and hears the rest afterwards
+        self._unheard: deque[e.Event] = deque()
         self.slow_s = 0.0  # how much longer its disk takes
         self.keeps = self.tears = False  # what a crash does to what is not synced
         self.stopped_by: MeshqError | None = None  # by its own word, and it is not started again
@@ -174,6 +175,7 @@ class Host:
     def start(self) -> None:
         self.up, self.run = True, self.run + 1
         self.disk.refuses = False
+        self._unheard.clear()
         self.disk.epoch += 1
         self.pipes.clear()
         self.links.clear()
@@ -290,10 +292,26 @@ class Host:
             self._tick(run)
 
     def tell(self, event: e.Event) -> None:
-        if self.up and self.world.now < self.paused_until:
-            run = self.run
-            self.world.at(self.paused_until - self.world.now, lambda: self._answer(run, event))
+        if self.up and (self.world.now < self.paused_until or self._unheard):
+            self._unheard.append(event)
+            if len(self._unheard) == 1:
+                self._hear_later()
         elif self.up:
+            self._handle(event)
+
+    def _hear_later(self) -> None:
+        run = self.run
+        self.world.at(max(self.paused_until - self.world.now, 0.0), lambda: self._hear(run))
+
+    def _hear(self, run: int) -> None:
+        """It goes on, with what came while it stood still, in that order."""
+        while self.up and run == self.run and self._unheard and self.world.now >= self.paused_until:
+            self._handle(self._unheard.popleft())
+        if self.up and run == self.run and self._unheard:
+            self._hear_later()
+
+    def _handle(self, event: e.Event) -> None:
+        if self.up:
             try:
                 effects = self.core.handle(event, now=self.local(), wall_ms=self.wall_ms())
             except StoreError:  # the peer stops, and is started again as systemd does it
