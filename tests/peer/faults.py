@@ -141,8 +141,8 @@ class Nemesis:
     def _look(self, a: Host, b: Host) -> None:
         world = self.world
         away = not b.up or world.now < b.paused_until
-        udp = away or world.is_cut(world.udp_cut, a, b)
-        tcp = away or world.is_cut(world.tcp_cut, a, b)
+        udp = away or world.is_cut(world.udp_cut, a.identity, b.identity)
+        tcp = away or world.is_cut(world.tcp_cut, a.identity, b.identity)
         since = self._lost_since.get((a, b))
         if not udp:
             if self._lost_since.pop((a, b), None) is not None:

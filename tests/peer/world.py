@@ -115,10 +115,9 @@ class World:
         return WALL_MS + int(self.now * 1000) + self.wall_offset_ms
 
     @staticmethod
-    def is_cut(cut: set[tuple[str, str]], a: Host, b: Host) -> bool:
+    def is_cut(cut: set[tuple[str, str]], a: Identity, b: Identity) -> bool:
         """In one direction at least."""
-        names = a.identity.name, b.identity.name
-        return names in cut or names[::-1] in cut
+        return (a.name, b.name) in cut or (b.name, a.name) in cut
 
     def host_of(self, key: bytes) -> Host:
         return next(h for h in self.hosts if h.identity.curve_public == key)
@@ -433,7 +432,7 @@ class Host:
         if not other.up:
             self.tell(e.LinkDown(peer, "refused"))
             return
-        if self.world.is_cut(self.world.tcp_cut, self, other):
+        if self.world.is_cut(self.world.tcp_cut, self.identity, other.identity):
             self.world.at(UNANSWERED_S, lambda: self._answer(run, e.LinkDown(peer, "no answer")))
             return
         session = (e.PEERS, self.world.rng.randbytes(5))
@@ -572,7 +571,7 @@ class Client:
         if not host.up:
             self.tell(facts.LinkDown(key, "refused"))
             return
-        if self.world.is_cut(self.world.tcp_cut, self.world.host_of(self.key), host):
+        if self.world.is_cut(self.world.tcp_cut, self.home, host.identity):
             self.world.at(UNANSWERED_S, lambda: self.tell(facts.LinkDown(key, "no answer")))
             return
         session = (e.CLIENTS, self.world.rng.randbytes(5))
