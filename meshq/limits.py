@@ -57,6 +57,11 @@ PRODUCERS_PER_SLOT_MAX = _limit("PRODUCERS_PER_SLOT_MAX", 20_000, "producer and 
 OUTBOXES_PER_SLOT_MAX = _limit("OUTBOXES_PER_SLOT_MAX", 10_000, "of those, outboxes", "`Overloaded` to new outboxes, which wait")
 PRODUCER_BUFFER_BYTES = _limit("PRODUCER_BUFFER_BYTES", 32 * MIB, "records a producer holds unacknowledged (setting `buffer_bytes`)", "`send` raises `Overloaded`, `await ready()` waits")
 
+# Outboxes
+OUTBOX_BYTES_MAX = _limit("OUTBOX_BYTES_MAX", GIB, "what an outbox holds on its own disk (setting `outbox_bytes`)", "`OutboxFull`")
+OUTBOX_TOPICS_MAX = _limit("OUTBOX_TOPICS_MAX", 1_000, "topics of one outbox", "`OutboxFull`")
+OUTBOX_BUFFER_BYTES = _limit("OUTBOX_BUFFER_BYTES", 32 * MIB, "records on their way to an outbox's disk", "`Overloaded`; `await ready()` waits")
+
 # Groups
 GROUP_BYTES_MAX = _limit("GROUP_BYTES_MAX", 64, "a group's name", "`UsageError`")
 GROUP_PENDING_MAX = _limit("GROUP_PENDING_MAX", 16_384, "records of one partition that a group has handed out and that are not acknowledged", "no new ones are handed out; those that come back are")
@@ -66,6 +71,7 @@ ORDERED_MEMBERS_MAX = _limit("ORDERED_MEMBERS_MAX", 128, "members of one ordered
 GROUPS_PER_SLOT_MAX = _limit("GROUPS_PER_SLOT_MAX", 10_000, "groups of one slot, counted by partition", "`Overloaded`")
 ACK_WAIT_MS_MAX = _limit("ACK_WAIT_MS_MAX", 12 * 3_600_000, "how long a record may be out before it is handed out again (setting `ack_wait`), and the longest delay of a `nack`", "`UsageError`")
 
+GROUP_QUESTIONS_MAX = _limit("GROUP_QUESTIONS_MAX", 256, "questions about groups, and changes of them, that wait at one peer", "`Overloaded`")
 SETTLE_RANGES_MAX = _limit("SETTLE_RANGES_MAX", 32_768, "ranges of records that are settled by one message", "`Overloaded` for the rest of them")
 REASON_CHARS_MAX = _limit("REASON_CHARS_MAX", 256, "characters of the reason for which a record is rejected", "`UsageError`")
 
