@@ -143,6 +143,7 @@ def test_every_fault_strikes_and_most_records_get_through() -> None:
     accepted = total = mended = 0
     for seed in range(0, 32, 4):
         played = play(seed)
+        played.nemesis.mend(played.partitions())
         struck.update(played.nemesis.struck)
         results = [c.results[t] for c, s in zip(played.writers, played.sent, strict=True) for t in s]
         total += len(results)
