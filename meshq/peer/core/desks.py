@@ -161,6 +161,8 @@ class Desks:
             return
         desk = part.desk
         if desk is None:
+            if self.slots.hosts[part.slot].stream.groups.get(part.key) is None:
+                return  # it was behind a deletion in the log, and is not what begins the group again
             desk = self._make_desk(part)
             self.on_opened(part)
         if part.burial is not None and part.burial.index == applied.index:

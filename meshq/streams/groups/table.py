@@ -65,7 +65,7 @@ class GroupTable:
 
     def _apply(self, key: GroupKey, op: object, index: int) -> tuple[Range, ...] | None:
         state = self._states.get(key)
-        if isinstance(op, Open) and state is None:
+        if isinstance(op, Open) and state is None and op.start >= 0:
             self._states[key] = OrderedState(op) if op.mode == Mode.ORDERED else GroupState(op)
             return ()
         if isinstance(op, Delete):
