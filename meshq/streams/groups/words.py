@@ -37,8 +37,8 @@ class Verdict(IntEnum):
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """The group begins at `start`, if it is not there; if it is, it goes on with these settings.
 
-    With a negative `start` (ONLY_SETTINGS) it begins nowhere: a member that wants other settings must not make
-    a group again whose deletion is ahead of it in the log.
+    With a negative `start` (ONLY_SETTINGS) it begins nowhere: who wants other settings must not make a group
+    again whose deletion is ahead of that in the log.
     """
 
     mode: int
