@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
 from meshq.batch import Buffer
 from meshq.errors import StoreCorrupt
@@ -36,6 +36,8 @@ class EntryKind(IntEnum):
     NOOP = 4  # a new leader's first: what came before it is decided with it
     CONFIG = 5  # who belongs to the slot, from this entry on
     GROUP = 6  # what happened to a group in one partition
+    RETAIN = 7  # a partition begins later now: what is before that has expired
+    COMPACT = 8  # a stretch of a partition is less than it was: what later records replace has gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,19 @@ class StoredBatch:
     count: int
     timestamp_ms: int
     data: bytes
+
+
+class Mark(NamedTuple):
+    """A stored batch, without what is in it."""
+
+    base_offset: int
+    count: int  # type: ignore[assignment]  # the field's word, over tuple.count
+    timestamp_ms: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.base_offset + self.count
 
 
 ASIDE_ROW: Final = b"r"  # rows aside under this prefix are the state that a snapshot brings

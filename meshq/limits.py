@@ -48,6 +48,11 @@ LEFT_PEERS_KEPT = _limit("LEFT_PEERS_KEPT", 1_000, "peers that have left, and ar
 CLIENTS_MAX = _limit("CLIENTS_MAX", 100_000, "registered clients of a mesh", "`Overloaded`")
 CAPABILITIES_MAX = _limit("CAPABILITIES_MAX", 64, "capabilities in one certificate", "`UsageError`")
 
+# Retention
+RETAIN_AGE_MS_MIN = _limit("RETAIN_AGE_MS_MIN", 1_000, "shortest age (ms) that a topic's records, or its tombstones, may be kept", "`UsageError`")
+RETAIN_AGE_MS_MAX = _limit("RETAIN_AGE_MS_MAX", 100 * 365 * 86_400_000, "longest age (ms) that can be set", "`UsageError`: without a limit they are kept for ever")
+TOMBSTONE_AGE_MS = _limit("TOMBSTONE_AGE_MS", 86_400_000, "how long (ms) a compacted topic keeps tombstones (default of the topic setting)", "they go with the next compaction")
+
 # Producers
 PRODUCER_RECEIPTS_KEPT = _limit("PRODUCER_RECEIPTS_KEPT", 32, "batches of one producer and partition whose receipts are kept; also its in-flight bound", "older repeats: `OutOfOrderSequence`")
 PRODUCER_IDLE_MS = _limit("PRODUCER_IDLE_MS", 15 * 60_000, "how long an idle producer's sequence is remembered", "`UnknownProducer`")

@@ -25,6 +25,7 @@ from meshq.client.group import GroupRecord
 from meshq.client.mesh import Mesh
 from meshq.client.records import Record
 from meshq.client.subscription import Subscription
+from meshq.errors import RecordsExpired
 from meshq.topics import check_pattern
 
 Start = Literal["latest", "earliest"] | int | datetime
@@ -140,7 +141,11 @@ async def _print(
     progress = Progress(wanted=not sys.stdout.isatty())
     records = size = 0
     while left is None or left > 0:
-        taken = await subscription.take(left)
+        try:
+            taken = await subscription.take(left)
+        except RecordsExpired as e:
+            click.echo(f"meshq: note: {e}", err=True)
+            continue
         if left is not None:
             left -= len(taken)
         data = show(taken)

@@ -46,6 +46,7 @@ from meshq.errors import RemoteProtocolError
 from meshq.messages import (
     Answer,
     Deliver,
+    Expired,
     Failure,
     HandOut,
     Pong,
@@ -156,6 +157,9 @@ class ClientCore:
                     self._consuming.on_hand_out(key, message, event.payloads)
                 except RemoteProtocolError as e:
                     self._routing.drop(key, f"it pushed what cannot be read: {e}", now)
+            case Expired():
+                self._reading.on_expired(key, message)
+                self._consuming.on_expired(key, message)
             case Settled():
                 self._consuming.on_answers(message)
             case Failure():

@@ -32,6 +32,7 @@ from meshq.client.facts import (
     Received,
     Send,
     Settle,
+    TellExpired,
     Ticked,
 )
 from meshq.errors import MeshqError, RemoteProtocolError, Unavailable
@@ -89,6 +90,8 @@ class Sink(Protocol):
     def handed(self, hand: Hand) -> None: ...
 
     def placed(self, place: Place) -> None: ...
+
+    def expired(self, told: TellExpired) -> None: ...
 
     def ended(self, error: MeshqError) -> None: ...
 
@@ -200,6 +203,9 @@ class ClientDriver:
             case Place():
                 if (sink := self._sinks.get(effect.sub)) is not None:
                     sink.placed(effect)
+            case TellExpired():
+                if (sink := self._sinks.get(effect.sub)) is not None:
+                    sink.expired(effect)
             case EndSubscription():
                 if (sink := self._sinks.pop(effect.sub, None)) is not None:
                     sink.ended(effect.error)

@@ -272,6 +272,17 @@ class Hand:
 
 
 @dataclass(frozen=True, slots=True)
+class TellExpired:
+    """`count` records below `next` went by retention before this subscription (or its group) had them."""
+
+    sub: int
+    topic: str
+    partition: int
+    count: int
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
 class EndSubscription:
     """The mesh refuses it."""
 
@@ -279,4 +290,6 @@ class EndSubscription:
     error: MeshqError
 
 
-Effect = OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | EndSubscription
+Effect = (
+    OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | TellExpired | EndSubscription
+)  # fmt: skip

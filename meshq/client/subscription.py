@@ -20,10 +20,11 @@ from meshq.client.facts import (
     Place,
     Start,
     SubscribeRequested,
+    TellExpired,
     Unsubscribed,
 )
 from meshq.client.records import Record
-from meshq.errors import MeshqError, Unavailable
+from meshq.errors import MeshqError, RecordsExpired, Unavailable
 from meshq.limits import MIB
 
 CREDIT_BYTES: Final = 8 * MIB
@@ -35,7 +36,9 @@ class Subscription:
     """Made by `Mesh.subscribe`: `async for record in subscription`. To be used on the loop's thread.
 
     Iterating raises what the mesh refuses it with (Forbidden), RemoteProtocolError for a batch that cannot be
-    read, and ends when it was closed. As a context manager it closes itself.
+    read, and ends when it was closed. It raises RecordsExpired where records went by their topic's retention
+    before they came here: it says how many, and iterating again goes on behind them. As a context manager it
+    closes itself.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Subscription:
         self.pattern = pattern
         self._driver = driver
         self._sub = driver.draw_number()
-        self._batches: deque[Hand] = deque()  # bounded by the credit
+        self._batches: deque[Hand | TellExpired] = deque()  # bounded by the credit
         self._records: list[Record] = []  # of the batch being handed out, last one first
         self._taken: Hand | None = None  # that batch
         self._positions: dict[tuple[str, int], int] = {}
@@ -131,6 +134,10 @@ class Subscription:
         if not any(h.topic == place.topic and h.partition == place.partition for h in self._batches):
             self._positions[place.topic, place.partition] = place.offset
 
+    def expired(self, told: TellExpired) -> None:
+        self._batches.append(told)
+        self._wake()
+
     def ended(self, error: MeshqError) -> None:
         if not self._closed:
             self._error = error
@@ -148,7 +155,7 @@ class Subscription:
                 raise StopAsyncIteration
             if self._batches:
                 if not self._records:  # another task may have been here meanwhile
-                    self._open(self._batches.popleft())
+                    self._next(self._batches.popleft())
             elif self._error is not None:
                 raise type(self._error)(str(self._error))
             else:
@@ -158,6 +165,20 @@ class Subscription:
         future = self._driver.loop.create_future()
         self._waiting.append(future)
         await future
+
+    def _next(self, item: Hand | TellExpired) -> None:
+        if isinstance(item, Hand):
+            self._open(item)
+            return
+        self._positions[item.topic, item.partition] = item.next
+        raise RecordsExpired(
+            f"{item.count} records of {item.topic}/{item.partition} before offset {item.next} went by its "
+            "retention before they were read here; the subscription goes on from there",
+            topic=item.topic,
+            partition=item.partition,
+            count=item.count,
+            next=item.next,
+        )
 
     def _open(self, hand: Hand) -> None:
         self._taken = hand

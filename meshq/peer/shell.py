@@ -56,6 +56,7 @@ from meshq.peer.core.events import (
     SendSession,
     SessionClosed,
     Settle,
+    SurveyBatches,
     TellMembership,
     TellRolledBack,
     Ticked,
@@ -218,7 +219,12 @@ class PeerShell:
         )
         restore(self.core, self.store)
         self.disk = DiskShell(
-            self.store, self._loop, self.tell, self._fail, lambda read: is_awaited(self.core, read)
+            self.store,
+            self._loop,
+            self.tell,
+            self._fail,
+            is_awaited=lambda read: is_awaited(self.core, read),
+            has_gone=self.core.slots.has_gone,
         )
 
     def _make_gateway(self, context: Any) -> None:
@@ -353,8 +359,10 @@ class PeerShell:
                     self.disk.read_rows(effect)
                 case ReadPayloads():
                     self.disk.read_payloads(effect)
+                case SurveyBatches():
+                    self.disk.survey(effect)
                 case DeletePayloads():
-                    self.disk.delete(effect.slot, effect.partition)
+                    self.disk.delete(effect.slot, effect.partition, effect.below)
                 case OpenLink():
                     self.links.open(effect)
                 case CloseLink():

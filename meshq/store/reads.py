@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshq.batch import HEADER_BYTES, Buffer, read_header
-from meshq.entries import ASIDE_ROW, GENESIS_CHAIN, Entry, PayloadKey, StoredBatch, decode_entry, follows
+from meshq.entries import (
+    ASIDE_ROW,
+    GENESIS_CHAIN,
+    Entry,
+    Mark,
+    PayloadKey,
+    StoredBatch,
+    decode_entry,
+    follows,
+)
 from meshq.errors import RemoteProtocolError, StoreCorrupt, UsageError
 from meshq.ids import PartitionKey, Slot
 from meshq.store.environment import Databases
@@ -100,10 +109,15 @@ def read_rows(dbs: Databases, slot: Slot) -> dict[bytes, bytes]:
 
 
 def read_payload(dbs: Databases, key: PayloadKey) -> bytes:
-    """The payload under exactly this key. Raises: StoreCorrupt when it is not there, or not sound."""
+    """The payload under exactly this key; empty where one that had expired was left out when it was sent.
+
+    Raises: StoreCorrupt when it is not there, or not sound.
+    """
     name = payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count)
     with dbs.env.begin(buffers=True) as txn:
         data = txn.get(name, db=dbs.payloads)
+        if data is not None and not len(data):
+            return b""
         wanted = BatchKey(key.base_offset, key.timestamp_ms, key.count)
         fault = "it is not there" if data is None else _fault_of(data, wanted)
         if data is None or fault:
@@ -163,6 +177,17 @@ def read_batches(
             batches.append(StoredBatch(partition, key.base_offset, key.count, key.timestamp_ms, bytes(data)))
             key = parse_payload_key(partition, cursor.key()) if cursor.next() else None
     return batches
+
+
+def survey(dbs: Databases, partition: PartitionKey, offset: int, *, count_max: int) -> list[Mark]:
+    """What is stored, from the batch that holds `offset` on (or the next one there is): so many at most."""
+    marks: list[Mark] = []
+    with _cursor(dbs, dbs.payloads) as cursor:
+        key = _seek_batch(cursor, partition, offset)
+        while key is not None and len(marks) < count_max:
+            marks.append(Mark(key.base_offset, key.count, key.timestamp_ms, len(cursor.value())))
+            key = parse_payload_key(partition, cursor.key()) if cursor.next() else None
+    return marks
 
 
 def first_offset(dbs: Databases, partition: PartitionKey) -> int | None:

@@ -54,6 +54,16 @@ class Push:
     batches: tuple[Pushed, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Records [first, end) expired before this reader had them: it goes on at `end`."""
+
+    sub: SubKey
+    partition: PartitionKey
+    first: int
+    end: int
+
+
 @dataclass(slots=True)
 class _Reader:
     position: int
@@ -66,7 +76,7 @@ class _Subscription:
     records: int = 0
     readers: dict[PartitionKey, _Reader] = field(default_factory=dict)
     behind: OrderedDict[PartitionKey, None] = field(default_factory=OrderedDict)
-    going: list[Pushed] = field(default_factory=list)
+    going: list[Pushed | Skip] = field(default_factory=list)
     asked: list[Fetch] = field(default_factory=list)  # fetches under way, at most PUSH_BATCHES_MAX
     asked_bytes: int = 0  # what they may bring: counts against the credit before it comes
 
@@ -118,6 +128,19 @@ class Deliveries:
                 self._collect(sub, s, reader, item, count)
             else:
                 s.behind[partition] = None
+
+    def on_expired(self, partition: PartitionKey, low: int) -> list[Fetch]:
+        """The partition begins here now: who has not read so far is told what it missed."""
+        fetches: list[Fetch] = []
+        for sub, reader in self._of_partition.get(partition, {}).items():
+            if reader.position < low:
+                s = self._subs[sub]
+                s.going.append(Skip(sub, partition, reader.position, low))
+                self._ready[sub] = None
+                reader.position, reader.fetching = low, False  # what is being fetched is void
+                s.behind[partition] = None
+                fetches += self._advance(sub, s)
+        return fetches
 
     def is_awaited(self, fetch: Fetch) -> bool:
         """False when it was unread meanwhile, or read again from elsewhere: whatever came of it is void."""
@@ -181,18 +204,25 @@ class Deliveries:
     def count(self) -> int:
         return sum(len(s.readers) for s in self._subs.values())
 
-    def take_pushes(self) -> list[Push]:
-        """Everything collected since the last call, in as few messages as the limits allow."""
-        pushes: list[Push] = []
+    def take_pushes(self) -> list[Push | Skip]:
+        """Everything collected since the last call, in its order, in as few messages as the limits allow."""
+        pushes: list[Push | Skip] = []
         for sub in self._ready:
             s = self._subs[sub]
-            start, size = 0, 0
-            for i, batch in enumerate(s.going):
-                if i > start and (i - start >= PUSH_BATCHES_MAX or size + len(batch.data) > PUSH_BYTES):
-                    pushes.append(Push(sub, tuple(s.going[start:i])))
-                    start, size = i, 0
-                size += len(batch.data)
-            pushes.append(Push(sub, tuple(s.going[start:])))
+            batches: list[Pushed] = []
+            size = 0
+            for item in s.going:
+                over = isinstance(item, Skip) or size + len(item.data) > PUSH_BYTES
+                if batches and (over or len(batches) >= PUSH_BATCHES_MAX):
+                    pushes.append(Push(sub, tuple(batches)))
+                    batches, size = [], 0
+                if isinstance(item, Skip):
+                    pushes.append(item)
+                else:
+                    batches.append(item)
+                    size += len(item.data)
+            if batches:
+                pushes.append(Push(sub, tuple(batches)))
             s.going.clear()
         self._ready.clear()
         return pushes

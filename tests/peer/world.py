@@ -20,7 +20,7 @@ from meshq import messages
 from meshq.batch import read_header, read_records
 from meshq.client import facts
 from meshq.client.core import ClientCore
-from meshq.entries import ASIDE_ROW, Entry, Payload, PayloadKey, StoredBatch, Write
+from meshq.entries import ASIDE_ROW, Entry, Mark, Payload, PayloadKey, StoredBatch, Write
 from meshq.errors import DiskFull, StoreCorrupt, StoreError
 from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, PeerId, Slot
 from meshq.peer.core import events as e
@@ -55,10 +55,10 @@ class Disk:
     epoch: int = 0
     damaged: set[tuple[Slot, int]] = field(default_factory=set)  # entries that cannot be read
 
-    def item(self, entry: Entry) -> Item:
-        """The entry with its payload."""
+    def item(self, entry: Entry, has_gone: Callable[[Entry], bool] = lambda _: False) -> Item:
+        """The entry with its payload, if that has not gone by retention."""
         key = payload_key_of(entry)
-        if key is None:
+        if key is None or has_gone(entry):
             return Item(entry)
         stored = self.payloads[key.partition]
         found = [p for p in stored if where_of(p) == where_of(key)]
@@ -358,6 +358,8 @@ class Host:
                     self.world.at(0.001, lambda p=effect.peer: self._link(p, run))
                 case e.CloseLink():
                     self._let_go(effect.peer)
+                case e.SurveyBatches():
+                    self.world.at(0.0005, lambda x=effect: self._survey(x, run))
                 case e.DeletePayloads():
                     self.world.at(self.world.rng.uniform(0.001, 0.1), lambda x=effect: self._delete(x, run))
                 case e.PeerLeft():
@@ -397,7 +399,7 @@ class Host:
         log = self.disk.log[read.slot]
         found = []
         for i in itertools.takewhile(log.__contains__, itertools.count(read.prev.index + 1)):
-            found.append(self.disk.item(log[i]))
+            found.append(self.disk.item(log[i], lambda x: self.core.slots.has_gone(read.slot, x)))
         self._answer(run, e.SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(found[:64]))))
 
     def _answer(self, run: int, event: e.Event) -> None:
@@ -415,6 +417,15 @@ class Host:
                     data = bytes(p.data)
                     found.append(StoredBatch(p.partition, p.base_offset, p.count, p.timestamp_ms, data))
         self._answer(run, e.PayloadsRead(read.slot, read.to, found, True))
+
+    def _survey(self, s: e.SurveyBatches, run: int) -> None:
+        stored = sorted(self.disk.payloads[s.partition], key=lambda p: p.base_offset)
+        marks = [
+            Mark(p.base_offset, p.count, p.timestamp_ms, len(p.data))
+            for p in stored
+            if p.base_offset + p.count > s.offset
+        ]
+        self._answer(run, e.BatchesSurveyed(s.slot, s.partition, s.offset, marks[: s.count_max]))
 
     def _seek(self, seek: e.SeekTime, run: int) -> None:
         stored = sorted(self.disk.payloads[seek.partition], key=lambda p: p.base_offset)
@@ -457,8 +468,10 @@ class Host:
 
     def _delete(self, effect: e.DeletePayloads, run: int) -> None:
         if self.up and run == self.run:
-            self.disk.payloads.pop(effect.partition, None)
-            self.tell(e.PayloadsDeleted(effect.slot, effect.partition))
+            below = 1 << 63 if effect.below is None else effect.below
+            stored = self.disk.payloads[effect.partition]
+            stored[:] = [p for p in stored if p.base_offset + p.count > below]
+            self.tell(e.PayloadsDeleted(effect.slot, effect.partition, effect.below))
 
     def drop_session(self, session: tuple[str, bytes]) -> None:
         self.pipes.pop(session, None)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from meshq import limits
 from meshq.errors import Forbidden, MeshqError, UnknownTopic, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Session, TopicId, show_id
 from meshq.messages import Answer, Ask, Failure, TopicInfo
@@ -23,8 +22,9 @@ from meshq.peer.core.recovering import FACTS, SLOTS, Recovering
 from meshq.peer.core.registrar import LEVEL, Registrar
 from meshq.peer.core.sessions import is_peers
 from meshq.peer.core.slots import Slots
+from meshq.peer.core.topic_settings import create_command, describe, set_command
 from meshq.peer.core.whereabouts import Whereabouts
-from meshq.registry.commands import AnyCommand, CreateTopic, DeleteTopic, RegisterClient, SetTopic
+from meshq.registry.commands import AnyCommand, DeleteTopic, RegisterClient
 from meshq.registry.state import CertificateFacts
 from meshq.ring import slot_of
 from meshq.security.authorization import Principal
@@ -147,7 +147,7 @@ class Admin:
             if info is None or not matches(pattern, name):
                 continue
             if principal.may_read(name) or principal.may_publish(name):
-                rows.append(_describe(info))
+                rows.append(describe(info))
                 if len(rows) == PAGE:
                     break
         self.ctx.send(session, Answer(message.request, rows))
@@ -168,7 +168,7 @@ class Admin:
                 owner = registry.peers[self.whereabouts.leader_of(slot)].facts.name
                 known = mine.get(p, {"earliest": None, "end": None, "bytes": None})
                 rows.append({"partition": p, "slot": slot, "owner": owner, **known})
-            self.ctx.send(session, Answer(message.request, {**_describe(info), "partition": rows}))
+            self.ctx.send(session, Answer(message.request, {**describe(info), "partition": rows}))
 
         self.fan_out.ask("offsets", {"topic": info.name}, done)
 
@@ -217,26 +217,20 @@ class Admin:
     # ------------------------------------------------------------------------------------- changing
     def _topic_create(self, session: Session, _: Principal, message: Ask) -> None:
         name = check_topic(_text(message, "topic"))
-        partitions = _number(message, "partitions", self.ctx.settings.partitions, limits.PARTITIONS_MAX)
-        size = _record_bytes(message, self.ctx.settings.record_bytes_max)
-        copies = self._copies_min(message, 1)
-        command = CreateTopic(name, self.ctx.random_id(), partitions, size, copies)
+        command = create_command(
+            message,
+            name,
+            self.ctx.random_id(),
+            partitions=self.ctx.settings.partitions,
+            record_bytes_max=self.ctx.settings.record_bytes_max,
+            replicas=self.ctx.registry.replicas,
+        )
         self._commit(session, message, command, name)
 
     def _topic_set(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
-        args = message.args
-        partitions = (
-            _number(message, "partitions", 1, limits.PARTITIONS_MAX) if "partitions" in args else None
-        )
-        size = _record_bytes(message, 1) if "record_bytes_max" in args else None
-        copies = self._copies_min(message, 1) if "copies_min" in args else None
-        if partitions is None and size is None and copies is None:
-            raise UsageError("nothing to set: give `partitions`, `record_bytes_max` or `copies_min`")
-        self._commit(session, message, SetTopic(info.topic_id, partitions, size, copies), info.name)
-
-    def _copies_min(self, message: Ask, default: int) -> int:
-        return _number(message, "copies_min", default, self.ctx.registry.replicas)
+        command = set_command(message, info.topic_id, replicas=self.ctx.registry.replicas)
+        self._commit(session, message, command, info.name)
 
     def _topic_delete(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
@@ -254,7 +248,7 @@ class Admin:
                 self.ctx.fail(session, message.request, result)
                 return
             info = self.ctx.registry.topic(topic) if topic else None
-            self.ctx.send(session, Answer(message.request, _describe(info) if info else {"version": result}))
+            self.ctx.send(session, Answer(message.request, describe(info) if info else {"version": result}))
 
         self.registrar.propose(command, done)
 
@@ -335,29 +329,8 @@ def _left(peer: PeerId, facts: CertificateFacts) -> dict[str, Any]:
     }
 
 
-def _describe(info: TopicInfo) -> dict[str, Any]:
-    return {
-        "name": info.name,
-        "id": info.topic_id.hex(),
-        "partitions": info.partitions,
-        "record_bytes_max": info.record_bytes_max,
-        "copies_min": info.copies_min,
-    }
-
-
 def _text(message: Ask, name: str, default: str | None = None) -> str:
     value = message.args.get(name, default)
     if not isinstance(value, str):
         raise UsageError(f"`{message.what}` needs `{name}`, a text")
     return value
-
-
-def _number(message: Ask, name: str, default: int, most: int) -> int:
-    value = message.args.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise UsageError(f"`{name}` must be a number from 1 to {most}")
-    return value
-
-
-def _record_bytes(message: Ask, default: int) -> int:
-    return _number(message, "record_bytes_max", default, limits.RECORD_BYTES_CEILING)

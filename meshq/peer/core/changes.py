@@ -39,6 +39,7 @@ class Changes:
                     self.core.ctx.recheck_sessions()
                 case TopicChanged():
                     self.core.naming.on_topic(change.info, gone=False)
+                    self.core.retaining.on_topic(change.info)
                 case TopicRemoved():
                     self._on_topic_removed(change)
                 case _:
@@ -49,6 +50,7 @@ class Changes:
         self.core.naming.on_topic(change.info, gone=True)
         self.core.slots.drop_topic(topic_id)
         self.core.consuming.on_topic_gone(topic_id, change.info.name)
+        self.core.retaining.on_topic_gone(topic_id)
         for partition in self.core.ctx.deliveries.readers_of(topic_id):
             self.core.reading.on_partition_gone(
                 partition, TopicGone(f"topic {change.info.name!r} was deleted")

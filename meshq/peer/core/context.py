@@ -64,6 +64,7 @@ class Context:
     presented: dict[bytes, Certificate] = field(
         default_factory=dict
     )  # shown at the door, not registered here
+    clock_trusted: Callable[[], bool] = lambda: True  # whether this host's clock may decide what expires
     counters: dict[str, int] = field(default_factory=dict)
     outside: dict[str, int] = field(default_factory=dict)  # what the shell counts, for `status`
     _request: int = 0

@@ -41,6 +41,7 @@ from meshq.peer.core.draining import Draining
 from meshq.peer.core.events import (
     PEERS,
     BatchesFetched,
+    BatchesSurveyed,
     Effect,
     Event,
     LinkDown,
@@ -82,6 +83,7 @@ from meshq.peer.core.recovering import Recovering
 from meshq.peer.core.registrar import REGISTRY, Registrar
 from meshq.peer.core.replicating import Replicating
 from meshq.peer.core.requests import Requests
+from meshq.peer.core.retaining import Retaining
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry import commands
@@ -93,7 +95,7 @@ from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Config, Node
 from meshq.replication.system import system_genesis
 from meshq.security.certificates import Certificate
-from meshq.streams.slot import Stored
+from meshq.streams.slot import Retained, Stored
 
 if TYPE_CHECKING:
     import random
@@ -137,6 +139,8 @@ class PeerCore:
         self.slots.on_stored, self.slots.on_refused = self._on_stored, self._on_refused
         self.consuming = Consuming(ctx, self.slots, rng)
         self.slots.on_group = self.consuming.desks.on_applied
+        self.retaining = Retaining(ctx, self.slots)
+        self.slots.on_retained = self._on_retained
         ctx.sessions.on_closed = self._on_session_gone
         self.slots.on_lost = self._on_lost
         self.reading = Reading(ctx, self.slots)
@@ -261,8 +265,10 @@ class PeerCore:
                 self.slots.on_rows_read(event.slot, event.to, event.rows)
             case PayloadsRead():
                 self.slots.on_payloads_read(event)
+            case BatchesSurveyed():
+                self.retaining.on_surveyed(event)
             case PayloadsDeleted():
-                self.slots.on_payloads_deleted(event.slot, event.partition)
+                self.slots.on_payloads_deleted(event)
             case SessionClosed():
                 self.ctx.sessions.close(event.session)
             case MalformedArrived():
@@ -293,6 +299,7 @@ class PeerCore:
         self.draining.tick()
         self.disks.tick()
         self.admin.tick()
+        self.retaining.tick()
         self.ctx.sessions.tick(self.ctx.now)
         self.publishing.receipts.tick()
         if self.ctx.now >= self._recheck_at:
@@ -333,10 +340,17 @@ class PeerCore:
     def _on_stored(self, stored: Stored, payload: Buffer, copies: int) -> None:
         self.publishing.on_stored(stored, payload, copies)
         self.consuming.desks.on_stored(stored, payload)
+        self.retaining.on_stored(stored.partition)
+
+    def _on_retained(self, retained: Retained) -> None:
+        self.reading.on_retained(retained)
+        self.consuming.desks.on_retained(retained)
+        self.retaining.on_retained(retained)
 
     def _on_lost(self, host: Host, error: MeshqError) -> None:
         self.publishing.receipts.on_lost(host, error)
         self.consuming.desks.on_refused(host.slot, error)
+        self.retaining.on_lost(host)
 
     def _on_session_gone(self, session: Session) -> None:
         self.ctx.deliveries.on_session_gone(session)
@@ -389,6 +403,7 @@ class PeerCore:
         if host.leads:
             self.changes.look_for_deleted = True
             self.registrar.doubt_level()
+            self.retaining.on_role(host)
         else:
             self._end_reads_of(host.slot)
             self.consuming.on_slot_lost(host.slot)

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Final
 from meshq.entries import EntryKind
 from meshq.errors import MeshqError, StoreCorrupt
 from meshq.ids import PartitionKey, Ref, Session, Slot
-from meshq.messages import HandItem, HandOut, Settled
+from meshq.messages import Expired, ExpiredItem, HandItem, HandOut, Settled
 from meshq.peer.core.context import Context
 from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime
 from meshq.peer.core.slots import Slots
 from meshq.streams.delivery import Fetch
 from meshq.streams.groups.desk import Hand, Member, QueueDesk, Stock, Want
 from meshq.streams.groups.table import GroupApplied, GroupKey
-from meshq.streams.groups.words import GroupBody, Op, Settle, encode_group
-from meshq.streams.slot import Stored
+from meshq.streams.groups.words import GroupBody, Op, Settle, Told, encode_group
+from meshq.streams.slot import Retained, Stored
 
 if TYPE_CHECKING:
     import random
@@ -52,6 +52,7 @@ class Part:
     asked: list[tuple[Ref, int]] = field(default_factory=list)  # whose they are, with their places in `ops`
     proposed: deque[tuple[int, list[tuple[Ref, int]]]] = field(default_factory=deque)  # by index
     want: Want | None = None
+    told: int = 0  # of the records that expired: it is proposed that members were told of so many
     seek: SeekTime | None = None  # where the group begins is looked up
 
 
@@ -155,12 +156,20 @@ class Desks:
         part.proposed.clear()
         part.ops.clear()
         part.asked.clear()
+        part.told = 0
         if part.desk is not None:
             part.desk.now = self.ctx.now
             part.desk.on_refused()
             for member in part.desk.members.values():
                 self.stir_all(member)
         self.stir(part.key)
+
+    def on_retained(self, retained: Retained) -> None:
+        for part in self.of_partition(retained.partition):
+            if part.desk is not None:
+                if part.desk.on_expired():
+                    part.want = None
+                self.stir(part.key)
 
     def on_stored(self, stored: Stored, payload: Buffer) -> None:
         for part in self.of_partition(stored.partition):
@@ -225,7 +234,7 @@ class Desks:
         if desk is not None:
             desk.now = self.ctx.now
             more, want = desk.take()
-            ops = [*ops, *more]
+            ops = [*ops, *more, *self._tell_expired(part, desk)]
             if want is not None:
                 part.want = want
                 ref = ((GROUPS, part.key.group.encode()), 0)
@@ -241,6 +250,22 @@ class Desks:
             self.ctx.count("group_entries")
         elif part.seek is None and not part.proposed and (desk.is_idle if desk else not part.opening):
             self.drop(part)
+
+    def _tell_expired(self, part: Part, desk: QueueDesk) -> list[Op]:
+        """Of records that nobody will be handed any more, each member that is there hears; if none is, the
+        first one that comes. That they were told is noted behind them: told twice is better than never.
+        """
+        state = desk.state
+        before = max(state.told, part.told)
+        if state.expired <= before or not desk.members:
+            return []
+        part.told = state.expired
+        topic_id, number = part.key.partition
+        item = ExpiredItem(topic_id, number, state.expired - before, state.low)
+        for member in desk.members.values():
+            session, sub = member.ref
+            self.ctx.send(session, Expired(sub, [item]))
+        return [Told(state.expired)]
 
     def flush(self) -> None:
         for session, results in self._settled.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from meshq.batch import Buffer
-from meshq.entries import StoredBatch, Write
+from meshq.entries import Mark, StoredBatch, Write
 from meshq.errors import MeshqError
 from meshq.ids import PartitionKey, PeerId, Session, Slot
 from meshq.messages import AnyMessage, ServerMessage
@@ -101,8 +101,21 @@ class PayloadsRead:
 
 @dataclass(frozen=True, slots=True)
 class PayloadsDeleted:
+    """Those that end at or before `below`; None: all."""
+
     slot: Slot
     partition: PartitionKey
+    below: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchesSurveyed:
+    """What a SurveyBatches asked for."""
+
+    slot: Slot
+    partition: PartitionKey
+    offset: int
+    marks: Sequence[Mark]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +210,7 @@ class Ticked:
 
 Event = (
     MessageArrived | MalformedArrived | SessionClosed | WritesDone | WritesFailed | BatchesFetched
-    | TimeSought | SlotLogRead | RowsRead | PayloadsRead | PayloadsDeleted | LinkUp
+    | TimeSought | SlotLogRead | RowsRead | PayloadsRead | PayloadsDeleted | BatchesSurveyed | LinkUp
     | LinkDown | LinkMessage | MemberSeen | UdpSeen | RoundTripsMeasured | MembershipNoticed
     | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
 )  # fmt: skip
@@ -267,8 +280,21 @@ class ReadPayloads:
 
 @dataclass(frozen=True, slots=True)
 class DeletePayloads:
+    """Those that end at or before `below`; None: all."""
+
     slot: Slot
     partition: PartitionKey
+    below: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyBatches:
+    """Which batches are stored, from the one that holds `offset` on; at most so many."""
+
+    slot: Slot
+    partition: PartitionKey
+    offset: int
+    count_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +361,6 @@ class Settle:
 
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadSlotLog | ReadRows
-    | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | TellMembership
+    | ReadPayloads | DeletePayloads | SurveyBatches | OpenLink | CloseLink | SendPeer | HintMembership | TellMembership
     | PeersRegistered | TellRolledBack | PeerLeft | Settle
 )  # fmt: skip

@@ -23,13 +23,14 @@ from meshq.entries import ASIDE_ROW, PayloadKey
 from meshq.errors import OutcomeUnknown, RemoteProtocolError
 from meshq.ids import PartitionKey, TopicId
 from meshq.limits import PENDING_BYTES_MAX
-from meshq.peer.core.events import DeletePayloads, ReadRows
+from meshq.peer.core.events import ReadRows
 from meshq.peer.core.pieces import BatchesPiece, RowsPiece, decode_piece, part_of, position_of
 from meshq.replication import words
 from meshq.replication.saved import HARD_ROW, decode_partial, encode_partial, snapshot_row
 from meshq.replication.words import SnapshotMeta
 from meshq.streams.publish import payload_key_of
-from meshq.streams.slot import EMPTY, SlotStream, begun_rows, partition_of_row
+from meshq.streams.rows import partition_of_row
+from meshq.streams.slot import EMPTY, SlotStream, begun_rows
 
 if TYPE_CHECKING:
     from meshq.peer.core.hosts import Host
@@ -195,10 +196,13 @@ class Receiving:
         self.slots.refuse_waiting(
             host, OutcomeUnknown("this peer's copy of the slot was replaced: ask again")
         )
+        had = {*host.stream.partitions, *host.touched}
         host.stream, host.checkpointed = stream, stream.applied_index
         host.incoming, host.touched = None, {}
-        for partition in sorted(stream.dropping):
-            self.slots.out.append(DeletePayloads(host.slot, partition))
+        host.deleting.clear()
+        self.slots.saving.delete(host, self.slots.saving.deletions(host))
+        for partition in sorted(had & stream.partitions.keys()):
+            stream.expire(partition, stream.partitions[partition].low)  # what was here may begin before that
         self.slots.count("snapshots_installed")
         self.slots.tell(host, words.SnapshotStored(incoming.meta, incoming.position, True))
         self.slots.on_role(host)

@@ -7,14 +7,15 @@ for followers that lack it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshq.entries import PayloadKey
 from meshq.errors import MeshqError
-from meshq.ids import SYSTEM_SLOT
+from meshq.ids import SYSTEM_SLOT, PartitionKey
 from meshq.limits import LOG_BYTES_MAX, LOG_ENTRIES_KEPT, LOG_ENTRIES_MAX
+from meshq.peer.core.events import DeletePayloads
 from meshq.replication import words
 from meshq.replication.saved import hard_row, replica_row
 from meshq.replication.words import Item, Position, Role
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_S = 1.0
 CHECKPOINT_ENTRIES = 1_024
+
+Deletion = tuple[PartitionKey, int | None]  # payloads that end at or before this offset; None: all
 
 
 @dataclass(slots=True)
@@ -65,8 +68,8 @@ class Saving:
         self.slots.disk.when_settled(settle)
 
     # ---------------------------------------------------------------------------------- state rows
-    def on_applied(self, host: Host) -> None:
-        if host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
+    def on_applied(self, host: Host, *, now: bool) -> None:
+        if now or host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
             self.checkpoint(host)
 
     def tick(self) -> None:
@@ -88,12 +91,14 @@ class Saving:
         before = keep_from - 1
         there = log.position(before) or Position(before, log.term_at(before) or 0, b"")
         start = there if keep_from else log.start
+        deletions = self.deletions(host)
         rows = (*host.stream.take_rows(), replica_row(log, applied, host.replica.settled_config, start=start))
         host.checkpointed = applied
 
         def done() -> None:
             if keep_from:
                 host.replica.trim(start)
+            self.delete(host, deletions)
 
         self.slots.disk.submit(
             host.slot,
@@ -102,6 +107,22 @@ class Saving:
             done=done,
             failed=lambda _: host.stream.mark_again(key for key, _ in rows),
         )
+
+    def deletions(self, host: Host) -> list[Deletion]:
+        """Of payloads that the state is without, and that were not ordered yet. To be ordered when that state
+        is on disk: a log that is read again from an older one needs them.
+        """
+        stream, ordered = host.stream, host.deleting
+        found: list[Deletion] = [(p, None) for p in sorted(stream.dropping) if ordered.get(p, 0) is not None]
+        found += [(p, low) for p, low in sorted(stream.expired.items()) if _is_more(low, ordered.get(p, 0))]
+        return found
+
+    def delete(self, host: Host, deletions: Iterable[Deletion]) -> None:
+        if self.slots.hosts.get(host.slot) is not host:
+            return
+        for partition, below in deletions:
+            host.deleting[partition] = below
+            self.slots.out.append(DeletePayloads(host.slot, partition, below))
 
     def _trim_to(self, host: Host, applied: int) -> int:
         """The first entry to keep, or 0. Few are kept for nobody; for followers that lack them, and for one
@@ -121,6 +142,10 @@ class Saving:
             host.marks.popleft()
         keep_from = min(max(keep_from, host.damaged_below), applied + 1)
         return keep_from if keep_from > log.first_index else 0
+
+
+def _is_more(below: int, ordered: int | None) -> bool:
+    return ordered is not None and ordered < below
 
 
 def _keys(items: Collection[Item]) -> Iterator[PayloadKey]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from meshq.streams.groups.intervals import Intervals
-from meshq.streams.groups.words import LEADER, Grant, Mode, Open, Range, Settle, Verdict
+from meshq.streams.groups.words import LEADER, Grant, Mode, Op, Open, Range, Settle, Told, Verdict
 
 
 class Lease(NamedTuple):
@@ -34,7 +34,10 @@ class Back(NamedTuple):
 class GroupState:
     """Changed by `apply` only. Same entries, same state, on every replica."""
 
-    __slots__ = ("ack_wait_ms", "acked", "back", "leased", "max_deliver", "mode", "next", "redelivered")
+    __slots__ = (
+        "ack_wait_ms", "acked", "back", "expired", "leased", "low", "max_deliver", "mode", "next",
+        "redelivered", "told",
+    )  # fmt: skip
 
     def __init__(self, opened: Open) -> None:
         self.mode = Mode(opened.mode)
@@ -45,6 +48,9 @@ class GroupState:
         self.back: Intervals[Back] = Intervals()
         self.acked = 0  # in all
         self.redelivered = 0  # handed out a second time or later
+        self.low = 0  # of the partition: what is before it has expired
+        self.expired = 0  # in all: went before they were acknowledged, and cannot be handed out any more
+        self.told = 0  # of these a member was told
 
     @property
     def floor(self) -> int:
@@ -56,7 +62,16 @@ class GroupState:
         """Records handed out and not acknowledged."""
         return self.leased.count + self.back.count
 
-    def apply(self, op: Open | Grant | Settle, index: int) -> tuple[Range, ...]:
+    def expire(self, low: int) -> None:
+        """Records before `low` are not there any more. What is out may still be acknowledged."""
+        self.low = low
+        gone = list(self.back.runs(0, low))
+        for first, end, _ in gone:
+            self.back.remove(first, end)
+        self.expired += sum(end - first for first, end, _ in gone) + max(low - self.next, 0)
+        self.next = max(self.next, low)
+
+    def apply(self, op: Op, index: int) -> tuple[Range, ...]:
         """What of it did not count."""
         match op:
             case Open():
@@ -66,6 +81,9 @@ class GroupState:
                 return tuple(r for r in op.ranges if not self._grant(op.member, *r, index))
             case Settle():
                 return tuple(r for x in op.ranges for r in self._settle(op, *x))
+            case Told():
+                self.told = max(self.told, min(op.expired, self.expired))
+                return ()
 
     def _grant(self, member: bytes, first: int, end: int, index: int) -> bool:
         if first == self.next:
@@ -91,12 +109,18 @@ class GroupState:
                 case Verdict.ACK:
                     self.acked += stop - start
                 case Verdict.RELEASE:
-                    self.back.set(start, stop, Back(x.attempts - 1, 0))
+                    self._take_back(start, stop, Back(x.attempts - 1, 0))
                 case _:
-                    self.back.set(start, stop, Back(x.attempts, op.delay_ms))
+                    self._take_back(start, stop, Back(x.attempts, op.delay_ms))
         if op.verdict == Verdict.ACK:
             return self._unsettled(first, end)
         return _without(first, end, held)
+
+    def _take_back(self, first: int, end: int, back: Back) -> None:
+        """To be handed out again, as far as it is still there."""
+        there = min(max(first, self.low), end)
+        self.expired += there - first
+        self.back.set(there, end, back)
 
     def _unsettled(self, first: int, end: int) -> list[Range]:
         """What is not acknowledged. That somebody else has done it, or the same one before, is as good."""
@@ -114,6 +138,7 @@ class GroupState:
                 members,
                 [(s, e, number[x.member], x.lease, x.attempts) for s, e, x in self.leased.runs()],
                 [(s, e, x.attempts, x.delay_ms) for s, e, x in self.back.runs()],
+                self.low, self.expired, self.told,
             )
         )  # fmt: skip
 
@@ -123,6 +148,7 @@ def decode_state(data: bytes) -> GroupState:
     row = _decoder.decode(data)
     state = GroupState(Open(row.mode, row.ack_wait_ms, row.max_deliver, row.next))
     state.acked, state.redelivered = row.acked, row.redelivered
+    state.low, state.expired, state.told = row.low, row.expired, row.told
     for first, end, member, lease, attempts in row.leased:
         state.leased.set(first, end, Lease(row.members[member], lease, attempts))
     for first, end, attempts, delay_ms in row.back:
@@ -140,6 +166,9 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     members: list[bytes]  # named by their places in `leased`
     leased: list[tuple[int, int, int, int, int]]
     back: list[tuple[int, int, int, int]]
+    low: int = 0
+    expired: int = 0
+    told: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

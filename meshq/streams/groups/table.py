@@ -35,11 +35,12 @@ class GroupApplied:
 
 
 class GroupTable:
-    """`changed(row)`: this row has to be written."""
+    """`changed(row)`: this row has to be written. `low(partition)`: where it begins."""
 
-    def __init__(self, changed: Callable[[bytes], None]) -> None:
+    def __init__(self, changed: Callable[[bytes], None], low: Callable[[PartitionKey], int]) -> None:
         self._states: dict[GroupKey, GroupState] = {}  # GROUPS_PER_SLOT_MAX, held by who proposes
         self._changed = changed
+        self._low = low
 
     def __len__(self) -> int:
         return len(self._states)
@@ -59,9 +60,19 @@ class GroupTable:
     def _apply(self, key: GroupKey, op: object, index: int) -> tuple[Range, ...] | None:
         state = self._states.get(key)
         if isinstance(op, Open) and state is None:
-            self._states[key] = GroupState(op)
+            state = self._states[key] = GroupState(op)
+            state.expire(self._low(key.partition))
             return ()
         return state.apply(op, index) if state is not None else None  # type: ignore[arg-type]
+
+    def of_partition(self, partition: PartitionKey) -> list[GroupKey]:
+        return [k for k in self._states if k.partition == partition]
+
+    def expire(self, partition: PartitionKey, low: int) -> None:
+        """The partition begins here now."""
+        for key in self.of_partition(partition):
+            self._states[key].expire(low)
+            self._changed(row_of(key))
 
     def drop_topic(self, topic_id: TopicId) -> None:
         for key in [k for k in self._states if k.partition.topic_id == topic_id]:

@@ -55,7 +55,13 @@ class Settle(msgspec.Struct, frozen=True, array_like=True, tag=3):
     delay_ms: int = 0
 
 
-Op = Open | Grant | Settle
+class Told(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Members were told that so many records in all had expired before the group was through with them."""
+
+    expired: int
+
+
+Op = Open | Grant | Settle | Told
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):
