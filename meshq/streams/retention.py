@@ -22,20 +22,20 @@ from meshq.messages import Retain
 
 
 class RetainBody(msgspec.Struct, frozen=True, array_like=True):
-    """A RETAIN entry's body. `bytes`: of the batches that end by `low` and did not by `first`."""
+    """A RETAIN entry's body. `size`: bytes of the batches that end by `low` and did not by `first`."""
 
     topic_id: bytes
     partition: int
     first: int  # where it begins until then
     low: int
-    bytes: int
+    size: int
 
 
 class Cut(NamedTuple):
-    """The records before `low` have expired; `bytes` of whole batches go with them."""
+    """The records before `low` have expired; so many bytes of whole batches go with them."""
 
     low: int
-    bytes: int
+    size: int
 
 
 def exceeds(retain: Retain, *, low: int, end: int, size: int) -> bool:

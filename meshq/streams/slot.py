@@ -275,7 +275,7 @@ class SlotStream:
         old = self.partitions.get(partition)
         if old is None or body.first != old.low or not old.low < body.low <= old.end:
             return None  # deleted, or said before by another leader
-        self.partitions[partition] = replace(old, low=body.low, bytes=max(old.bytes - body.bytes, 0))
+        self.partitions[partition] = replace(old, low=body.low, bytes=max(old.bytes - body.size, 0))
         self._mark(partition_row(partition))
         self.groups.expire(partition, body.low)
         self.expire(partition, body.low)

@@ -361,6 +361,6 @@ class Settle:
 
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadSlotLog | ReadRows
-    | ReadPayloads | DeletePayloads | SurveyBatches | OpenLink | CloseLink | SendPeer | HintMembership | TellMembership
-    | PeersRegistered | TellRolledBack | PeerLeft | Settle
+    | ReadPayloads | DeletePayloads | SurveyBatches | OpenLink | CloseLink | SendPeer | HintMembership
+    | TellMembership | PeersRegistered | TellRolledBack | PeerLeft | Settle
 )  # fmt: skip

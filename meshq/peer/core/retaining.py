@@ -127,7 +127,7 @@ class Retaining:
         if found is None:
             self._wait(partition, retain, event.marks, trusted=trusted)
             return
-        body = RetainBody(*partition, state.low, found.low, found.bytes)
+        body = RetainBody(*partition, state.low, found.low, found.size)
         try:
             self.slots.append(host.slot, EntryKind.RETAIN, encode_retain(body))
         except NotOwner:  # it hands over: the next leader will, or this one again
