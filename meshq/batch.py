@@ -32,7 +32,14 @@ import msgspec
 import zstandard
 
 from meshq.errors import RemoteProtocolError, TooLarge, UsageError
-from meshq.limits import BATCH_BYTES_MAX, BATCH_RATIO_MAX, BATCH_RECORDS_MAX, HEADERS_MAX, KIB
+from meshq.limits import (
+    BATCH_BYTES_MAX,
+    BATCH_RATIO_MAX,
+    BATCH_RECORDS_MAX,
+    HEADERS_HELD_MAX,
+    HEADERS_MAX,
+    KIB,
+)
 
 HEADER_BYTES: Final = 64
 VERSION: Final = 1
@@ -51,7 +58,7 @@ class RawRecord(msgspec.Struct, array_like=True, gc=False):
 
     key: bytes | None
     value: bytes
-    headers: Annotated[dict[str, bytes], msgspec.Meta(max_length=HEADERS_MAX)] | None = None
+    headers: Annotated[dict[str, bytes], msgspec.Meta(max_length=HEADERS_HELD_MAX)] | None = None
     delta_ms: int = 0
 
     def size(self) -> int:
@@ -268,6 +275,8 @@ def check(data: Buffer, *, record_bytes_max: int) -> BatchHeader:
     size = _plain_size(body, header.count)
     if size is None:
         records = _decode(body, header)
+        if any(record.headers and len(record.headers) > HEADERS_MAX for record in records):
+            raise RemoteProtocolError(f"a record with more than {HEADERS_MAX} headers")
         if header.body_bytes > record_bytes_max:  # else no record in it can be over the limit
             size = max(record.size() for record in records)
     if size is not None and size > record_bytes_max:

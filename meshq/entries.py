@@ -36,8 +36,16 @@ class EntryKind(IntEnum):
     NOOP = 4  # a new leader's first: what came before it is decided with it
     CONFIG = 5  # who belongs to the slot, from this entry on
     GROUP = 6  # what happened to a group in one partition
-    RETAIN = 7  # a partition begins later now: what is before that has expired
-    COMPACT = 8  # a stretch of a partition is less than it was: what later records replace has gone
+    DEAD_LETTER = 7  # records of a group become records of its dead-letter topic
+    RETAIN = 8  # a partition begins later now: what is before that has expired
+    COMPACT = 9  # a stretch of a partition is less than it was: what later records replace has gone
+
+    @property
+    def has_payload(self) -> bool:
+        return self in _WITH_PAYLOAD
+
+
+_WITH_PAYLOAD: Final = (EntryKind.PUBLISH, EntryKind.DEAD_LETTER)
 
 
 @dataclass(frozen=True, slots=True)

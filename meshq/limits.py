@@ -34,6 +34,7 @@ def _limit(name: str, value: int, what: str, answer: str) -> int:
 RECORD_BYTES_MAX = _limit("RECORD_BYTES_MAX", MIB, "key + value + headers of one record (default of the topic setting `record_bytes_max`)", "`TooLarge`")
 RECORD_BYTES_CEILING = _limit("RECORD_BYTES_CEILING", 4 * MIB, "highest `record_bytes_max` a topic may be set to", "`UsageError`")
 HEADERS_MAX = _limit("HEADERS_MAX", 64, "headers of one record", "`TooLarge` at the client, `RemoteProtocolError` at a peer")
+HEADERS_HELD_MAX = _limit("HEADERS_HELD_MAX", 72, "the same with what meshq adds to a dead letter", "`RemoteProtocolError` of who reads it")
 BATCH_BYTES_MAX = _limit("BATCH_BYTES_MAX", 5 * MIB, "a batch as it travels, and its body decompressed", "`TooLarge`")
 BATCH_RATIO_MAX = _limit("BATCH_RATIO_MAX", 128, "times a batch's body may grow when it is decompressed (above 64 KiB)", "`RemoteProtocolError`; the client sends such a batch uncompressed")
 PRODUCE_BYTES_MAX = _limit("PRODUCE_BYTES_MAX", 16 * MIB, "decompressed bytes of the batches in one message", "`Overloaded` for the rest of them")
@@ -56,7 +57,9 @@ TOMBSTONE_AGE_MS = _limit("TOMBSTONE_AGE_MS", 86_400_000, "how long (ms) a compa
 # Producers
 PRODUCER_RECEIPTS_KEPT = _limit("PRODUCER_RECEIPTS_KEPT", 32, "batches of one producer and partition whose receipts are kept; also its in-flight bound", "older repeats: `OutOfOrderSequence`")
 PRODUCER_IDLE_MS = _limit("PRODUCER_IDLE_MS", 15 * 60_000, "how long an idle producer's sequence is remembered", "`UnknownProducer`")
+OUTBOX_IDLE_MS = _limit("OUTBOX_IDLE_MS", 30 * 86_400_000, "the same of an outbox: how long it may be offline in the middle of a batch", "`UnknownProducer`; the outbox parks what may have been stored")
 PRODUCERS_PER_SLOT_MAX = _limit("PRODUCERS_PER_SLOT_MAX", 20_000, "producer and partition pairs remembered in one slot", "`Overloaded` to new producers")
+OUTBOXES_PER_SLOT_MAX = _limit("OUTBOXES_PER_SLOT_MAX", 10_000, "of those, outboxes", "`Overloaded` to new outboxes, which wait")
 PRODUCER_BUFFER_BYTES = _limit("PRODUCER_BUFFER_BYTES", 32 * MIB, "records a producer holds unacknowledged (setting `buffer_bytes`)", "`send` raises `Overloaded`, `await ready()` waits")
 
 # Groups
@@ -66,6 +69,8 @@ GROUP_IN_FLIGHT_MAX = _limit("GROUP_IN_FLIGHT_MAX", 10_000, "records that one su
 GROUP_MEMBERS_MAX = _limit("GROUP_MEMBERS_MAX", 1_000, "members of one group in one partition", "`Overloaded`")
 GROUPS_PER_SLOT_MAX = _limit("GROUPS_PER_SLOT_MAX", 10_000, "groups of one slot, counted by partition", "`Overloaded`")
 ACK_WAIT_MS_MAX = _limit("ACK_WAIT_MS_MAX", 12 * 3_600_000, "how long a record may be out before it is handed out again (setting `ack_wait`), and the longest delay of a `nack`", "`UsageError`")
+
+REASON_CHARS_MAX = _limit("REASON_CHARS_MAX", 256, "characters of the reason for which a record is rejected", "`UsageError`")
 
 # Connections and messages
 MESSAGE_BYTES_MAX = _limit("MESSAGE_BYTES_MAX", 6 * MIB, "one frame on a TCP socket", "the connection is closed")

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from meshq.batch import Buffer
 from meshq.errors import MeshqError, RemoteProtocolError, from_wire
-from meshq.limits import ASK_BYTES_MAX, DATAGRAM_BYTES_MAX, TOMBSTONE_AGE_MS
+from meshq.limits import ASK_BYTES_MAX, DATAGRAM_BYTES_MAX, REASON_CHARS_MAX, TOMBSTONE_AGE_MS
 
 VERB = b"MQ"
 VERSION_MIN = 1
@@ -25,6 +25,7 @@ Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Name = Annotated[str, Meta(max_length=255)]
 Text = Annotated[str, Meta(max_length=2_000)]
+Reason = Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
 U16 = Annotated[int, Meta(ge=0, lt=1 << 16)]
 U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -302,7 +303,7 @@ class Expired(Message, frozen=True, tag=36):
 
 # ------------------------------------------------------------------------------------------- groups
 QUEUE = 1  # modes
-ACK, NACK, RELEASE, EXTEND = 0, 1, 2, 3  # verdicts
+ACK, NACK, RELEASE, EXTEND, REJECT = 0, 1, 2, 3, 4  # verdicts
 
 
 class Join(Message, frozen=True, tag=70):
@@ -319,7 +320,7 @@ class Join(Message, frozen=True, tag=70):
     member: Id16
     mode: U16
     ack_wait_ms: U32  # a record that is not settled in this time is handed out again
-    max_deliver: U32  # 0: as often as it takes
+    max_deliver: U32  # handed out so often in vain it becomes a dead letter; 0: as often as it takes
     in_flight: U32
     in_flight_bytes: U63
     items: Annotated[list[ReadItem], Meta(max_length=Items)]
@@ -347,7 +348,8 @@ class SettleItem(Struct, frozen=True, array_like=True):
     """What became of records: (first, end, lease).
 
     ACK: done. NACK: again after the delay (none: one that grows with the attempts). RELEASE: again, and this
-    time does not count. EXTEND: the time they are this member's begins anew.
+    time does not count. EXTEND: the time they are this member's begins anew. REJECT: never again, they become
+    dead letters, for this reason.
     """
 
     request: U63
@@ -356,6 +358,7 @@ class SettleItem(Struct, frozen=True, array_like=True):
     verdict: U16
     ranges: Annotated[list[tuple[U63, U63, U63]], Meta(max_length=Items)]
     delay_ms: U32 | None = None
+    reason: Reason = ""
 
 
 class Settle(Message, frozen=True, tag=72):

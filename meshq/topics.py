@@ -15,6 +15,7 @@ from meshq.limits import TOPIC_BYTES_MAX
 
 _TOPIC = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 _PATTERN = re.compile(r"(([A-Za-z0-9_-]+|\*)\.)*([A-Za-z0-9_-]+|\*|#)", re.ASCII)
+_DEAD = re.compile(r"_dead\.([A-Za-z0-9_-]+)\.(.+)", re.ASCII)
 _PREFIX = re.compile(r"([A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]*", re.ASCII)
 
 
@@ -40,6 +41,23 @@ def check_pattern(pattern: str) -> str:
 
 def is_internal(name: str) -> bool:
     return name.startswith("_")
+
+
+def dead_letters_of(topic: str, group: str) -> str:
+    """The topic of a group's dead letters. Raises: UsageError where that is too long for a name."""
+    name = f"_dead.{group}.{topic}"
+    if len(name) > TOPIC_BYTES_MAX:
+        raise UsageError(
+            f"the dead letters of group {group!r} would be in {name!r}, which is longer than the "
+            f"{TOPIC_BYTES_MAX} bytes a topic's name may have: take a shorter name for the group"
+        )
+    return name
+
+
+def source_of(name: str) -> tuple[str, str] | None:
+    """Whose dead letters are in the topic of this name, if any are: topic and group."""
+    found = _DEAD.fullmatch(name)
+    return (found[2], found[1]) if found else None
 
 
 def matches(pattern: str, topic: str) -> bool:

@@ -230,7 +230,7 @@ def test_every_setting_is_listed_with_its_default_and_flag() -> None:
     for setting, default, flag, _ in table:
         name = names(setting)[0]
         value = getattr(defaults, name)
-        shown = str(value).lower() if isinstance(value, bool) else str(value)
+        shown = str(value).lower() if isinstance(value, bool) else str(value) or '""'
         assert names(default)[0] == shown, name
         if flag:
             assert names(flag)[0] in options(command("up")), name

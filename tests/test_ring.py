@@ -207,6 +207,51 @@ def test_zones_yield_to_the_cap() -> None:
     assert load[alone.peer] <= math.ceil(SLOTS * 3 / 10 * CAP)
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 3, 3), (4, 4, 2), (2, 2, 1), (5, 3, 1), (4, 2)])
+def test_as_many_slots_are_spread_over_zones_as_the_cap_lets(sizes: tuple[int, ...]) -> None:
+    """The smallest of three zones is in every slot, or holds all that its peers may; with two zones no slot
+    is in one alone."""
+    zones = [zone for zone, size in zip("abc", sizes, strict=False) for _ in range(size)]
+    for seed in range(4):
+        peers = [RingPeer(p.peer, zone=z) for p, z in zip(peers_of(seed, len(zones)), zones, strict=True)]
+        zone = {p.peer: p.zone for p in peers}
+        placement = owners(peers, slots=SLOTS, replicas=3)
+        apart = sum(len({zone[peer] for peer in slot}) == len(sizes) for slot in placement)
+        cap = math.ceil(SLOTS * 3 / len(peers) * CAP)
+        assert apart == min(SLOTS, cap * sizes[-1])
+        assert all(len({zone[peer] for peer in slot}) > 1 for slot in placement)
+
+
+@pytest.mark.parametrize(
+    ("weights", "least", "most"),
+    [
+        ((1, 1, 1, 2), 0.85, 1.0),
+        ((1, 1, 2, 4), 0.9, 1.0),
+        ((*[1] * 9, 3), 0.75, 0.95),
+        ((*[1] * 5, 0.5), 1.0, 1.2),
+    ],
+)
+def test_a_peer_gets_about_its_share_by_weight(weights: tuple[float, ...], least: float, most: float) -> None:
+    """Of the last one; where its share is above all slots, all of them are its share. Rendezvous without
+    replacement gives the heavy a little less than their share and the light a little more."""
+    shares = []
+    for seed in range(6):
+        peers = [
+            RingPeer(p.peer, weight=w) for p, w in zip(peers_of(seed, len(weights)), weights, strict=True)
+        ]
+        fair = min(SLOTS, SLOTS * 3 * weights[-1] / sum(weights))
+        shares.append(load_of(owners(peers, slots=SLOTS, replicas=3))[peers[-1].peer] / fair)
+    assert least <= mean(shares) <= most, shares
+
+
+def test_another_weight_moves_what_the_peer_gains_and_no_more() -> None:
+    for seed in range(6):
+        *rest, last = peers_of(seed, 10)
+        before = owners([*rest, last], slots=SLOTS, replicas=3)
+        after = owners([*rest, RingPeer(last.peer, weight=3.0)], slots=SLOTS, replicas=3)
+        assert moved(before, after) <= 1.1 * (load_of(after)[last.peer] - load_of(before)[last.peer])
+
+
 @given(st.integers(1, 5_000))
 def test_the_stride_is_the_first_coprime_above_the_golden_section(slots: int) -> None:
     golden = slots / ((1 + math.sqrt(5)) / 2)

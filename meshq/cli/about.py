@@ -9,6 +9,9 @@ import click
 from click.shell_completion import shell_complete
 
 import meshq
+from meshq.levels import LEVEL_KNOWN
+from meshq.messages import VERSION_MAX, VERSION_MIN
+from meshq.store.layout import FORMAT
 
 _HOW = {
     "bash": 'put into ~/.bashrc:  eval "$(meshq completion bash)"',
@@ -39,3 +42,4 @@ def version() -> None:
     import zmq
 
     click.echo(f"meshq {meshq.__version__} (Python {platform.python_version()}, libzmq {zmq.zmq_version()})")
+    click.echo(f"protocol {VERSION_MIN} to {VERSION_MAX}, store format {FORMAT}, feature level {LEVEL_KNOWN}")

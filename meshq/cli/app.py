@@ -29,6 +29,7 @@ _VERBS: Final = {
     "up": "up:up",
     "leave": "leave:leave",
     "recover": "recover:recover",
+    "upgrade": "upgrade:upgrade",
     "status": "listing:status",
     "peers": "listing:peers",
     "events": "watching:events",

@@ -13,14 +13,14 @@ from typing import Any, Final
 import click
 import tomli_w
 
-from meshq.cli.options import DURATION, data_option
+from meshq.cli.options import DURATION, data_option, place_options
 from meshq.cli.reach import NotReachable
 from meshq.errors import SecurityError, Unavailable, UsageError
 from meshq.gossip import remembered
 from meshq.peer.doors import join as join_at_door
 from meshq.peer.endpoints import advertised
 from meshq.peer.presence import read_run
-from meshq.peer.settings import DOOR, PORT, Settings, load_settings
+from meshq.peer.settings import DOOR, PORT, Settings, check_settings, load_settings
 from meshq.security.directory import DataDirectory, Loaded, create_mesh
 from meshq.security.files import write_private
 from meshq.security.genesis import FOUNDERS_MAX
@@ -42,6 +42,7 @@ PORT_STEP: Final = 10  # between the peers that `init --peers` makes for one hos
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where: DIR/peer1, DIR/peer2, ..."
 )
 @click.option("--port", type=click.IntRange(1, 65_530), help=f"Base port of the (first) peer ({PORT}).")
+@place_options
 def init(
     data: Path,
     name: str | None,
@@ -51,6 +52,8 @@ def init(
     peers: int | None,
     out: Path | None,
     port: int | None,
+    weight: float | None,
+    zone: str | None,
 ) -> None:
     """Make a mesh, and this host's peer in it.
 
@@ -61,6 +64,8 @@ def init(
         raise click.UsageError("--peers N and --out DIR belong together")
     if peers is not None and name is not None:
         raise click.UsageError("--name is for one peer; with --peers they are called peer1, peer2, ...")
+    if peers is not None and (weight is not None or zone is not None):
+        raise click.UsageError("--weight and --zone are for one peer; with --peers, give them to `meshq up`")
     if out is not None and peers is not None:
         paths = [out / f"peer{i + 1}" for i in range(peers)]
         names = [p.name for p in paths]
@@ -73,7 +78,7 @@ def init(
     else:
         paths, names, ports = [data], [check_name(name) if name else host_name()], [port]
     check_name(mesh_name, "a mesh's name")
-    settings = [_settings_of(ports, i) for i in range(len(paths))]
+    settings = [_settings_of(ports, i) | _place(weight, zone) for i in range(len(paths))]
     for path, own in zip(paths, settings, strict=True):
         _refuse_to_overwrite(DataDirectory(path).settings, own)
     secret = create_mesh(paths, names, mesh_name=mesh_name, slots=slots, replicas=replicas, now=time.time())
@@ -97,9 +102,17 @@ def _refuse_to_overwrite(file: Path, settings: dict[str, Any]) -> None:
     if settings and file.exists():
         lines = tomli_w.dumps(settings).strip().replace("\n", ", ")
         raise UsageError(
-            f"{file} is there already: nothing was changed. Leave out --port and write into it yourself "
-            f"({lines}), or move it away"
+            f"{file} is there already: nothing was changed. Leave out --port, --weight and --zone and write "
+            f"into it yourself ({lines}), or move it away"
         )
+
+
+def _place(weight: float | None, zone: str | None) -> dict[str, Any]:
+    """As settings. Raises: UsageError."""
+    given = {"weight": weight, "zone": zone}
+    found = {name: value for name, value in given.items() if value is not None}
+    check_settings("the flags", found)
+    return found
 
 
 def _tell_made(
@@ -173,19 +186,24 @@ def _addresses(directory: DataDirectory, advertise: list[str]) -> list[str]:
 @click.argument("token")
 @data_option
 @click.option("--name", help="This peer's name (the host's).")
-def join(token: str, data: Path, name: str | None) -> None:
+@place_options
+def join(token: str, data: Path, name: str | None, weight: float | None, zone: str | None) -> None:
     """Join a mesh with a token of `meshq invite`; - reads it from standard input."""
     text = sys.stdin.readline() if token == "-" else token
     Token.parse(text)
+    settings = _place(weight, zone)
+    _refuse_to_overwrite(DataDirectory(data).settings, settings)
     try:
         directory, inviter = asyncio.run(join_at_door(data, text, check_name(name) if name else host_name()))
     except Unavailable as e:
         raise NotReachable(str(e)) from e
     remembered.save(directory.peers, inviter)
+    if settings:
+        write_private(directory.settings, tomli_w.dumps(settings).encode())
     papers = directory.load()
     click.echo(f"Peer {papers.identity.name} is a member of mesh {papers.genesis.mesh_name}, in {data}")
-    settings = _settings_or_default(directory)
-    hint = "" if settings.port != PORT else f"   (--port, if {PORT} is taken on this host)"
+    port = _settings_or_default(directory).port
+    hint = "" if port != PORT else f"   (--port, if {PORT} is taken on this host)"
     click.echo(f"\nNext:\n  meshq up --data {data}{hint}")
 
 

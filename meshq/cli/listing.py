@@ -32,7 +32,8 @@ def status(as_json: bool, where: Where) -> None:
     print_facts(
         {
             "peer": f"{found['name']} ({found['peer']})",
-            "mesh": found["mesh"],
+            "mesh": f"{found['mesh']}, feature level {found['mesh_level']}",
+            "place": _place(found),
             "peers": f"{found['peers_reachable']} of {found['peers']} reachable",
             "registry": f"version {registry['version']:,}, {leader}{away}",
             "registry voters": ", ".join(registry["voters"]) or None,
@@ -45,6 +46,13 @@ def status(as_json: bool, where: Where) -> None:
     if counters := {k: v for k, v in found["counters"].items() if v}:
         click.echo()
         print_facts(counters)
+
+
+def _place(found: dict[str, Any]) -> str | None:
+    """Where it stands on the ring; nothing while the registry here does not know it yet."""
+    if found["weight"] is None:
+        return None
+    return f"weight {found['weight']:g}" + (f", zone {found['zone']}" if found["zone"] else "")
 
 
 def _slots(slots: dict[str, int]) -> str:
@@ -89,6 +97,7 @@ def _show_peers(found: list[dict[str, Any]]) -> None:
         found,
         {
             "name": "NAME", "state": "STATE", "since": "SINCE", "address": "ADDRESS", "slots": "SLOTS",
+            "weight": "WEIGHT", "zone": "ZONE",
             "link": "LINK", "rtt_ms": "RTT MS", "incarnation": "INCARNATION", "id": "ID", "reason": "REASON",
         },
     )  # fmt: skip

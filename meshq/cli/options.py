@@ -87,6 +87,13 @@ def reaching(f: _Decorated) -> _Decorated:
     return _data(file(timed(call)))
 
 
+def place_options(f: F) -> F:
+    """`weight` and `zone` of a peer."""
+    zone = click.option("--zone", metavar="NAME", help="What fails as one with it: a rack, a room.")
+    weight = click.option("--weight", type=float, help="Its share of the slots; an ordinary peer has 1.")
+    return weight(zone(f))
+
+
 def json_option(f: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(f)
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import click
 
 from meshq.cli.logs import set_up
-from meshq.cli.options import DURATION, SIZE, data_option
+from meshq.cli.options import DURATION, SIZE, data_option, place_options
 from meshq.cli.reach import Failed
 from meshq.peer.settings import Settings, load_settings
 from meshq.security.directory import DataDirectory
@@ -41,6 +41,7 @@ LEVELS = ["debug", "info", "warning", "error"]
 @click.option(
     "--evacuate-after", "evacuate_after_s", type=DURATION, help="Replace a peer that was away so long (5m)."
 )
+@place_options
 @click.option("--begin-empty", is_flag=True, help="Start though store/ is lost; copy what others have.")
 @click.option("--log", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
@@ -62,7 +63,9 @@ def up(data: Path, form: Literal["text", "json"], log_level: str, **flags: Any) 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     """Only what was said: the rest is left to the file and the environment."""
     given = {
-        k: list(v) if isinstance(v, tuple) else v for k, v in flags.items() if v not in ((), None, False)
+        k: list(v) if isinstance(v, tuple) else v
+        for k, v in flags.items()
+        if v is not None and v is not False and v != ()
     }
     for name in ("mdns", "auto_create"):
         if given.pop(f"no_{name}", False):

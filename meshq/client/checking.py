@@ -75,7 +75,7 @@ def check_headers(headers: Headers | None) -> dict[str, bytes] | None:
     return dict(headers)
 
 
-def check_group(name: str, mode: str, ack_wait: float, member: bytes) -> Group:
+def check_group(name: str, mode: str, ack_wait: float, max_deliver: int | None, member: bytes) -> Group:
     if not isinstance(name, str) or not 1 <= len(name) <= GROUP_BYTES_MAX or not _GROUP.fullmatch(name):
         raise UsageError(
             f"{name!r} is not a group's name: letters, digits, _ and -, at most {GROUP_BYTES_MAX}"
@@ -84,7 +84,11 @@ def check_group(name: str, mode: str, ack_wait: float, member: bytes) -> Group:
         raise UsageError(f"mode must be `queue`, not {mode!r}: this version has no other groups")
     if not isinstance(ack_wait, int | float) or not 0.001 <= ack_wait <= ACK_WAIT_MS_MAX / 1000:
         raise UsageError(f"ack_wait must be 0.001 to {ACK_WAIT_MS_MAX // 1000} seconds, not {ack_wait!r}")
-    return Group(name, member, QUEUE, round(ack_wait * 1000), 0)
+    if max_deliver is not None and (
+        isinstance(max_deliver, bool) or not isinstance(max_deliver, int) or not 1 <= max_deliver < 1 << 32
+    ):
+        raise UsageError(f"max_deliver must be a whole number above 0, or None for no limit: {max_deliver!r}")
+    return Group(name, member, QUEUE, round(ack_wait * 1000), max_deliver or 0)
 
 
 def record_bytes(value: bytes, key: bytes | None, headers: dict[str, bytes] | None) -> tuple[int, int]:

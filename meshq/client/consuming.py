@@ -151,7 +151,7 @@ class Consuming(Reading):
             by_place.setdefault((event.sub, part.server), []).append(
                 SettleItem(
                     settling.request, event.topic_id, event.partition, event.verdict, list(event.ranges),
-                    event.delay_ms,
+                    event.delay_ms, event.reason,
                 )
             )  # fmt: skip
         for (sub, server), items in by_place.items():

@@ -118,10 +118,26 @@ class AskRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class Binding:
+    """What an outbox wrote down for a batch before it was first sent, and what it keeps for good.
+
+    `sent_before`: in an earlier run perhaps, so that no refusal now says that it was never stored.
+    """
+
+    producer_id: bytes
+    epoch: int
+    sequence: int
+    sent_before: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class BatchSealed:
     """Settles with messages.Accepted. Batches of one `lane` and partition keep their order.
 
     `in_flight`: how many batches of the lane and partition may be on their way at once.
+    `binding`: numbered already. Then a failure is OutcomeUnknown (its `__cause__` is what was answered), or
+    Unavailable when nothing is wrong with the batch itself, or a refusal; the last two mean that it was
+    certainly not stored. A Doubt may come many times: why it is still waiting.
     """
 
     ticket: int
@@ -132,6 +148,7 @@ class BatchSealed:
     deadline: float
     in_flight: int = 16
     acks: int = ACKS_QUORUM
+    binding: Binding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +191,7 @@ class RecordsSettled:
     ranges: Sequence[tuple[int, int, int]]
     delay_ms: int | None
     deadline: float
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

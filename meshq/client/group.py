@@ -24,9 +24,10 @@ from meshq.client.facts import Group, Hand, RecordsSettled, Start, Unsubscribed
 from meshq.client.records import Record
 from meshq.client.subscription import Subscription
 from meshq.errors import InternalError, LeaseLost, MeshqError, UsageError
-from meshq.limits import ACK_WAIT_MS_MAX
+from meshq.limits import ACK_WAIT_MS_MAX, REASON_CHARS_MAX
 
 ACK_WAIT_S: Final = 30.0
+MAX_DELIVER: Final = 10
 GROUP_CREDIT_RECORDS: Final = 256
 SETTLE_S: Final = 30.0  # how long an answer may take
 RANGES_MAX: Final = 4_096  # in one message
@@ -54,15 +55,23 @@ class GroupRecord(Record, gc=True):
             raise UsageError(f"delay must be 0 to {ACK_WAIT_MS_MAX // 1000} seconds, not {delay!r}")
         return self._settle(messages.NACK, None if delay is None else round(delay * 1000))
 
+    def reject(self, reason: str = "") -> Settling:
+        """It is no use handing it out again: have it moved to the group's dead letters, with this reason.
+        Raises as `ack`.
+        """
+        if not isinstance(reason, str) or len(reason) > REASON_CHARS_MAX or not _is_text(reason):
+            raise UsageError(f"a reason is text of at most {REASON_CHARS_MAX} characters, not {reason!r:.80}")
+        return self._settle(messages.REJECT, None, reason)
+
     def extend(self) -> Settling:
         """It takes longer: `ack_wait` begins anew. It can be settled afterwards. Raises as `ack`."""
         lot = self._unsettled()
         return lot.sub.settle(lot, self.offset, messages.EXTEND, None)
 
-    def _settle(self, verdict: int, delay_ms: int | None) -> Settling:
+    def _settle(self, verdict: int, delay_ms: int | None, reason: str = "") -> Settling:
         lot = self._unsettled()
         self.settled = True
-        return lot.sub.settle(lot, self.offset, verdict, delay_ms)
+        return lot.sub.settle(lot, self.offset, verdict, delay_ms, reason)
 
     def _unsettled(self) -> _Lot:
         if self.lot is None:
@@ -161,15 +170,19 @@ class GroupSubscription(Subscription):
         await self.close()
 
     # ------------------------------------------------------------------------------------- settling
-    def settle(self, lot: _Lot, offset: int, verdict: int, delay_ms: int | None) -> Settling:
+    def settle(
+        self, lot: _Lot, offset: int, verdict: int, delay_ms: int | None, reason: str = ""
+    ) -> Settling:
         """Of one record; for the record's own methods."""
         if self._closed:
             raise UsageError(f"the subscription to {self.pattern} was closed, and gave this record back")
         self._touched = self._now()
-        return Settling(self._flight(lot, verdict, delay_ms, offset, offset + 1), offset)
+        return Settling(self._flight(lot, verdict, delay_ms, offset, offset + 1, reason), offset)
 
-    def _flight(self, lot: _Lot, verdict: int, delay_ms: int | None, first: int, end: int) -> _Flight:
-        where = _Where(lot.topic_id, lot.hand.partition, verdict, delay_ms)
+    def _flight(
+        self, lot: _Lot, verdict: int, delay_ms: int | None, first: int, end: int, reason: str = ""
+    ) -> _Flight:
+        where = _Where(lot.topic_id, lot.hand.partition, verdict, delay_ms, reason)
         flight = self._flights.get(where)
         if flight is None:
             if not self._flights:
@@ -191,7 +204,7 @@ class GroupSubscription(Subscription):
 
     def _settling(self, where: _Where, ranges: Sequence[tuple[int, int, int]], ticket: int) -> RecordsSettled:
         deadline = self._now() + SETTLE_S
-        return RecordsSettled(ticket, self._sub, *where[:3], ranges, where.delay_ms, deadline)
+        return RecordsSettled(ticket, self._sub, *where[:3], ranges, where.delay_ms, deadline, where.reason)
 
     def _landed(self, future: asyncio.Future[Any]) -> None:
         self._flying.pop(future, None)
@@ -279,6 +292,7 @@ class _Where(NamedTuple):
     partition: int
     verdict: int
     delay_ms: int | None
+    reason: str
 
 
 @dataclass(slots=True, eq=False)
@@ -322,6 +336,14 @@ class _Flight:
 
     def doubted(self, error: MeshqError) -> None:
         self.failed(error)
+
+
+def _is_text(reason: str) -> bool:
+    try:
+        reason.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def merged(ranges: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

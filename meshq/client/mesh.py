@@ -17,7 +17,7 @@ from meshq.batch import Buffer
 from meshq.client.checking import Acks, Headers, check_group, check_seconds, check_start
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import AskRequested, HomeWanted, TopicsWanted
-from meshq.client.group import ACK_WAIT_S, GROUP_CREDIT_RECORDS, GroupSubscription
+from meshq.client.group import ACK_WAIT_S, GROUP_CREDIT_RECORDS, MAX_DELIVER, GroupSubscription
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt
 from meshq.client.subscription import CREDIT_BYTES, CREDIT_RECORDS, Subscription
@@ -136,6 +136,7 @@ class Mesh:
         mode: Literal["queue"] = "queue",
         start: StartLike = None,
         ack_wait: float = ACK_WAIT_S,
+        max_deliver: int | None = MAX_DELIVER,
         credit_bytes: int = CREDIT_BYTES,
         credit_records: int | None = None,
     ) -> GroupSubscription: ...
@@ -148,6 +149,7 @@ class Mesh:
         mode: Literal["queue"] = "queue",
         start: StartLike = None,
         ack_wait: float = ACK_WAIT_S,
+        max_deliver: int | None = MAX_DELIVER,
         credit_bytes: int = CREDIT_BYTES,
         credit_records: int | None = None,
     ) -> Subscription:
@@ -159,6 +161,8 @@ class Mesh:
         start: where in each partition; `latest` (the default) means the moment of subscribing, also for
         partitions that come later. With a group, where it begins where it has not been before (`earliest`)
         ack_wait: of a group, after how many seconds a record that is not settled is handed out again
+        max_deliver: of a group, how often a record is handed out before it becomes a dead letter, in topic
+        `_dead.GROUP.TOPIC`; None: as often as it takes
         credit_bytes, credit_records: how much may wait here untaken (8 MiB, 100,000); of a group, how much
         may be here that is not settled (8 MiB, 256)
         """
@@ -172,7 +176,7 @@ class Mesh:
         if group is None:
             begin = check_start("latest" if start is None else start)
             return Subscription(self._driver, pattern, begin, credit_bytes, credit_records or CREDIT_RECORDS)
-        terms = check_group(group, mode, ack_wait, secrets.token_bytes(16))
+        terms = check_group(group, mode, ack_wait, max_deliver, secrets.token_bytes(16))
         begin = check_start("earliest" if start is None else start)
         made = GroupSubscription(
             self._driver, pattern, begin, credit_bytes, credit_records or GROUP_CREDIT_RECORDS, terms

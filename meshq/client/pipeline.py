@@ -69,6 +69,7 @@ class Batch:
     deadline: float
     acks: int = ACKS_QUORUM
     sequence: int = -1  # of its first record, from its first sending on
+    epoch: int = 0
     request: int = 0  # the copy that is on its way; 0: none
     as_head: bool = False  # that copy left with nothing unresolved before it
     first_sent: float = 0.0

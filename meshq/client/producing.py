@@ -11,6 +11,7 @@ from functools import partial
 from typing import Final
 
 from meshq import batch as batches
+from meshq.client.bound import BoundPipeline
 from meshq.client.common import Alarm, Common
 from meshq.client.facts import BatchSealed, Send
 from meshq.client.pipeline import FRESH_ID_AFTER_S, Batch, Pipeline
@@ -22,7 +23,7 @@ from meshq.messages import Accepted, Produce, Produced, ProduceItem
 MESSAGE_BATCHES: Final = 64
 MESSAGE_BYTES: Final = MIB  # a message is closed once it is this big; one batch may be more
 
-_Lane = tuple[int, bytes, int]  # lane, topic id, partition
+_Lane = tuple[int, bytes, int, bytes]  # lane, topic id, partition; of an outbox the producer id
 
 
 class Producing:
@@ -49,20 +50,30 @@ class Producing:
 
     # --------------------------------------------------------------------------------- what happens
     def on_sealed(self, event: BatchSealed, now: float) -> None:
-        lane = (event.lane, event.info.topic_id, event.partition)
+        bound = event.binding
+        lane = (event.lane, event.info.topic_id, event.partition, bound.producer_id if bound else b"")
         pipeline = self._pipelines.get(lane)
         if pipeline is None:
-            pipeline = self._pipelines[lane] = Pipeline(
-                self._common,
-                event.info.topic_id,
-                event.partition,
-                in_flight=min(event.in_flight, PRODUCER_RECEIPTS_KEPT),
-                why=partial(self._why, event.info.topic_id, event.partition),
-            )
+            pipeline = self._pipelines[lane] = self._new_pipeline(event)
             self._alarm.by(now + FRESH_ID_AFTER_S)
-        pipeline.on_sealed(Batch(event.ticket, event.info, event.body, event.deadline, event.acks))
+        batch = Batch(event.ticket, event.info, event.body, event.deadline, event.acks)
+        if bound is not None:
+            batch.sequence, batch.epoch, batch.uncertain = bound.sequence, bound.epoch, bound.sent_before
+        pipeline.on_sealed(batch)
         self._alarm.by(event.deadline)
         self._stirred[pipeline] = None
+
+    def _new_pipeline(self, event: BatchSealed) -> Pipeline:
+        pipeline = (Pipeline if event.binding is None else BoundPipeline)(
+            self._common,
+            event.info.topic_id,
+            event.partition,
+            in_flight=min(event.in_flight, PRODUCER_RECEIPTS_KEPT),
+            why=partial(self._why, event.info.topic_id, event.partition),
+        )
+        if event.binding is not None:
+            pipeline.producer_id = event.binding.producer_id
+        return pipeline
 
     def on_produced(self, message: Produced, now: float) -> None:
         for receipt in message.receipts:
@@ -148,7 +159,9 @@ class Producing:
     def _add(self, server: bytes, pipeline: Pipeline, batch: Batch) -> None:
         batch.request = self._common.next_request()
         self._requests[batch.request] = (pipeline, batch)
-        data = batches.frame(batch.body, producer_id=pipeline.producer_id, first_sequence=batch.sequence)
+        data = batches.frame(
+            batch.body, producer_id=pipeline.producer_id, epoch=batch.epoch, first_sequence=batch.sequence
+        )
         where = pipeline.topic_id, pipeline.partition, batch.info.version
         item = ProduceItem(batch.request, *where, batch.acks)
         self._going.setdefault(server, []).append((item, data))

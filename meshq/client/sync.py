@@ -406,6 +406,9 @@ class GroupRecord(Record, gc=True):
     def nack(self, delay: float | None = None) -> None:
         self._wait(lambda r: r.nack(delay))
 
+    def reject(self, reason: str = "") -> None:
+        self._wait(lambda r: r.reject(reason))
+
     def extend(self) -> None:
         self._wait(lambda r: r.extend())
 

@@ -64,6 +64,9 @@ class Known:
             self.via,
             self.evidence,
             self.rtt_s,
+            r.level if r else 1,
+            r.weight if r else None,
+            r.zone if r else "",
             self.reach,
         )
 

@@ -71,7 +71,8 @@ class Membership:
     UDP hears what is said of it, and can refute.
 
     `verify(peer, data, signature)` says whether that peer signed; `sign` signs as this one. A boot epoch has
-    to be higher at every start, made durable before, with another `boot_id`.
+    to be higher at every start, made durable before, with another `boot_id`. `level`, `weight` and `zone` are
+    told to all, and mean nothing here.
     """
 
     def __init__(
@@ -88,6 +89,9 @@ class Membership:
         now: float,
         settings: Settings = LAN,
         links_carry: bool = False,
+        level: int = 1,
+        weight: float | None = None,
+        zone: str = "",
     ) -> None:
         self.me = me
         self._verify = verify
@@ -97,7 +101,10 @@ class Membership:
         self._out: list[Effect] = []
         self._broadcasts = Broadcasts()
         self._table = Table(me, settings, self._broadcasts, verify, self.counts, self._out)
-        self._own = OwnRecord(MemberRecord(me, boot_epoch, boot_id, name, list(addresses), 1), sign)
+        own = MemberRecord(
+            me, boot_epoch, boot_id, name, list(addresses), 1, level=level, weight=weight, zone=zone
+        )
+        self._own = OwnRecord(own, sign)
         self._awareness = Awareness(settings.awareness_max)
         self._mail = Mail(self._broadcasts, rng, self._out, links_carry)
         self._blockage = Blockage(self._out)

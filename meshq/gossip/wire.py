@@ -34,6 +34,7 @@ EMPTY_BYTES = 96  # a Gossip with nothing in it: list heads of 3 bytes, tokens o
 ADDRESS_PATTERN = r"^(\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9_.-]{1,32})?\]|[A-Za-z0-9_.-]{1,253}):[0-9]{1,5}\Z"
 
 Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
+U16 = Annotated[int, Meta(ge=0, lt=1 << 16)]
 _T = TypeVar("_T")
 
 U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -43,7 +44,9 @@ Address = Annotated[str, Meta(max_length=260, pattern=ADDRESS_PATTERN)]
 class MemberRecord(Struct, frozen=True, array_like=True, tag=1):
     """A peer about itself. The higher (boot_epoch, version) is the newer one.
 
-    `addresses` are of its base port: gossip on UDP and requests on TCP have the same number.
+    `addresses` are of its base port: gossip on UDP and requests on TCP have the same number. `level`: the
+    highest feature level that its software knows; `weight` and `zone` are where it wants to stand on the ring
+    (no weight: it does not say).
     """
 
     peer: Id16
@@ -53,6 +56,9 @@ class MemberRecord(Struct, frozen=True, array_like=True, tag=1):
     addresses: Annotated[list[Address], Meta(max_length=ADDRESSES_MAX)]
     version: U63
     left: bool = False
+    level: U16 = 1
+    weight: Annotated[float, Meta(ge=0, le=1_000)] | None = None
+    zone: Annotated[str, Meta(max_length=63)] = ""
 
     @property
     def order(self) -> tuple[int, int]:

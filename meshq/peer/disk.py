@@ -41,6 +41,7 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.hosts import Tail
+from meshq.peer.core.lookups import LOOKUPS
 from meshq.replication.words import Item, LogRead
 from meshq.security.directory import DataDirectory, Loaded
 from meshq.store.reads import SlotImage
@@ -182,6 +183,8 @@ def is_awaited(core: PeerCore, read: FetchBatches | SeekTime) -> bool:
     session, sub = read.fetch.sub if isinstance(read, FetchBatches) else read.sub
     if session[0] == GROUPS:
         return core.consuming.desks.is_awaited(read)
+    if session[0] == LOOKUPS:
+        return True
     if isinstance(read, FetchBatches):
         return core.ctx.deliveries.is_awaited(read.fetch)
     state = core.ctx.sessions.states.get(session)

@@ -123,6 +123,7 @@ class Door:
             connection_key=key,
             serial=new_serial(),
             now=now,
+            level=registry.level,
         )
         claimed = door.claim_join(pending, invites=self._directory.invites, now=now)
         await self._propose(commands.encode(RegisterPeer(claimed.signed.encode())))

@@ -40,6 +40,7 @@ from meshq.gossip.words import (
     VerdictsDiscarded,
 )
 from meshq.ids import PeerId
+from meshq.levels import LEVEL_KNOWN
 from meshq.peer.endpoints import advertised, hosts, with_default_port
 from meshq.peer.settings import Settings
 from meshq.security.directory import Loaded
@@ -97,6 +98,9 @@ class Neighbours:
             rng=random.Random(os.urandom(16)),
             now=self._loop.time(),
             links_carry=True,
+            level=LEVEL_KNOWN,
+            weight=settings.weight,
+            zone=settings.zone,
         )
         instance = os.urandom(16)
         self._discovery = Discovery(

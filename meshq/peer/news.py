@@ -52,6 +52,9 @@ def _seen(m: Member, event: str, me: PeerId, name_of: NameOf, now: float, wall_m
         boot=m.boot_id,
         rtt_ms=None if m.rtt_s is None else round(m.rtt_s * 1000, 3),
         proof=_proof(m, name_of),
+        level=m.level if m.boot_id else None,
+        weight=m.weight,
+        zone=m.zone,
     )
 
 

@@ -24,6 +24,7 @@ def found_registry(papers: Loaded) -> Registry:
         replicas=genesis.replicas,
         founders=[c.encode() for c in genesis.founders],
         verify=verifier(genesis.authority_key),
+        level=genesis.level,
     )
 
 

@@ -24,6 +24,7 @@ PORT = 7700
 # What each port above the base is for (TCP; gossip is UDP on the base port).
 REQUESTS, FEED, INGEST, HTTP, DOOR, PEERS = range(6)
 EVERYWHERE = ("*", "::")  # both families; 0.0.0.0 is every IPv4 address
+ZONE = r"^[A-Za-z0-9_.-]*$"
 _LISTS = {"bind", "advertise", "seed"}
 
 
@@ -34,7 +35,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     `HOST[:PORT]` to tell others instead of this host's own; `seed`: `HOST[:PORT]` of peers to try besides
     mDNS and those remembered; `mdns`: announce and look for peers; `auto_create`: publishing to an unknown
     topic makes it, with one partition; `begin_empty`: start though the store is lost, its records too;
-    `evacuate_after_s`: a peer that this one has missed for so long is replaced in the slots led here.
+    `evacuate_after_s`: a peer that this one has missed for so long is replaced in the slots led here;
+    `weight`: this peer's share of the slots, beside 1 of an ordinary one (0: none); `zone`: what fails as one
+    with it (a rack, a room, a power line), none of its own when empty.
     """
 
     bind: list[str] = []
@@ -48,6 +51,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = limits.DISK_RESERVE_BYTES
     begin_empty: bool = False
     evacuate_after_s: Annotated[int, Meta(ge=1)] = 300
+    weight: Annotated[float, Meta(ge=0, le=1_000)] = 1.0
+    zone: Annotated[str, Meta(max_length=63, pattern=ZONE)] = ""
 
 
 def load_settings(
@@ -64,7 +69,7 @@ def load_settings(
         ("flags or arguments", given),
     )
     for source, found in sources:
-        _check(source, found)  # one by one, so that the error names the place to mend
+        check_settings(source, found)  # one by one, so that the error names the place to mend
         merged.update(found)
     settings = msgspec.convert(merged, Settings, strict=False)
     # One way to say everything, for whoever listens; IPv6 hosts without brackets.
@@ -90,7 +95,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _check(source: str, found: Mapping[str, Any]) -> None:
+def check_settings(source: str, found: Mapping[str, Any]) -> None:
     """Raises: UsageError for the first setting of this source that cannot be."""
     for name, value in found.items():
         if name not in Settings.__struct_fields__:

@@ -56,6 +56,7 @@ from meshq.peer.core.events import (
     SendSession,
     SessionClosed,
     Settle,
+    StopPeer,
     SurveyBatches,
     TellMembership,
     TellRolledBack,
@@ -212,7 +213,13 @@ class PeerShell:
             self.store.boot_epoch,
             self.directory.raise_boot_epoch(),
         )
-        settings = CoreSettings(s.auto_create, s.record_bytes_max, evacuate_after_s=s.evacuate_after_s)
+        settings = CoreSettings(
+            s.auto_create,
+            s.record_bytes_max,
+            evacuate_after_s=s.evacuate_after_s,
+            weight=s.weight,
+            zone=s.zone,
+        )
         rng = random.Random(os.urandom(16))
         self.core = PeerCore(
             me, found_registry(papers), settings=settings, random_id=lambda: os.urandom(16), rng=rng
@@ -379,6 +386,8 @@ class PeerShell:
                     self._log_rolled_back(effect.peer)
                 case PeerLeft():
                     self._on_left()
+                case StopPeer():
+                    self._fail(effect.error)
                 case Settle():
                     self._proposals.settle(effect)
 

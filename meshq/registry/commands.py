@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from meshq.errors import RemoteProtocolError
+from meshq.levels import LEVELS
 from meshq.limits import PARTITIONS_MAX, RECORD_BYTES_CEILING, RETAIN_AGE_MS_MAX
 from meshq.messages import Retain
 
@@ -83,7 +84,24 @@ class SetStanding(Command, frozen=True, tag=6):
     since: Annotated[int, Meta(ge=0)] = 0
 
 
-AnyCommand = RegisterPeer | RegisterClient | CreateTopic | SetTopic | DeleteTopic | SetStanding
+class PlacePeer(Command, frozen=True, tag=7):
+    """Where a peer stands on the ring, as its newest member record says; before what its certificate says.
+    Feature level 2."""
+
+    peer: Id16
+    weight: Annotated[float, Meta(ge=0, le=1_000)]
+    zone: Annotated[str, Meta(max_length=63)] = ""
+
+
+class SetLevel(Command, frozen=True, tag=8):
+    """The mesh's feature level from here on; it only rises. Whose software does not know it stops."""
+
+    level: Annotated[int, Meta(ge=1, lt=LEVELS)]
+
+
+AnyCommand = (
+    RegisterPeer | RegisterClient | CreateTopic | SetTopic | DeleteTopic | SetStanding | PlacePeer | SetLevel
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)

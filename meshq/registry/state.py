@@ -10,12 +10,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol, assert_never
 
 from msgspec.structs import replace
 
 from meshq.errors import MeshqError, Overloaded, Refused, SecurityError, TopicExists, TopicGone, UsageError
 from meshq.ids import MeshId, PeerId, TopicId, peer_id_of
+from meshq.levels import LEVEL_KNOWN
 from meshq.limits import CLIENTS_MAX, LEFT_PEERS_KEPT, PEERS_MAX, TOPICS_MAX
 from meshq.messages import Retain, TopicInfo
 from meshq.registry.commands import (
@@ -25,13 +27,15 @@ from meshq.registry.commands import (
     AnyCommand,
     CreateTopic,
     DeleteTopic,
+    PlacePeer,
     RegisterClient,
     RegisterPeer,
+    SetLevel,
     SetStanding,
     SetTopic,
 )
-from meshq.ring import RingPeer, owners
-from meshq.topics import check_topic
+from meshq.ring import RingPeer, owners, slot_of
+from meshq.topics import check_topic, source_of
 
 DELETED_MAX = 65_536  # topics' ids that are not made again; a proposal is repeated within seconds
 GENESIS_DISK = bytes(16)  # the id of the disk that a founding peer begins with, so that genesis can name it
@@ -88,11 +92,18 @@ class TopicRemoved:
     info: TopicInfo
 
 
-Change = PeersChanged | ClientsChanged | TopicChanged | TopicRemoved
+@dataclass(frozen=True, slots=True)
+class LevelRaised:
+    level: int
+
+
+Change = PeersChanged | ClientsChanged | TopicChanged | TopicRemoved | LevelRaised
 
 
 class Registry:
-    """Applied state. `verify` turns signed certificate bytes into their facts or raises SecurityError."""
+    """Applied state. `verify` turns signed certificate bytes into their facts or raises SecurityError;
+    `level`: the feature level the mesh was made with.
+    """
 
     def __init__(
         self,
@@ -102,13 +113,16 @@ class Registry:
         replicas: int,
         founders: Sequence[bytes],
         verify: Callable[[bytes], CertificateFacts],
+        level: int = LEVEL_KNOWN,
     ) -> None:
         self.mesh = mesh
         self.slots = slots
         self.replicas = replicas
         self.version = 0
+        self.level = level
         self.peers: dict[PeerId, Registered] = {}
         self.peer_of_key: dict[bytes, PeerId] = {}
+        self.placed: dict[PeerId, tuple[float, str]] = {}  # weight and zone; of registered peers
         self.leaving: dict[PeerId, int] = {}  # since which index
         self.left: dict[PeerId, Registered] = {}  # as they were; the newest ones, LEFT_PEERS_KEPT
         self.clients: dict[bytes, Registered] = {}
@@ -125,8 +139,12 @@ class Registry:
 
     def ring_peers(self) -> list[RingPeer]:
         """Whom slots are placed on: who is leaving is none of them."""
-        peers = sorted((peer, r.facts) for peer, r in self.peers.items() if peer not in self.leaving)
-        return [RingPeer(peer, facts.weight, facts.zone) for peer, facts in peers]
+        return [RingPeer(peer, *self.place(peer)) for peer in sorted(self.peers.keys() - self.leaving.keys())]
+
+    def place(self, peer: PeerId) -> tuple[float, str]:
+        """Weight and zone of a registered peer."""
+        facts = self.peers[peer].facts
+        return self.placed.get(peer) or (facts.weight, facts.zone)
 
     def standing(self, peer: PeerId) -> str:
         if peer in self.left:
@@ -161,6 +179,10 @@ class Registry:
                     return self._delete_topic(command)
                 case SetStanding():
                     return self._set_standing(command, index)
+                case PlacePeer():
+                    return self._place_peer(command)
+                case SetLevel():
+                    return self._set_level(command)
                 case _:
                     assert_never(command)
         except MeshqError as refusal:
@@ -186,6 +208,10 @@ class Registry:
                     self._existing(command.topic_id)
                 case SetStanding():
                     self._check_standing(command)
+                case PlacePeer():
+                    self._check_registered(command.peer)
+                case SetLevel():
+                    self._check_level(command)
                 case _:
                     assert_never(command)
         except MeshqError as refusal:
@@ -225,10 +251,13 @@ class Registry:
         self.peer_of_key[facts.curve_key] = peer
         return [PeersChanged(peer)]
 
-    def _check_standing(self, command: SetStanding) -> PeerId:
-        peer = PeerId(command.peer)
-        if peer not in self.peers:
+    def _check_registered(self, peer: bytes) -> PeerId:
+        if PeerId(peer) not in self.peers:
             raise Refused("that peer is not registered (any more)")
+        return PeerId(peer)
+
+    def _check_standing(self, command: SetStanding) -> PeerId:
+        peer = self._check_registered(command.peer)
         if command.standing == LEFT and peer not in self.leaving:
             raise Refused(f"{self.peers[peer].facts.name!r} is not leaving: its slots are still there")
         if command.standing == LEFT and command.since not in (0, self.leaving[peer]):
@@ -250,11 +279,28 @@ class Registry:
             self.leaving.setdefault(peer, index)
         else:
             del self.leaving[peer]
+            self.placed.pop(peer, None)
             gone = self.left[peer] = self.peers.pop(peer)
             del self.peer_of_key[gone.facts.curve_key]
             if len(self.left) > LEFT_PEERS_KEPT:
                 del self.left[next(iter(self.left))]
         return [PeersChanged(peer)]
+
+    def _place_peer(self, command: PlacePeer) -> list[Change]:
+        peer, place = self._check_registered(command.peer), (command.weight, command.zone)
+        if self.place(peer) == place:
+            return []
+        self.placed[peer] = place
+        return [PeersChanged(peer)]
+
+    def _check_level(self, command: SetLevel) -> None:
+        if command.level <= self.level:
+            raise Refused(f"the mesh has feature level {self.level} already")
+
+    def _set_level(self, command: SetLevel) -> list[Change]:
+        self._check_level(command)
+        self.level = command.level
+        return [LevelRaised(command.level)]
 
     def _check_client(self, command: RegisterClient) -> CertificateFacts:
         facts = self._verify(command.certificate)
@@ -282,12 +328,28 @@ class Registry:
         check_topic(command.name)
         if command.name in self._by_name:
             raise TopicExists(f"topic {command.name!r} exists already")
+        self._check_dead_letters(command)
         if len(self.topics) >= TOPICS_MAX:
             raise Overloaded(f"the mesh has {TOPICS_MAX} topics, which is its limit")
         if TopicId(command.topic_id) in self.topics:
             raise UsageError("that topic id is in use")
         if TopicId(command.topic_id) in self._deleted:
             raise TopicGone(f"topic {command.name!r} was deleted as it was made")
+
+    def _check_dead_letters(self, command: CreateTopic) -> None:
+        """A record and its dead letter have to be in one slot."""
+        source = source_of(command.name)
+        if source is None:
+            return
+        of = self._by_name.get(source[0])
+        if of is None or self._start(of.topic_id) != self._start(command.topic_id):
+            raise Refused(
+                f"topic {command.name!r} would be the dead letters of group {source[1]!r}: the mesh makes it "
+                "when there are some"
+            )
+
+    def _start(self, topic_id: bytes) -> int:
+        return slot_of(TopicId(topic_id), 0, self.slots)
 
     def _create_topic(self, command: CreateTopic, index: int) -> list[Change]:
         if self.made_at(command) is not None:
@@ -316,14 +378,23 @@ class Registry:
         return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size, copies, retain))]
 
     def _delete_topic(self, command: DeleteTopic) -> list[Change]:
-        info = self._existing(command.topic_id)
-        if len(self._deleted) >= DELETED_MAX:
-            del self._deleted[next(iter(self._deleted))]
-        self._deleted[TopicId(info.topic_id)] = None
-        del self.topics[TopicId(info.topic_id)]
-        del self._by_name[info.name]
-        del self._names[bisect_left(self._names, info.name)]
-        return [TopicRemoved(info)]
+        """With the dead letters of its groups."""
+        gone, found = [self._existing(command.topic_id)], 0
+        while found < len(gone):
+            gone += self._dead_letters(gone[found].name)
+            found += 1
+        for info in gone:
+            if len(self._deleted) >= DELETED_MAX:
+                del self._deleted[next(iter(self._deleted))]
+            self._deleted[TopicId(info.topic_id)] = None
+            del self.topics[TopicId(info.topic_id)]
+            del self._by_name[info.name]
+            del self._names[bisect_left(self._names, info.name)]
+        return [TopicRemoved(info) for info in gone]
+
+    def _dead_letters(self, name: str) -> list[TopicInfo]:
+        names = takewhile(lambda n: n.startswith("_dead."), self.names(from_name="_dead."))
+        return [self._by_name[n] for n in names if (source := source_of(n)) and source[0] == name]
 
     def _existing(self, topic_id: bytes) -> TopicInfo:
         info = self.topics.get(TopicId(topic_id))

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from meshq.batch import Buffer
-from meshq.entries import Entry, EntryKind, decode_entry
+from meshq.entries import Entry, decode_entry
 from meshq.errors import RemoteProtocolError, StoreCorrupt
 from meshq.ids import PeerId, Slot
 from meshq.messages import U16, U63, Id16, Replicate
@@ -124,7 +124,7 @@ def _plain(nodes: Sequence[Node]) -> list[tuple[bytes, bytes]]:
 
 
 def has_payload(entry: Entry) -> bool:
-    return entry.kind is EntryKind.PUBLISH
+    return entry.kind.has_payload
 
 
 def _inner(wire: _Wire, frames: Any, check: Callable[[Entry, Buffer], None]) -> Message:

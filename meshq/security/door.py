@@ -38,6 +38,7 @@ from msgspec import Meta, Struct
 
 from meshq.errors import MeshqError, RemoteProtocolError, SecurityError, UsageError, from_wire
 from meshq.ids import PeerId, mesh_id_of, peer_id_of, show_id
+from meshq.levels import BASE, LEVEL_KNOWN, LEVELS, check_understood
 from meshq.limits import DOOR_FRAME_BYTES_MAX, PEERS_MAX
 from meshq.messages import U16, U32, Id16, Key32, Name, Text
 from meshq.security import genesis as genesis_
@@ -72,6 +73,7 @@ class JoinBody(Struct, frozen=True, array_like=True):
     curve_key: Key32
     nonce: Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
     sent_s: Seconds  # the joiner's clock, so that a wrong one is named before a certificate seems invalid
+    level: Annotated[int, Meta(ge=1, lt=LEVELS)] = BASE  # the highest feature level that it knows
 
 
 class JoinAccepted(Struct, frozen=True, array_like=True, tag=2):
@@ -141,7 +143,7 @@ def join_request(token: Token, identity: Identity, now: float, *, nonce: bytes) 
     body = msgspec.msgpack.encode(
         JoinBody(
             token.mesh_id, token.invite_id, identity.name, identity.signing_key, identity.curve_public, nonce,
-            max(0, int(now)),
+            max(0, int(now)), LEVEL_KNOWN,
         )
     )  # fmt: skip
     proof = _proof(token.secret, body)
@@ -178,7 +180,7 @@ def accept_reply(token: Token, identity: Identity, data: bytes | memoryview, now
             f"the door answered for mesh {show_id(mesh_id_of(key))}, the token is for "
             f"{show_id(token.mesh_id)}: do not join there, and ask for a new token"
         )
-    genesis_.verify(reply.genesis, key)
+    check_understood(genesis_.verify(reply.genesis, key).level)
     own = verify(reply.certificate, key, now)
     expected = ("peer", identity.name, identity.signing_key, identity.curve_public)
     if (own.kind, own.name, own.signing_key, own.curve_key) != expected:
@@ -218,10 +220,12 @@ def check_join(
     connection_key: bytes,
     serial: bytes,
     now: float,
+    level: int = BASE,
 ) -> PendingJoin:
     """Whether this join may go ahead, and the certificate for it. Changes nothing.
 
-    `existing_names` are the registered peers; `connection_key` is the CURVE key the request came by.
+    `existing_names` are the registered peers; `connection_key` is the CURVE key the request came by; `level`
+    is the mesh's.
     Raises: SecurityError or UsageError with the reason, to be sent back with `refused`; RemoteProtocolError.
     """
     body = _read_join(request)
@@ -238,6 +242,7 @@ def check_join(
     if body.curve_key != connection_key:
         raise SecurityError("this request came by another CURVE key than the one it wants certified")
     _check_unique(body, existing_names)
+    check_understood(level, body.level)
     signed = issue(
         authority, kind="peer", name=body.name, signing_key=body.signing_key, curve_key=body.curve_key,
         serial=serial, now=now,

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from meshq.errors import SecurityError, UsageError
 from meshq.ids import SYSTEM_SLOT, MeshId, PeerId, mesh_id_of
+from meshq.levels import BASE, LEVEL_KNOWN, LEVELS
 from meshq.messages import U63, Id16, Key32
 from meshq.security.authority import Authority
 from meshq.security.certificates import Certificate, SignedCertificate, Word
@@ -38,6 +39,7 @@ class Genesis(Struct, frozen=True, array_like=True):
     founders: Annotated[tuple[SignedCertificate, ...], Meta(min_length=1, max_length=FOUNDERS_MAX)]
     registry_peer: Id16
     authority_key: Key32
+    level: Annotated[int, Meta(ge=1, lt=LEVELS)] = BASE  # the feature level that the mesh was made with
 
     @property
     def mesh_id(self) -> MeshId:
@@ -60,7 +62,14 @@ def make(
 ) -> SignedGenesis:
     """Raises: UsageError when it would not verify."""
     genesis = Genesis(
-        mesh_name, slots, replicas, int(now * 1000), tuple(founders), registry_peer, authority.key
+        mesh_name,
+        slots,
+        replicas,
+        int(now * 1000),
+        tuple(founders),
+        registry_peer,
+        authority.key,
+        LEVEL_KNOWN,
     )
     body = msgspec.msgpack.encode(genesis)
     try:

@@ -4,8 +4,12 @@ A producer numbers the records it sends to a partition. The slot remembers, for 
 partition), the epoch, the next sequence and the receipts of the last 32 batches, so that
 
 - the next sequence is appended,
-- a repeat gets its first receipt again (same bytes) or `SequenceConflict` (other bytes), never a second copy,
+- a repeat gets its first receipt again (same epoch, same bytes) or `SequenceConflict`, never a second copy,
 - a gap is `OutOfOrderSequence`, an older epoch `Fenced`, a number without any memory `UnknownProducer`.
+
+A higher epoch takes the producer over: its sequences go on, its receipts stay, and what comes of the older
+one is refused unless it repeats a batch that is remembered. Epochs are for producers that outlive their
+process (outboxes); the others stay at 0 and are forgotten sooner.
 
 `judge` decides without changing anything; `advance` is the only way the state moves, both for entries
 proposed and for entries applied, so the two can't disagree. After Kafka's KIP-98, with receipts instead of
@@ -14,7 +18,7 @@ five cached offsets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -28,7 +32,13 @@ from meshq.errors import (
     UnknownProducer,
 )
 from meshq.ids import TopicId
-from meshq.limits import PRODUCER_IDLE_MS, PRODUCER_RECEIPTS_KEPT, PRODUCERS_PER_SLOT_MAX
+from meshq.limits import (
+    OUTBOX_IDLE_MS,
+    OUTBOXES_PER_SLOT_MAX,
+    PRODUCER_IDLE_MS,
+    PRODUCER_RECEIPTS_KEPT,
+    PRODUCERS_PER_SLOT_MAX,
+)
 
 
 class ProducerKey(NamedTuple):
@@ -44,6 +54,7 @@ class BatchReceipt(msgspec.Struct, frozen=True, array_like=True):
     crc: int
     base_offset: int
     index: int  # of the log entry, to find a batch that is still on its way to disk
+    epoch: int = 0
 
 
 class ProducerState(msgspec.Struct, frozen=True, array_like=True):
@@ -59,13 +70,11 @@ def judge(
     state: ProducerState | None, *, epoch: int, first_sequence: int, count: int, crc: int
 ) -> BatchReceipt | MeshqError | None:
     """None: append it. A receipt: it is a repeat of that batch. An error: refuse it."""
-    if state is None or epoch > state.epoch:
-        if first_sequence == 0:
-            return None
-        return UnknownProducer(
-            f"nothing is remembered of this producer, yet its batch begins at sequence {first_sequence}; "
-            f"sequences are forgotten after {PRODUCER_IDLE_MS // 60_000} idle minutes"
-        )
+    if state is None:
+        return None if first_sequence == 0 else _unknown(epoch, first_sequence)
+    same = next((r for r in reversed(state.receipts) if r.first_sequence == first_sequence), None)
+    if same is not None and (same.epoch, same.count, same.crc) == (epoch, count, crc):
+        return same
     if epoch < state.epoch:
         return Fenced(f"epoch {epoch} of this producer was ended by epoch {state.epoch}")
     if first_sequence == state.next_sequence:
@@ -74,13 +83,19 @@ def judge(
         return OutOfOrderSequence(
             f"the batch begins at sequence {first_sequence}, but {state.next_sequence} is the next one"
         )
-    for receipt in reversed(state.receipts):
-        if receipt.first_sequence == first_sequence:
-            if receipt.count == count and receipt.crc == crc:
-                return receipt
-            return SequenceConflict(f"sequence {first_sequence} was used before for other records")
+    if same is not None or epoch > state.epoch:
+        return SequenceConflict(f"sequence {first_sequence} was used before for other records")
     return OutOfOrderSequence(
         f"sequence {first_sequence} is before the {PRODUCER_RECEIPTS_KEPT} batches whose receipts are kept"
+    )
+
+
+def _unknown(epoch: int, first_sequence: int) -> UnknownProducer:
+    idle_ms = idle_ms_of(epoch)
+    after = f"{idle_ms // 86_400_000} idle days" if epoch else f"{idle_ms // 60_000} idle minutes"
+    return UnknownProducer(
+        f"nothing is remembered of this producer, yet its batch begins at sequence {first_sequence}; "
+        f"sequences are forgotten after {after}"
     )
 
 
@@ -88,7 +103,7 @@ def advance(
     state: ProducerState | None, *, epoch: int, receipt: BatchReceipt, timestamp_ms: int
 ) -> ProducerState:
     """The state after a batch that `judge` let through."""
-    kept = state.receipts if state is not None and state.epoch == epoch else ()
+    kept = () if state is None else state.receipts
     return ProducerState(
         epoch,
         receipt.first_sequence + receipt.count,
@@ -97,59 +112,85 @@ def advance(
     )
 
 
+def idle_ms_of(epoch: int) -> int:
+    """How long a producer of this epoch may be idle before it is forgotten."""
+    return OUTBOX_IDLE_MS if epoch else PRODUCER_IDLE_MS
+
+
 def is_expired(state: ProducerState, timestamp_ms: int) -> bool:
     """By the log's own time, so that every replica forgets at the same entry."""
-    return state.used_ms + PRODUCER_IDLE_MS < timestamp_ms
+    return state.used_ms + idle_ms_of(state.epoch) < timestamp_ms
 
 
 class ProducerTable:
-    """Producers of one slot, oldest use first, so that expiry looks only at the front."""
+    """Producers of one slot, those of a process apart from those that outlive it, each oldest use first, so
+    that expiry looks only at the fronts.
+
+    Outboxes have a bound of their own below that of all: remembered for a month, they may not shut the others
+    out.
+    """
 
     def __init__(self, on_changed: Callable[[ProducerKey], None]) -> None:
-        self._states: dict[
-            ProducerKey, ProducerState
-        ] = {}  # bounded by PRODUCERS_PER_SLOT_MAX at the proposer
+        # Together bounded by PRODUCERS_PER_SLOT_MAX at the proposer, outboxes by OUTBOXES_PER_SLOT_MAX.
+        self._brief: dict[ProducerKey, ProducerState] = {}
+        self._lasting: dict[ProducerKey, ProducerState] = {}
         self._on_changed = on_changed
 
     def __len__(self) -> int:
-        return len(self._states)
+        return len(self._brief) + len(self._lasting)
 
     def get(self, key: ProducerKey, *, timestamp_ms: int) -> ProducerState | None:
-        state = self._states.get(key)
+        state = self.row(key)
         return None if state is None or is_expired(state, timestamp_ms) else state
 
-    def has_room(self, proposed: Collection[ProducerKey], *, timestamp_ms: int) -> bool:
+    def has_room(
+        self, proposed: Mapping[ProducerKey, ProducerState], *, epoch: int, timestamp_ms: int
+    ) -> bool:
         """Whether one more producer may be remembered, beside those whose first batch is on its way to disk.
 
         Those whose time is over make room although nothing was appended since: else a full table of idle
         producers would refuse new ones for ever.
         """
-        if len(self._states) + len(proposed) < PRODUCERS_PER_SLOT_MAX:
+        if len(self) + len(proposed) < min(PRODUCERS_PER_SLOT_MAX, OUTBOXES_PER_SLOT_MAX):
             return True
-        over = sum(1 for _ in takewhile(lambda s: is_expired(s, timestamp_ms), self._states.values()))
-        fresh = sum(self.get(key, timestamp_ms=timestamp_ms) is None for key in proposed)
-        return len(self._states) - over + fresh < PRODUCERS_PER_SLOT_MAX
+        fresh = [s for k, s in proposed.items() if self.get(k, timestamp_ms=timestamp_ms) is None]
+        lasting = _alive(self._lasting, timestamp_ms) + sum(s.epoch > 0 for s in fresh)
+        if epoch and lasting >= OUTBOXES_PER_SLOT_MAX:
+            return False
+        brief = _alive(self._brief, timestamp_ms) + sum(s.epoch == 0 for s in fresh)
+        return brief + lasting < PRODUCERS_PER_SLOT_MAX
 
     def row(self, key: ProducerKey) -> ProducerState | None:
-        return self._states.get(key)
+        return self._brief.get(key) or self._lasting.get(key)
 
     def put(self, key: ProducerKey, state: ProducerState) -> None:
-        self._states.pop(key, None)
-        self._states[key] = state
+        self._remove(key)
+        (self._lasting if state.epoch else self._brief)[key] = state
         self._on_changed(key)
 
     def expire(self, timestamp_ms: int) -> None:
-        while self._states:
-            key = next(iter(self._states))
-            if not is_expired(self._states[key], timestamp_ms):
-                return
-            del self._states[key]
-            self._on_changed(key)
+        for states in (self._brief, self._lasting):
+            while states:
+                key = next(iter(states))
+                if not is_expired(states[key], timestamp_ms):
+                    break
+                del states[key]
+                self._on_changed(key)
+
+    def _remove(self, key: ProducerKey) -> None:
+        self._brief.pop(key, None)
+        self._lasting.pop(key, None)
 
     def drop_topic(self, topic_id: TopicId) -> None:
-        for key in [k for k in self._states if k.topic_id == topic_id]:
-            del self._states[key]
+        for key in [k for k in (*self._brief, *self._lasting) if k.topic_id == topic_id]:
+            self._remove(key)
             self._on_changed(key)
 
     def restore(self, states: dict[ProducerKey, ProducerState]) -> None:
-        self._states = dict(sorted(states.items(), key=lambda item: item[1].used_ms))
+        by_use = sorted(states.items(), key=lambda item: item[1].used_ms)
+        self._brief = {k: s for k, s in by_use if not s.epoch}
+        self._lasting = {k: s for k, s in by_use if s.epoch}
+
+
+def _alive(states: dict[ProducerKey, ProducerState], timestamp_ms: int) -> int:
+    return len(states) - sum(1 for _ in takewhile(lambda s: is_expired(s, timestamp_ms), states.values()))

@@ -1,4 +1,4 @@
-"""The body of a PUBLISH entry, and the payload it stands for.
+"""The body of a PUBLISH entry, and the payload it stands for. A DEAD_LETTER entry's begins alike.
 
 The body has all that state needs, so state can be rebuilt from entries alone; the payload, a batch as its
 producer made it, is stored and sent beside it. The body names the payload's checksum and size, and is itself
@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from meshq.batch import Buffer, read_header
-from meshq.entries import Entry, EntryKind, Payload, PayloadKey
+from meshq.entries import Entry, Payload, PayloadKey
 from meshq.errors import RemoteProtocolError
 from meshq.ids import PartitionKey, TopicId
 
@@ -44,7 +44,7 @@ def decode_publish(body: bytes) -> PublishBody:
 
 def payload_of(entry: Entry, payload: Buffer) -> Payload | None:
     """What of this entry is stored apart."""
-    if entry.kind is not EntryKind.PUBLISH:
+    if not entry.kind.has_payload:
         return None
     b = _decoder.decode(entry.body)
     partition = PartitionKey(TopicId(b.topic_id), b.partition)
@@ -53,7 +53,7 @@ def payload_of(entry: Entry, payload: Buffer) -> Payload | None:
 
 def payload_key_of(entry: Entry) -> PayloadKey | None:
     """Where it is stored."""
-    if entry.kind is not EntryKind.PUBLISH:
+    if not entry.kind.has_payload:
         return None
     b = _decoder.decode(entry.body)
     partition = PartitionKey(TopicId(b.topic_id), b.partition)

@@ -18,8 +18,10 @@ from meshq.batch import NO_PRODUCER, BatchHeader
 from meshq.entries import Entry, EntryKind, generation_of
 from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
+from meshq.streams.groups.letters import LettersBody, decode_letters
 from meshq.streams.groups.table import ROW as GROUP_ROW
 from meshq.streams.groups.table import GroupApplied, GroupTable
+from meshq.streams.groups.words import GroupBody
 from meshq.streams.producers import (
     BatchReceipt,
     ProducerKey,
@@ -29,7 +31,7 @@ from meshq.streams.producers import (
     is_expired,
     judge,
 )
-from meshq.streams.publish import PublishBody, decode_publish
+from meshq.streams.publish import PublishBody, decode_publish, payload_key_of
 from meshq.streams.retention import decode_retain
 from meshq.streams.rows import (
     APPLIED,
@@ -79,6 +81,14 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """Records of a group are dead letters now."""
+
+    group: GroupApplied
+    stored: Stored
+
+
+@dataclass(frozen=True, slots=True)
 class Retained:
     """The records [first, low) of a partition have expired."""
 
@@ -87,7 +97,7 @@ class Retained:
     low: int
 
 
-Applied = Stored | Dropped | Retained | GroupApplied
+Applied = Stored | Dropped | Retained | GroupApplied | Moved
 
 
 @dataclass(slots=True)
@@ -134,7 +144,7 @@ class SlotStream:
             key = ProducerKey(client_key, header.producer_id, *partition)
             state = self._proposed(key, timestamp_ms)
             if state is None and not self.producers.has_room(
-                self._ahead_producers, timestamp_ms=timestamp_ms
+                self._ahead_producers, epoch=header.producer_epoch, timestamp_ms=timestamp_ms
             ):
                 return Overloaded("this slot remembers as many producers as it may", retry_after_ms=5_000)
             verdict = judge(
@@ -152,6 +162,13 @@ class SlotStream:
             partition.topic_id, partition.partition, end, header.count, client_key, header.producer_id,
             header.producer_epoch, header.first_sequence, header.body_crc, 0,
         )  # fmt: skip
+
+    def letters(self, partition: PartitionKey, count: int, crc: int, moved: GroupBody) -> LettersBody:
+        """The body with which records of a group become records of this partition, its dead letters."""
+        end = self._ahead_end.get(partition)
+        if end is None:
+            end = self.partitions.get(partition, EMPTY).end
+        return LettersBody(*partition, end, count, b"", NO_PRODUCER, 0, 0, crc, 0, moved)
 
     def _proposed(self, key: ProducerKey, timestamp_ms: int) -> ProducerState | None:
         """What will be remembered of a producer once everything that waits is applied."""
@@ -197,11 +214,17 @@ class SlotStream:
             self._begin_generation(generation_of(entry.term))
         match entry.kind:
             case EntryKind.PUBLISH:
-                return self._apply_publish(entry)
+                return self._apply_publish(entry, decode_publish(entry.body))
             case EntryKind.DROP_TOPIC:
                 return self._apply_drop(TopicId(entry.body))
             case EntryKind.GROUP:
                 return self.groups.apply(entry.body, entry.index)
+            case EntryKind.DEAD_LETTER:
+                letters = decode_letters(entry.body)
+                moved = self.groups.apply_body(letters.moved, entry.index)
+                if any(refused is None or refused for refused in moved.refused):
+                    raise InternalError(f"slot {self.slot}: entry {entry.index} buries what is not dying")
+                return Moved(moved, self._apply_publish(entry, letters))
             case EntryKind.RETAIN:
                 return self._apply_retain(entry)
             case EntryKind.NOOP | EntryKind.CONFIG:
@@ -227,8 +250,7 @@ class SlotStream:
         cuts = dict(self.partitions.get(partition, EMPTY).cuts)
         return min((cuts.get(g, 0) for g in self.generations if g > generation), default=None)
 
-    def _apply_publish(self, entry: Entry) -> Stored:
-        body = decode_publish(entry.body)
+    def _apply_publish(self, entry: Entry, body: PublishBody) -> Stored:
         partition = PartitionKey(TopicId(body.topic_id), body.partition)
         old = self.partitions.get(partition, EMPTY)
         if body.base_offset != old.end:
@@ -288,11 +310,9 @@ class SlotStream:
 
     def has_gone(self, entry: Entry) -> bool:
         """Whether the payload of an entry that was applied is not kept any more."""
-        if entry.kind is not EntryKind.PUBLISH or entry.index > self.applied_index:
-            return False
-        body = decode_publish(entry.body)
-        state = self.partitions.get(PartitionKey(TopicId(body.topic_id), body.partition))
-        return state is None or body.base_offset + body.count <= state.low
+        key = payload_key_of(entry) if entry.index <= self.applied_index else None
+        state = self.partitions.get(key.partition) if key is not None else None
+        return key is not None and (state is None or key.base_offset + key.count <= state.low)
 
     def on_payloads_deleted(self, partition: PartitionKey, below: int | None) -> None:
         """Those that end at or before this offset; None: all."""
@@ -406,8 +426,11 @@ def begun_rows(index: int, dropping: Iterable[PartitionKey]) -> list[tuple[bytes
 
 
 def _advanced(state: ProducerState | None, entry: Entry, body: PublishBody) -> ProducerState:
-    receipt = BatchReceipt(body.first_sequence, body.count, body.payload_crc, body.base_offset, entry.index)
-    return advance(state, epoch=body.producer_epoch, receipt=receipt, timestamp_ms=entry.timestamp_ms)
+    epoch = body.producer_epoch
+    receipt = BatchReceipt(
+        body.first_sequence, body.count, body.payload_crc, body.base_offset, entry.index, epoch
+    )
+    return advance(state, epoch=epoch, receipt=receipt, timestamp_ms=entry.timestamp_ms)
 
 
 def _producer_key(body: PublishBody) -> ProducerKey:

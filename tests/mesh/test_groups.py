@@ -79,6 +79,40 @@ async def test_what_one_could_not_do_is_done_by_another(directories: Directories
 
 
 @pytest.mark.deadline(60)
+async def test_what_cannot_be_done_ends_with_the_dead_letters(
+    directories: Directories, eventually: Any
+) -> None:
+    async with running(directories(3)) as peers:
+        await eventually(lambda: all_linked(peers))
+        await peers[0].ask("topic.create", {"topic": "jobs", "partitions": 4})
+        for i in range(8):
+            await peers[0].publish("jobs", b"%d" % i, key=b"%d" % i, headers={"trace": b"x"})
+        async with peers[1].subscribe("jobs", group="g", max_deliver=2) as jobs:
+            tried: Counter[bytes] = Counter()
+            async with peers[2].subscribe("_dead.g.jobs", start="earliest") as dead:
+                while tried.total() < 8 + 3:
+                    record = await asyncio.wait_for(anext(jobs), 10)
+                    tried[record.value] += 1
+                    if record.value == b"1":
+                        await record.reject("no such customer")
+                    elif record.value in (b"3", b"5", b"7"):
+                        await record.nack(delay=0)
+                    else:
+                        await record.ack()
+                letters = [await asyncio.wait_for(anext(dead), 10) for _ in range(4)]
+        found = {r.value: (r.key, r.headers) for r in letters}
+        assert set(found) == {b"1", b"3", b"5", b"7"}
+        assert found[b"1"][1]["meshq-reason"] == b"no such customer"
+        for value in (b"3", b"5", b"7"):
+            key, headers = found[value]
+            assert (key, headers["trace"], headers["meshq-reason"]) == (value, b"x", b"max_deliver")
+            assert (headers["meshq-attempts"], headers["meshq-group"]) == (b"2", b"g")
+        assert all(r.headers["meshq-origin"].startswith(b"jobs/%d@" % r.partition) for r in letters)
+        with pytest.raises(meshq.Forbidden):
+            await peers[0].publish("_dead.g.jobs", b"forged")
+
+
+@pytest.mark.deadline(60)
 async def test_records_that_wait_here_stay_ours_while_we_work_and_are_let_go_unseen_when_we_close(
     directories: Directories,
 ) -> None:
@@ -137,6 +171,11 @@ async def test_without_async(directories: Directories) -> None:
 
 async def test_terms_that_make_no_sense(directories: Directories) -> None:
     async with running(directories(1)) as (peer,):
-        for options in ({"group": "a b"}, {"group": "g", "mode": "keyed"}, {"group": "g", "ack_wait": 0}):
+        for options in (
+            {"group": "a b"},
+            {"group": "g", "mode": "keyed"},
+            {"group": "g", "ack_wait": 0},
+            {"group": "g", "max_deliver": 0},
+        ):
             with pytest.raises(meshq.UsageError):
                 peer.subscribe("jobs", **options)

@@ -85,9 +85,10 @@ def settle(
     *records: Got,
     session: Session = ONE,
     delay: int | None = None,
+    reason: str = "",
 ) -> list[tuple[int, int]]:
     """The records of which it does not hold."""
-    item = SettleItem(7, info.topic_id, 0, verdict, [(r[0], r[1], r[3]) for r in records], delay)
+    item = SettleItem(7, info.topic_id, 0, verdict, [(r[0], r[1], r[3]) for r in records], delay, reason)
     answers = peer.send(Settle(1, [item]), session=session)
     (answer,) = [m for m in answers if isinstance(m, Settled)]
     ((request, refused),) = answer.results
@@ -335,7 +336,6 @@ def test_the_other_group_and_plain_readers_are_not_touched() -> None:
     [
         ({"group": "no name"}, "UsageError"),
         ({"mode": 9}, "UsageError"),
-        ({"max_deliver": 3}, "UsageError"),
         ({"ack_wait_ms": 0}, "UsageError"),
         ({"ack_wait_ms": (1 << 32) - 1}, "UsageError"),
         ({"start": 9}, "RemoteProtocolError"),

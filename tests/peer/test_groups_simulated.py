@@ -11,13 +11,14 @@ from meshq import batch
 from meshq.client import facts
 from meshq.errors import MeshqError
 from meshq.ids import PartitionKey, TopicId
-from meshq.messages import ACK, EARLIEST, EXTEND, NACK, QUEUE, RELEASE, TopicInfo
+from meshq.messages import ACK, EARLIEST, EXTEND, NACK, QUEUE, REJECT, RELEASE, TopicInfo
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import GroupKey
-from tests.peer.world import Client, World, committed, is_level
+from tests.peer.world import Client, World, committed, committed_records, is_level
 
 PARTITIONS = 3
 ACK_WAIT_MS = 400
+MAX_DELIVER = 4
 Place = tuple[int, int]  # partition, offset
 
 
@@ -39,7 +40,7 @@ class Worker(Client):
         self.member = bytes([number]) * 16
 
     def take_part(self, sub: int = 1) -> None:
-        group = facts.Group("g", self.member, QUEUE, ACK_WAIT_MS, 0)
+        group = facts.Group("g", self.member, QUEUE, ACK_WAIT_MS, MAX_DELIVER)
         start = facts.Start(EARLIEST)
         self.tell(facts.SubscribeRequested(sub, "t", start, 100_000, 30, 1_000_000 + sub, (), group))
 
@@ -56,7 +57,9 @@ class Worker(Client):
 
     def work(self, sub: int, leased: facts.Leased, place: Place) -> None:
         rng = self.world.rng
-        verdict = ACK if self.good else rng.choice([ACK] * 8 + [NACK, NACK, RELEASE, EXTEND, None])
+        verdict = (
+            ACK if self.good else rng.choice([ACK] * 8 + [NACK, NACK, NACK, RELEASE, EXTEND, REJECT, None])
+        )
         wait = (
             rng.uniform(0, 0.02) if self.good else rng.choice([0, rng.uniform(0, 0.05), rng.uniform(0, 0.6)])
         )
@@ -105,6 +108,21 @@ def is_done(world: World, info: TopicInfo) -> bool:
     return all(state is not None and state.floor == end for state, end in states)
 
 
+def letters_of(world: World, info: TopicInfo) -> list[Place]:
+    """Where the dead letters are from, one each, as every host's disk has them."""
+    dead = world.hosts[0].core.ctx.registry.topic("_dead.g.t")
+    found: list[Place] = []
+    for partition in range(PARTITIONS if dead is not None else 0):
+        assert dead is not None
+        key = PartitionKey(TopicId(dead.topic_id), partition)
+        world.run(lambda k=key: is_level(world, k))  # type: ignore[misc]
+        for record in committed_records(world.hosts[0], key):
+            origin = (record.headers or {})["meshq-origin"].decode()
+            assert origin.startswith(f"t/{partition}@")
+            found.append((partition, int(origin.partition("@")[2])))
+    return found
+
+
 def play(seed: int) -> tuple[World, History, TopicInfo]:
     world = World(seed, peers=1 + seed % 3)
     writer, rng, history = Client(world), world.rng, History()
@@ -147,7 +165,9 @@ def play(seed: int) -> tuple[World, History, TopicInfo]:
 
 def check_seed(seed: int) -> None:
     world, history, info = play(seed)
-    total = 0
+    total, letters = 0, letters_of(world, info)
+    assert len(set(letters)) == len(letters), "each letter once"
+    assert not history.done & set(letters), "what was acknowledged is no dead letter"
     for partition in range(PARTITIONS):
         key = PartitionKey(TopicId(info.topic_id), partition)
         world.run(lambda k=key: is_level(world, k))  # type: ignore[misc]
@@ -155,10 +175,11 @@ def check_seed(seed: int) -> None:
         total += end
         for offset in range(end):
             place = (partition, offset)
-            assert place in history.done | history.unknown, f"{place} was skipped"
+            assert place in history.done | history.unknown | set(letters), f"{place} was skipped"
     assert total >= 60
     assert history.seen_again == [], "handed out after its acknowledgement had returned"
     for place, attempts in history.handed.items():
+        assert max(attempts) <= MAX_DELIVER, f"{place} was handed out more often than it may be"
         assert len(history.leases[place]) == len(attempts), f"{place} was handed out twice under one lease"
     slots = [h.core.slots.hosts for h in world.hosts]
     for slot in slots[0]:

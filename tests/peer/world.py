@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshq import messages
-from meshq.batch import read_header, read_records
+from meshq.batch import RawRecord, read_header, read_records
 from meshq.client import facts
 from meshq.client.core import ClientCore
 from meshq.entries import ASIDE_ROW, Entry, Mark, Payload, PayloadKey, StoredBatch, Write
-from meshq.errors import DiskFull, StoreCorrupt, StoreError
+from meshq.errors import DiskFull, MeshqError, StoreCorrupt, StoreError
 from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, PeerId, Slot
+from meshq.levels import LEVEL_KNOWN
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
@@ -123,7 +124,13 @@ def where_of(x: PayloadKey | Payload) -> tuple[int, int, int]:
 
 class World:
     def __init__(
-        self, seed: int, *, peers: int = 1, slots: int = 8, settings: CoreSettings | None = None
+        self,
+        seed: int,
+        *,
+        peers: int = 1,
+        slots: int = 8,
+        settings: CoreSettings | None = None,
+        level: int = LEVEL_KNOWN,
     ) -> None:
         self.settings = settings or CoreSettings()
         self.rng = random.Random(seed)
@@ -138,7 +145,7 @@ class World:
             Identity(f"p{i}", self.rng.randbytes(32), self.rng.randbytes(32)) for i in range(peers)
         ]
         self.founders = [self.certify(i) for i in self.identities]
-        self.slots = slots
+        self.slots, self.level = slots, level
         self.hosts = [Host(self, identity) for identity in self.identities]
         for host in self.hosts:
             host.start()
@@ -159,7 +166,7 @@ class World:
         )
         host.start()
         for other in self.hosts[:-1]:
-            other.tell(e.MemberSeen(identity.peer_id, (f"{name}:7700",), True))
+            other.tell(host.seen())
         return host
 
     def note(self, message: Any, payloads: tuple[bytes, ...] = ()) -> None:
@@ -211,6 +218,8 @@ class Host:
         self.world, self.identity = world, identity
         self.disk = Disk()
         self.up = self.has_left = False
+        self.settings = world.settings
+        self.stopped_by: MeshqError | None = None  # by its own word, and it is not started again
         self.run = 0
         self.core: PeerCore
         self.counted: Counter[str] = Counter()  # by runs before this one
@@ -235,17 +244,18 @@ class Host:
             replicas=3,
             founders=w.founders,
             verify=verifier(w.authority.key),
+            level=w.level,
         )
         self.core = PeerCore(
-            me, registry, settings=w.settings, random_id=lambda: w.rng.randbytes(16), rng=w.rng
+            me, registry, settings=self.settings, random_id=lambda: w.rng.randbytes(16), rng=w.rng
         )
         self._restore()
         self._do(self.core.start(now=w.now, wall_ms=w.wall_ms(), room_bytes=ROOM))
         run, self._wound_at = self.run, 0.0
         w.at(0, lambda: self._tick(run))
-        for other in w.identities:
-            if other is not self.identity:
-                self.tell(e.MemberSeen(other.peer_id, (f"{other.name}:7700",), True))
+        for other in w.hosts:
+            if other is not self:
+                self.tell(other.seen())
 
     def _restore(self) -> None:
         if SYSTEM_SLOT in self.disk.log or SYSTEM_SLOT in self.disk.rows:
@@ -268,6 +278,18 @@ class Host:
                 return Tail(items, max(log), StoreCorrupt("damaged"), lost)
             items.append(self.disk.item(log[index]))
         return Tail(items)
+
+    def declare(self, settings: CoreSettings) -> None:
+        """What its member record says from now on, when the others have heard it."""
+        self.settings = settings
+        for other in self.world.hosts:
+            other.tell(self.seen())
+
+    def seen(self) -> e.MemberSeen:
+        s, address = self.settings, f"{self.identity.name}:7700"
+        return e.MemberSeen(
+            self.identity.peer_id, (address,), True, level=s.level, weight=s.weight, zone=s.zone
+        )
 
     def bury(self) -> None:
         """It is down, and membership says so."""
@@ -365,6 +387,9 @@ class Host:
                 case e.PeerLeft():
                     self.has_left = True
                     self.world.at(0.5, self.crash)  # as the shell stops it
+                case e.StopPeer():
+                    self.stopped_by = effect.error
+                    self.crash()
                 case e.SendPeer():
                     if effect.peer in self.links:
                         message = messages.decode_request(messages.encode(effect.message))
@@ -484,13 +509,17 @@ class Host:
 
 def committed(host: Host, partition: PartitionKey) -> list[bytes]:
     """The values below the high watermark that this host's disk has, by offset."""
+    return [r.value for r in committed_records(host, partition)]
+
+
+def committed_records(host: Host, partition: PartitionKey) -> list[RawRecord]:
     slot = host.core.ctx.slot_of(partition)
     end = host.core.slots.partition(slot, partition).end
-    log: list[bytes] = []
+    log: list[RawRecord] = []
     for payload in sorted(host.disk.payloads[partition], key=lambda p: p.base_offset):
         if payload.base_offset < end:
             assert payload.base_offset == len(log), "offsets are dense and start at 0"
-            log += [r.value for r in read_records(payload.data)]
+            log += read_records(payload.data)
     return log
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meshq.errors import Fenced, MeshqError, OutOfOrderSequence, SequenceConflict, UnknownProducer
 from meshq.ids import TopicId
-from meshq.limits import PRODUCER_IDLE_MS, PRODUCER_RECEIPTS_KEPT
+from meshq.limits import OUTBOX_IDLE_MS, PRODUCER_IDLE_MS, PRODUCER_RECEIPTS_KEPT
 from meshq.streams import producers
 from meshq.streams.producers import (
     BatchReceipt,
@@ -33,21 +33,23 @@ class Twin:
     used_ms: int = 0
 
     def judge(self, epoch: int, first: int, count: int, crc: int, now: int) -> BatchReceipt | type | None:
-        if now - self.used_ms > PRODUCER_IDLE_MS:
+        newest = max((e for e, _ in self.batches[-1:]), default=0)
+        if now - self.used_ms > (OUTBOX_IDLE_MS if newest else PRODUCER_IDLE_MS):
             self.batches.clear()
-        newest = max((e for e, _ in self.batches), default=-1)
+        receipts = [r for _, r in self.batches]
+        if not receipts:
+            return UnknownProducer if first else None
+        kept = receipts[-PRODUCER_RECEIPTS_KEPT:]
+        for r in kept:
+            if (r.epoch, r.first_sequence, r.count, r.crc) == (epoch, first, count, crc):
+                return r
         if epoch < newest:
             return Fenced
-        mine = [r for e, r in self.batches if e == epoch]
-        next_one = sum(r.count for r in mine)
-        if first == next_one:
-            return None
-        if not mine:
-            return UnknownProducer
-        for r in mine[-PRODUCER_RECEIPTS_KEPT:]:
-            if r.first_sequence == first:
-                return r if (r.count, r.crc) == (count, crc) else SequenceConflict
-        return OutOfOrderSequence
+        next_one = sum(r.count for r in receipts)
+        if first >= next_one:
+            return OutOfOrderSequence if first > next_one else None
+        conflict = epoch > newest or first in {r.first_sequence for r in kept}
+        return SequenceConflict if conflict else OutOfOrderSequence
 
 
 @given(
@@ -58,7 +60,7 @@ class Twin:
             st.booleans(),  # from sequence 0 on instead
             st.integers(1, 3),
             st.integers(0, 1),
-            st.sampled_from([0, 0, 0, 1, PRODUCER_IDLE_MS, PRODUCER_IDLE_MS + 1]),
+            st.sampled_from([0, 0, 0, 0, 1, PRODUCER_IDLE_MS, PRODUCER_IDLE_MS + 1, OUTBOX_IDLE_MS + 1]),
         ),
         max_size=60,
     )
@@ -80,7 +82,7 @@ def test_it_judges_as_a_twin_that_keeps_everything(
         else:
             assert verdict == expected
         if verdict is None:
-            receipt = BatchReceipt(first, count, crc, offset, index)
+            receipt = BatchReceipt(first, count, crc, offset, index, epoch)
             state = advance(known, epoch=epoch, receipt=receipt, timestamp_ms=now)
             twin.batches.append((epoch, receipt))
             twin.used_ms = now
@@ -90,7 +92,7 @@ def test_it_judges_as_a_twin_that_keeps_everything(
 def after(batches: int, epoch: int = 0) -> ProducerState:
     state: ProducerState | None = None
     for i in range(batches):
-        receipt = BatchReceipt(2 * i, 2, i, 100 + 2 * i, i + 1)
+        receipt = BatchReceipt(2 * i, 2, i, 100 + 2 * i, i + 1, epoch)
         state = advance(state, epoch=epoch, receipt=receipt, timestamp_ms=i)
     assert state is not None
     return state
@@ -117,14 +119,50 @@ def test_a_batch_that_begins_inside_another_is_out_of_order() -> None:
     assert isinstance(judge(after(5), epoch=0, first_sequence=7, count=2, crc=3), OutOfOrderSequence)
 
 
-def test_a_newer_epoch_begins_at_0_and_fences_the_older_one() -> None:
+def test_a_newer_epoch_goes_on_where_the_older_one_ended_and_fences_it() -> None:
     state = after(3, epoch=4)
-    assert isinstance(judge(state, epoch=5, first_sequence=6, count=1, crc=0), UnknownProducer)
-    assert judge(state, epoch=5, first_sequence=0, count=1, crc=0) is None
-    newer = advance(state, epoch=5, receipt=BatchReceipt(0, 1, 0, 106, 4), timestamp_ms=9)
-    assert len(newer.receipts) == 1, "receipts of the older epoch are no receipts of this one"
-    for first in (0, 6):
+    assert isinstance(judge(state, epoch=5, first_sequence=0, count=1, crc=9), SequenceConflict)
+    assert isinstance(judge(state, epoch=5, first_sequence=7, count=1, crc=9), OutOfOrderSequence)
+    assert judge(state, epoch=5, first_sequence=6, count=1, crc=9) is None
+    newer = advance(state, epoch=5, receipt=BatchReceipt(6, 1, 9, 106, 4, 5), timestamp_ms=9)
+    for first in (6, 7):
         assert isinstance(judge(newer, epoch=4, first_sequence=first, count=2, crc=0), Fenced)
+
+
+def test_what_the_older_epoch_stored_is_still_known_to_a_repeat_of_it_and_taken_for_nothing_else() -> None:
+    newer = advance(after(3, epoch=4), epoch=5, receipt=BatchReceipt(6, 1, 9, 106, 4, 5), timestamp_ms=9)
+    repeat = judge(newer, epoch=4, first_sequence=4, count=2, crc=2)
+    assert isinstance(repeat, BatchReceipt)
+    assert repeat.base_offset == 104
+    of_a_copy = judge(newer, epoch=5, first_sequence=4, count=2, crc=2)
+    assert isinstance(of_a_copy, SequenceConflict), "the same bytes under another epoch are another record"
+
+
+def test_a_producer_that_outlives_its_process_is_remembered_for_30_days() -> None:
+    table, _ = make_table()
+    table.put(key(1), used(0))
+    table.put(key(2), used(0, epoch=7))
+    table.expire(PRODUCER_IDLE_MS + 1)
+    assert [table.row(key(n)) is None for n in (1, 2)] == [True, False]
+    table.expire(OUTBOX_IDLE_MS)
+    assert table.get(key(2), timestamp_ms=OUTBOX_IDLE_MS) is not None
+    assert table.get(key(2), timestamp_ms=OUTBOX_IDLE_MS + 1) is None
+    table.expire(OUTBOX_IDLE_MS + 1)
+    assert len(table) == 0
+
+
+def test_outboxes_do_not_shut_other_producers_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producers, "PRODUCERS_PER_SLOT_MAX", 3)
+    monkeypatch.setattr(producers, "OUTBOXES_PER_SLOT_MAX", 2)
+    table, _ = make_table()
+    table.put(key(1), used(0, epoch=1))
+    assert table.has_room({}, epoch=1, timestamp_ms=1)
+    assert not table.has_room({key(9): used(0, epoch=1)}, epoch=1, timestamp_ms=1), "one is on its way"
+    table.put(key(2), used(0, epoch=1))
+    assert not table.has_room({}, epoch=1, timestamp_ms=1)
+    assert table.has_room({}, epoch=0, timestamp_ms=1)
+    table.put(key(3), used(0))
+    assert not table.has_room({}, epoch=0, timestamp_ms=1)
 
 
 def make_table() -> tuple[ProducerTable, list[ProducerKey]]:
@@ -136,8 +174,8 @@ def key(n: int, topic: int = 0) -> ProducerKey:
     return KEY._replace(producer_id=n.to_bytes(16, "big"), topic_id=TopicId(topic.to_bytes(16, "big")))
 
 
-def used(at: int) -> ProducerState:
-    return ProducerState(0, 1, (), at)
+def used(at: int, epoch: int = 0) -> ProducerState:
+    return ProducerState(epoch, 1, (), at)
 
 
 def test_the_table_forgets_by_the_logs_time_and_only_those_whose_time_is_over() -> None:
@@ -177,12 +215,14 @@ def test_a_full_table_has_room_again_when_time_has_passed_over_idle_producers(
     table, _ = make_table()
     for n in range(3):
         table.put(key(n), used(n))
-    assert not table.has_room([], timestamp_ms=PRODUCER_IDLE_MS)
-    assert table.has_room([], timestamp_ms=PRODUCER_IDLE_MS + 1), "one is idle for too long, none was removed"
-    assert not table.has_room([key(7)], timestamp_ms=PRODUCER_IDLE_MS + 1), (
+    assert not table.has_room({}, epoch=0, timestamp_ms=PRODUCER_IDLE_MS)
+    assert table.has_room({}, epoch=0, timestamp_ms=PRODUCER_IDLE_MS + 1), (
+        "one is idle for too long, none was removed"
+    )
+    assert not table.has_room({key(7): used(0)}, epoch=0, timestamp_ms=PRODUCER_IDLE_MS + 1), (
         "its place is taken by another new one"
     )
-    assert table.has_room([key(7)], timestamp_ms=PRODUCER_IDLE_MS + 2)
+    assert table.has_room({key(7): used(0)}, epoch=0, timestamp_ms=PRODUCER_IDLE_MS + 2)
 
 
 def test_a_known_producer_with_batches_on_their_way_does_not_count_twice(
@@ -192,4 +232,4 @@ def test_a_known_producer_with_batches_on_their_way_does_not_count_twice(
     table, _ = make_table()
     table.put(key(0), used(0))
     table.put(key(1), used(0))
-    assert table.has_room([key(0), key(1)], timestamp_ms=1)
+    assert table.has_room({key(0): used(0), key(1): used(0)}, epoch=0, timestamp_ms=1)

@@ -108,7 +108,12 @@ class Rig:
 
 
 def state_of(stream: SlotStream) -> Any:
-    return stream.applied_index, stream.partitions, stream.producers._states, stream.dropping
+    return (
+        stream.applied_index,
+        stream.partitions,
+        {**stream.producers._brief, **stream.producers._lasting},
+        stream.dropping,
+    )
 
 
 STEPS = st.lists(

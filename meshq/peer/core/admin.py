@@ -14,6 +14,7 @@ from meshq.errors import Forbidden, MeshqError, UnknownTopic, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Session, TopicId, show_id
 from meshq.messages import Answer, Ask, Failure, TopicInfo
 from meshq.peer.core.context import Context
+from meshq.peer.core.declared import Declared
 from meshq.peer.core.draining import PLACEMENT, Draining
 from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
@@ -45,6 +46,7 @@ class Admin:
     fan_out: FanOut
     draining: Draining
     recovering: Recovering
+    declared: Declared
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
         """Raises: Forbidden, UsageError and what the request itself raises."""
@@ -66,6 +68,8 @@ class Admin:
             "mesh": show_id(registry.mesh),
             "peer": show_id(me.peer),
             "name": me.name,
+            **self._place(me.peer),
+            "mesh_level": registry.level,
             "registry": {
                 "holder": leads.facts.name if leads else None,
                 "version": registry.version,
@@ -111,6 +115,7 @@ class Admin:
                     "name": registered.facts.name,
                     "id": show_id(peer),
                     "standing": self.ctx.registry.standing(peer),
+                    **self._place(peer),
                     **(self._own_state() if here else _state(link, self.ctx.me.name, registered.facts.name)),
                     "address": addresses[0] if addresses else None,
                     "addresses": list(addresses),
@@ -124,6 +129,11 @@ class Admin:
             )
         rows += [_left(peer, registered.facts) for peer, registered in self.ctx.registry.left.items()]
         self.ctx.send(session, Answer(message.request, rows))
+
+    def _place(self, peer: PeerId) -> dict[str, Any]:
+        registered = peer in self.ctx.registry.peers  # not yet, as far as this copy goes
+        weight, zone = self.ctx.registry.place(peer) if registered else (None, "")
+        return {"weight": weight, "zone": zone or None, "level": self.declared.level(peer)}
 
     def _own_state(self) -> dict[str, Any]:
         return {
@@ -211,6 +221,9 @@ class Admin:
     def _recover_slots(self, session: Session, _: Principal, message: Ask) -> None:
         self.recovering.on_ask_slots(session, message)
 
+    def _upgrade(self, session: Session, _: Principal, message: Ask) -> None:
+        self.declared.on_ask(session, message)
+
     def _placement(self, session: Session, _: Principal, message: Ask) -> None:
         self.draining.on_ask_placement(session, message)
 
@@ -281,6 +294,7 @@ _HANDLERS: dict[str, _Handler] = {
     "peer.leave": Admin._peer_leave,
     "peer.stay": Admin._peer_stay,
     "peer.leaving": Admin._peer_leaving,
+    "upgrade": Admin._upgrade,
     "recover.plan": Admin._recover_plan,
     "recover.run": Admin._recover_run,
     FACTS: Admin._recover_facts,
@@ -313,7 +327,9 @@ def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:
 
 def _left(peer: PeerId, facts: CertificateFacts) -> dict[str, Any]:
     """One that has left, with the fields of the others."""
-    nothing = ("since_ms", "incarnation", "evidence", "udp", "rtt_ms", "address", "reason")
+    nothing = (
+        "weight", "zone", "level", "since_ms", "incarnation", "evidence", "udp", "rtt_ms", "address", "reason"
+    )  # fmt: skip
     return {
         "name": facts.name,
         "id": show_id(peer),

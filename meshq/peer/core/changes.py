@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, assert_never
 
 from meshq.errors import TopicGone
 from meshq.ids import TopicId
-from meshq.registry.state import Change, ClientsChanged, PeersChanged, TopicChanged, TopicRemoved
+from meshq.registry.state import (
+    Change,
+    ClientsChanged,
+    LevelRaised,
+    PeersChanged,
+    TopicChanged,
+    TopicRemoved,
+)
 
 if TYPE_CHECKING:
     from meshq.peer.core.core import PeerCore
@@ -40,6 +47,8 @@ class Changes:
                 case TopicChanged():
                     self.core.naming.on_topic(change.info, gone=False)
                     self.core.retaining.on_topic(change.info)
+                case LevelRaised():
+                    self.core.declared.on_level()
                 case TopicRemoved():
                     self._on_topic_removed(change)
                 case _:

@@ -37,6 +37,7 @@ from meshq.limits import (
     GROUPS_PER_SLOT_MAX,
 )
 from meshq.messages import Join, ReadItem, ReadStarted, Settle, SettleItem, Started, Unread
+from meshq.peer.core.burying import Burying
 from meshq.peer.core.context import Context
 from meshq.peer.core.desks import GROUPS, Desks, Part
 from meshq.peer.core.events import SeekTime, TimeSought
@@ -47,10 +48,12 @@ from meshq.streams.groups.desk import Member, QueueDesk
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import GroupKey
 from meshq.streams.groups.words import Mode, Open, Verdict
+from meshq.topics import dead_letters_of
 
 if TYPE_CHECKING:
     import random
 
+_VERDICTS: Final = (messages.ACK, messages.NACK, messages.RELEASE, messages.REJECT)
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
@@ -69,10 +72,12 @@ class Consuming:
     slots: Slots
     rng: random.Random
     desks: Desks = field(init=False)
+    burying: Burying = field(init=False)
     _joined: dict[Ref, _Joined] = field(default_factory=dict)  # bounded by the sessions' subscriptions
 
     def __post_init__(self) -> None:
         self.desks = Desks(self.ctx, self.slots, self.rng, self._on_opened, self._end)
+        self.burying = Burying(self.ctx, self.slots, self.desks)
 
     # ------------------------------------------------------------------------------------- joining
     def on_join(self, session: Session, principal: Principal, message: Join) -> None:
@@ -113,8 +118,6 @@ class Consuming:
             )
         if message.mode != Mode.QUEUE:
             raise UsageError("this version of meshq has no other groups than `queue` ones")
-        if message.max_deliver:
-            raise UsageError("this version of meshq has no `max_deliver` yet: it hands out until it is acked")
         if not 1 <= message.ack_wait_ms <= ACK_WAIT_MS_MAX:
             raise UsageError(f"`ack_wait` is between 1 ms and {ACK_WAIT_MS_MAX // 1000} s")
         self.ctx.sessions.states[ref[0]].check_subscription(False)
@@ -133,6 +136,7 @@ class Consuming:
         if not principal.may_consume(info.name):
             raise Forbidden(f"{principal.name!r} may not consume {info.name!r}: it has no capability for it")
         check_partition(info, item.partition)
+        dead_letters_of(info.name, joined.group)
         slot = led_slot(self.ctx, self.slots, partition)
         session, sub = joined.member.ref
         self.ctx.sessions.states[session].add_reader(sub, partition)
@@ -288,8 +292,8 @@ class Consuming:
             refused = part.desk.extend(joined.member, item.ranges)
             self.desks.answer(session, item.request, list(refused))
             return
-        if item.verdict not in (messages.ACK, messages.NACK, messages.RELEASE):
+        if item.verdict not in _VERDICTS:
             raise RemoteProtocolError(f"records cannot be settled by {item.verdict}")
         delay_ms = None if item.delay_ms is None else min(item.delay_ms, ACK_WAIT_MS_MAX)
-        op = part.desk.settle(joined.member, Verdict(item.verdict), item.ranges, delay_ms)
+        op = part.desk.settle(joined.member, Verdict(item.verdict), item.ranges, delay_ms, item.reason)
         self.desks.add(part, op, (session, item.request))

@@ -9,10 +9,12 @@ from typing import cast
 from meshq.batch import Buffer
 from meshq.errors import Forbidden, MeshqError
 from meshq.ids import PartitionKey, PeerId, Session, Slot, TopicId
+from meshq.levels import LEVEL_KNOWN
 from meshq.limits import RECORD_BYTES_MAX
 from meshq.messages import ReadEnded, ServerMessage, TopicInfo, failure
 from meshq.peer.core.disk import Disk
 from meshq.peer.core.events import Effect, SendSession
+from meshq.peer.core.lookups import Lookups
 from meshq.peer.core.sessions import Sessions
 from meshq.registry.state import GENESIS_DISK, CertificateFacts, Registry
 from meshq.ring import slot_of
@@ -46,6 +48,9 @@ class CoreSettings:
     record_bytes_max: int = RECORD_BYTES_MAX
     partitions: int = 8  # of topics made by `topic create`
     evacuate_after_s: float = 300.0  # a peer that was away for so long is replaced
+    weight: float | None = None  # what this peer wants on the ring; None: what its certificate says
+    zone: str = ""
+    level: int = LEVEL_KNOWN  # the highest feature level that this software knows
 
 
 @dataclass
@@ -71,10 +76,12 @@ class Context:
     disk: Disk = field(init=False)
     sessions: Sessions = field(init=False)
     deliveries: Deliveries = field(init=False)
+    lookups: Lookups = field(init=False)
 
     def __post_init__(self) -> None:
         self.disk = Disk(self.out)
         self.deliveries = Deliveries()
+        self.lookups = Lookups(self.out)
         self.sessions = Sessions(self.deliveries.on_session_gone)
 
     def next_request(self) -> int:

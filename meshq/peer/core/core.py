@@ -22,6 +22,7 @@ from meshq.batch import Buffer
 from meshq.entries import Entry
 from meshq.errors import MeshqError, NotOwner
 from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session, Slot
+from meshq.levels import check_understood
 from meshq.messages import (
     Answer,
     Failure,
@@ -35,6 +36,7 @@ from meshq.peer.core.admin import Admin
 from meshq.peer.core.changes import Changes
 from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
+from meshq.peer.core.declared import Declared
 from meshq.peer.core.desks import GROUPS
 from meshq.peer.core.disks import Disks
 from meshq.peer.core.draining import Draining
@@ -74,6 +76,7 @@ from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
+from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
@@ -154,12 +157,15 @@ class PeerCore:
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
         self.slots.system = self.registrar.stream
+        self.consuming.burying.propose = self.registrar.propose
         self.naming = Naming(ctx, self.registrar)
+        self.declared = Declared(ctx, self.links, self.registrar)
         fan_out = FanOut(ctx, self.links)
         self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
+            self.declared,
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0
@@ -185,7 +191,10 @@ class PeerCore:
         self.slots.hosting.restore(slot, rows, tail=tail, aside=aside, now=self.ctx.now)
 
     def start(self, *, now: float, wall_ms: int, room_bytes: int) -> list[Effect]:
-        """After restoring: what was left undone is taken up again."""
+        """After restoring: what was left undone is taken up again. Raises: UsageError when this software is
+        too old for the mesh.
+        """
+        check_understood(self.ctx.registry.level, self.ctx.settings.level)
         self._set_time(now, wall_ms)
         self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
@@ -242,6 +251,8 @@ class PeerCore:
             case BatchesFetched():
                 if event.fetch.sub[0][0] == GROUPS:
                     self.consuming.desks.on_fetched(event)
+                elif event.fetch.sub[0][0] == LOOKUPS:
+                    self.ctx.lookups.on_fetched(event)
                 else:
                     self.reading.on_fetched(event)
             case TimeSought():
@@ -294,6 +305,7 @@ class PeerCore:
         self.registrar.tick()
         self.changes.tick()
         self.absences.tick()
+        self.declared.tick()
         self.placing.tick()
         self.leaving.tick()
         self.draining.tick()
@@ -402,6 +414,7 @@ class PeerCore:
         self.whereabouts.on_role(host)
         if host.leads:
             self.changes.look_for_deleted = True
+            self.consuming.burying.on_led(host.slot)
             self.registrar.doubt_level()
             self.retaining.on_role(host)
         else:

@@ -41,6 +41,13 @@ Refused = list[tuple[int, int]]  # records for which it does not hold
 
 
 @dataclass(slots=True, eq=False)
+class Burial:
+    """Records on their way to the dead letters. `index`: of the entry, once it is proposed."""
+
+    index: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Part:
     """A group in one partition that is led here. `desk`: None until the group is known to be in the log."""
 
@@ -53,7 +60,17 @@ class Part:
     proposed: deque[tuple[int, list[tuple[Ref, int]]]] = field(default_factory=deque)  # by index
     want: Want | None = None
     told: int = 0  # of the records that expired: it is proposed that members were told of so many
+    lapsed: int = 0  # it is proposed that what was dying before this offset has expired
+    burial: Burial | None = None  # under way
+    bury_at: float = 0.0  # not before: it could not be done
     seek: SeekTime | None = None  # where the group begins is looked up
+
+    def wake(self) -> float:
+        """When it wants to be looked at, if nothing else calls for that."""
+        if self.desk is None:
+            return inf
+        waits = self.burial is None and bool(self.desk.state.dying)
+        return min(self.desk.deadline(), self.bury_at) if waits else self.desk.deadline()
 
 
 @dataclass
@@ -65,6 +82,7 @@ class Desks:
     rng: random.Random
     on_opened: Callable[[Part], None]
     on_failed: Callable[[Part, MeshqError], None]
+    bury: Callable[[Part], None] = field(init=False)  # what is dying there (burying.py)
     parts: dict[GroupKey, Part] = field(default_factory=dict)  # GROUPS_PER_SLOT_MAX a slot
     _of_partition: dict[PartitionKey, dict[GroupKey, None]] = field(default_factory=dict)
     _stirred: dict[GroupKey, None] = field(default_factory=dict)
@@ -128,6 +146,8 @@ class Desks:
         if desk is None:
             desk = self._make_desk(part)
             self.on_opened(part)
+        if part.burial is not None and part.burial.index == applied.index:
+            part.burial = None
         desk.now = self.ctx.now
         full = [m for m in desk.members.values() if not m.room()]
         self._hands += [(part.key, hand) for hand in desk.on_applied(applied.body.ops, applied.index)]
@@ -156,7 +176,8 @@ class Desks:
         part.proposed.clear()
         part.ops.clear()
         part.asked.clear()
-        part.told = 0
+        part.told = part.lapsed = 0
+        part.burial = None
         if part.desk is not None:
             part.desk.now = self.ctx.now
             part.desk.on_refused()
@@ -207,7 +228,7 @@ class Desks:
         self._stirred.update(self._postponed)
         self._postponed.clear()
         for key, part in self.parts.items():
-            at = part.desk.deadline() if part.desk is not None else inf
+            at = part.wake()
             if at <= self.ctx.now:
                 self.stir(key)
             else:
@@ -233,6 +254,7 @@ class Desks:
         ops, desk = part.ops, part.desk
         if desk is not None:
             desk.now = self.ctx.now
+            self.bury(part)
             more, want = desk.take()
             ops = [*ops, *more, *self._tell_expired(part, desk)]
             if want is not None:
@@ -240,7 +262,7 @@ class Desks:
                 ref = ((GROUPS, part.key.group.encode()), 0)
                 fetch = Fetch(ref, part.key.partition, want.offset, want.end, want.bytes_max)
                 self.ctx.out.append(FetchBatches(fetch))
-            self._wake = min(self._wake, desk.deadline())
+            self._wake = min(self._wake, part.wake())
         if ops:
             (topic_id, number), group = part.key
             body = encode_group(GroupBody(topic_id, number, group, tuple(ops)))

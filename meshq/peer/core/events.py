@@ -157,6 +157,9 @@ class MemberSeen:
     boot: bytes = b""
     rtt_ms: float | None = None
     proof: Mapping[str, Any] = field(default_factory=dict)
+    level: int | None = None  # the highest feature level it knows; None: it was never heard of
+    weight: float | None = None  # what it wants on the ring; None: it does not say
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +355,13 @@ class PeerLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class StopPeer:
+    """This peer can't go on, and a restart alone would not mend that."""
+
+    error: MeshqError
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
     """The end of a ProposalMade: the registry index it was committed at, or why not."""
 
@@ -362,5 +372,5 @@ class Settle:
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadSlotLog | ReadRows
     | ReadPayloads | DeletePayloads | SurveyBatches | OpenLink | CloseLink | SendPeer | HintMembership
-    | TellMembership | PeersRegistered | TellRolledBack | PeerLeft | Settle
+    | TellMembership | PeersRegistered | TellRolledBack | PeerLeft | StopPeer | Settle
 )  # fmt: skip

@@ -27,6 +27,7 @@ from meshq.peer.core.receipts import Receipts
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal
 from meshq.streams.slot import Stored
+from meshq.topics import is_internal, source_of
 
 
 @dataclass
@@ -63,6 +64,8 @@ class Publishing:
             raise Forbidden(
                 f"{principal.name!r} may not publish to {info.name!r}: it has no capability for it"
             )
+        if is_internal(info.name) and source_of(info.name):
+            raise Forbidden(f"{info.name!r} holds dead letters: the mesh alone writes them")
         partition = PartitionKey(TopicId(item.topic_id), item.partition)
         slot = led_slot(self.ctx, self.slots, partition)
         header = batch.check(payload, record_bytes_max=info.record_bytes_max)

@@ -28,6 +28,7 @@ from meshq.errors import (
     TopicGone,
 )
 from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session
+from meshq.levels import check_understood
 from meshq.messages import Answer, Ask, Failure, ProposeRegistry, error_of
 from meshq.peer.core.context import Context
 from meshq.peer.core.hosts import Host, Tail
@@ -70,7 +71,7 @@ class RegistryStream(SlotStream):
                 self._on_entry(entry)
             case EntryKind.NOOP | EntryKind.CONFIG:
                 pass
-            case EntryKind.PUBLISH | EntryKind.DROP_TOPIC:
+            case _:
                 raise InternalError(f"the registry's entry {entry.index} is of kind {entry.kind.name}")
 
     def on_append_failed(self) -> list[Ref]:
@@ -127,7 +128,7 @@ class Registrar:
         """The log on this disk from its first entry on, which is never trimmed: it is the registry.
 
         What the rows call applied goes into the registry at once and not into memory; the rest is the
-        replica's to decide. Raises: StoreCorrupt.
+        replica's to decide. Raises: StoreCorrupt; UsageError when this software is too old for the mesh.
         """
         chain, last, applied, tail = GENESIS_CHAIN, 0, applied_index(rows), list[Item]()
         for entry in entries:
@@ -138,11 +139,14 @@ class Registrar:
                 tail.append(Item(entry))
             elif entry.kind is EntryKind.REGISTRY:
                 self.ctx.registry.apply(entry.index, commands.decode(entry.body))
+                check_understood(self.ctx.registry.level, self.ctx.settings.level)
         if last < applied:
             raise StoreCorrupt(f"the registry's log ends at {last}, and {applied} entries were applied")
         self.slots.hosting.restore(SYSTEM_SLOT, rows, tail=Tail(tail), aside={}, now=self.ctx.now)
 
     def _on_entry(self, entry: Entry) -> None:
+        if self.ctx.registry.level > self.ctx.settings.level:
+            return  # this peer is stopping, and may not understand what follows
         result = self.ctx.registry.apply(entry.index, commands.decode(entry.body))
         if not isinstance(result, MeshqError):
             self.on_changes(result)

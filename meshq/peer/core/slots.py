@@ -30,10 +30,21 @@ from meshq.replication.generations import generation_of
 from meshq.replication.quorum import Config, Node
 from meshq.replication.saved import hard_row, snapshot_row
 from meshq.replication.words import GENESIS, Item, Position, Role
+from meshq.streams.groups.letters import Letters
 from meshq.streams.groups.table import GroupApplied
+from meshq.streams.groups.words import GroupBody
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import encode_publish
-from meshq.streams.slot import EMPTY, Dropped, PartitionState, Retained, SlotStream, Stored, begun_rows
+from meshq.streams.slot import (
+    EMPTY,
+    Dropped,
+    Moved,
+    PartitionState,
+    Retained,
+    SlotStream,
+    Stored,
+    begun_rows,
+)
 
 if TYPE_CHECKING:
     import random
@@ -156,6 +167,14 @@ class Slots:
         body = host.stream.judge(partition, header, client_key, ref, timestamp_ms=timestamp_ms)
         if isinstance(body, BatchReceipt | MeshqError | int):
             return body
+        refusal = self._no_room(payload)
+        if refusal is not None:
+            return refusal
+        entry = self._propose(host, EntryKind.PUBLISH, encode_publish(body, payload), payload)
+        host.stream.on_proposed(entry, body, ref)
+        return entry.index
+
+    def _no_room(self, payload: Buffer) -> MeshqError | None:
         if len(payload) > self.disk.room_bytes:
             return DiskFull(
                 "this peer's disk is at its watermark: delete topics, add space or raise `store_bytes_max`",
@@ -163,8 +182,19 @@ class Slots:
             )
         if self.disk.pending_bytes + len(payload) > PENDING_BYTES_MAX:
             return Overloaded("this peer has as much waiting for its disk as it may", retry_after_ms=50)
-        entry = self._propose(host, EntryKind.PUBLISH, encode_publish(body, payload), payload)
-        host.stream.on_proposed(entry, body, ref)
+        return None
+
+    def bury(self, slot: Slot, partition: PartitionKey, letters: Letters, moved: GroupBody) -> int:
+        """Append letters to this partition of the same slot, led here, with the end of the records they are
+        of; the entry's index. Raises: DiskFull, Overloaded, NotOwner.
+        """
+        refusal = self._no_room(letters.data)
+        if refusal is not None:
+            raise refusal
+        host = self.hosts[slot]
+        body = host.stream.letters(partition, letters.count, letters.crc, moved)
+        entry = self._propose(host, EntryKind.DEAD_LETTER, encode_publish(body, letters.data), letters.data)
+        host.stream.on_proposed(entry, body, None)
         return entry.index
 
     def drop_topic(self, topic_id: TopicId) -> None:
@@ -368,6 +398,10 @@ class Slots:
                 self.on_stored(applied, payload, copies)
             elif isinstance(applied, GroupApplied) and host.leads:
                 self.on_group(applied)
+            elif isinstance(applied, Moved) and host.leads:
+                self.on_group(applied.group)
+                copies = sum(index >= entry.index for index in match.values())
+                self.on_stored(applied.stored, payload, copies)
         self.saving.on_applied(host, now=gone)
 
     def _on_role(self, host: Host, effect: words.TellRole) -> None:

@@ -26,7 +26,7 @@ from meshq.streams.groups.backoff import redelivery_delay_ms
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import GroupKey
-from meshq.streams.groups.words import LEADER, Grant, Leased, Op, Range, Settle, Verdict
+from meshq.streams.groups.words import LEADER, Grant, Leased, Op, Open, Range, Settle, Verdict
 
 if TYPE_CHECKING:
     import random
@@ -143,13 +143,18 @@ class QueueDesk:
             self._again.clear()
 
     def settle(
-        self, member: Member, verdict: Verdict, ranges: Sequence[Leased], delay_ms: int | None
+        self,
+        member: Member,
+        verdict: Verdict,
+        ranges: Sequence[Leased],
+        delay_ms: int | None,
+        reason: str = "",
     ) -> Settle:
         """What a member says of its records, to be proposed. No delay: as long as is usual."""
         if delay_ms is None:
             attempts = [x.attempts for first, _, _ in ranges if (x := self.state.leased.get(first))]
             delay_ms = redelivery_delay_ms(max(attempts, default=1), self.rng)
-        return Settle(verdict, member.id, tuple(ranges), delay_ms)
+        return Settle(verdict, member.id, tuple(ranges), delay_ms, reason)
 
     def extend(self, member: Member, ranges: Sequence[Leased]) -> tuple[Range, ...]:
         """Leases that begin anew. What is refused: another's, over, or about to be given back."""
@@ -209,6 +214,9 @@ class QueueDesk:
             if isinstance(op, Settle):
                 for first, end, _ in op.ranges:
                     self._let_go(first, end)
+            elif isinstance(op, Open):  # with fewer deliveries, some that were back are not any more
+                for first, end in list(self.state.back.gaps(0, self.state.next)):
+                    self._due.remove(first, end)
         return self._on_granted(index) if any(isinstance(op, Grant) for op in ops) else []
 
     def on_refused(self) -> None:
@@ -256,7 +264,8 @@ class QueueDesk:
     @property
     def is_idle(self) -> bool:
         """Nobody is here, and nothing is out: the state says all there is."""
-        return not (self.members or self._held or self._granting or self._left or self._unseen)
+        out = self._held or self._granting or self._left or self._unseen or self.state.dying
+        return not (self.members or out)
 
     def _give_back_unseen(self) -> Iterable[Op]:
         found, self._unseen = self._unseen, []

@@ -1,9 +1,13 @@
 """One group in one partition, as the log tells it: a cursor, and what is between it and the end.
 
 Below `next` every record has been handed out at least once, at `next` and above none. Of those below, the
-ones that are leased and the ones that came back are listed, as runs; everything else is acknowledged. So a
-million records that wait cost nothing, acknowledged ones cost nothing, and what is listed is bounded by what
-may be in flight (GROUP_PENDING_MAX). The cursor (`floor`) is the first one listed, or `next`.
+ones that are leased, the ones that came back and the ones that are dying are listed, as runs; everything else
+is done. So a million records that wait cost nothing, acknowledged ones cost nothing, and what is listed is
+bounded by what may be in flight (GROUP_PENDING_MAX). The cursor (`floor`) is the first one listed, or `next`.
+
+A record is *dying* when it was handed out as often as it may be and came back, or was rejected: nobody gets
+it any more, and its leader has yet to move it to the dead letters. Only that entry (Bury) ends it, so a
+leader that sees a record dying knows that it can be moved, whatever else is on its way.
 
 Durations are kept, never points in time: a new leader begins each one anew.
 """
@@ -15,7 +19,22 @@ from typing import NamedTuple
 import msgspec
 
 from meshq.streams.groups.intervals import Intervals
-from meshq.streams.groups.words import LEADER, Grant, Mode, Op, Open, Range, Settle, Told, Verdict
+from meshq.streams.groups.words import (
+    LEADER,
+    Bury,
+    Grant,
+    Lapse,
+    Mode,
+    Op,
+    Open,
+    Range,
+    Settle,
+    Told,
+    Verdict,
+)
+
+MAX_DELIVER, REJECTED = "max_deliver", "rejected"  # why it is dying, when nobody gave a reason
+GRAVES_MAX = 256  # runs; the lowest is forgotten
 
 
 class Lease(NamedTuple):
@@ -31,12 +50,19 @@ class Back(NamedTuple):
     delay_ms: int
 
 
+class Dying(NamedTuple):
+    """To be moved to the dead letters."""
+
+    attempts: int
+    reason: str
+
+
 class GroupState:
     """Changed by `apply` only. Same entries, same state, on every replica."""
 
     __slots__ = (
-        "ack_wait_ms", "acked", "back", "expired", "leased", "low", "max_deliver", "mode", "next",
-        "redelivered", "told",
+        "ack_wait_ms", "acked", "back", "buried", "dying", "expired", "graves", "leased", "low",
+        "max_deliver", "mode", "next", "redelivered", "told",
     )  # fmt: skip
 
     def __init__(self, opened: Open) -> None:
@@ -46,21 +72,25 @@ class GroupState:
         self.next = opened.start
         self.leased: Intervals[Lease] = Intervals()
         self.back: Intervals[Back] = Intervals()
+        self.dying: Intervals[Dying] = Intervals()
         self.acked = 0  # in all
         self.redelivered = 0  # handed out a second time or later
+        self.buried = 0  # moved to the dead letters
+        self.graves: Intervals[bool] = Intervals()  # which, of late: who acknowledges one too late is told
         self.low = 0  # of the partition: what is before it has expired
         self.expired = 0  # in all: went before they were acknowledged, and cannot be handed out any more
         self.told = 0  # of these a member was told
 
     @property
     def floor(self) -> int:
-        """Every record below is acknowledged."""
-        return min(x for x in (self.leased.first, self.back.first, self.next) if x is not None)
+        """Every record below is acknowledged, or a dead letter."""
+        firsts = (self.leased.first, self.back.first, self.dying.first, self.next)
+        return min(x for x in firsts if x is not None)
 
     @property
     def pending(self) -> int:
-        """Records handed out and not acknowledged."""
-        return self.leased.count + self.back.count
+        """Records handed out and not done."""
+        return self.leased.count + self.back.count + self.dying.count
 
     def expire(self, low: int) -> None:
         """Records before `low` are not there any more. What is out may still be acknowledged."""
@@ -76,13 +106,20 @@ class GroupState:
         match op:
             case Open():
                 self.ack_wait_ms, self.max_deliver = op.ack_wait_ms, op.max_deliver
+                for first, end, back in list(self.back.runs()):
+                    self._take_back(first, end, back)
                 return ()
             case Grant():
                 return tuple(r for r in op.ranges if not self._grant(op.member, *r, index))
             case Settle():
                 return tuple(r for x in op.ranges for r in self._settle(op, *x))
+            case Bury():
+                return tuple(r for r in op.ranges if not self._bury(*r))
             case Told():
                 self.told = max(self.told, min(op.expired, self.expired))
+                return ()
+            case Lapse():
+                self._lapse()
                 return ()
 
     def _grant(self, member: bytes, first: int, end: int, index: int) -> bool:
@@ -110,6 +147,8 @@ class GroupState:
                     self.acked += stop - start
                 case Verdict.RELEASE:
                     self._take_back(start, stop, Back(x.attempts - 1, 0))
+                case Verdict.REJECT:
+                    self._die(start, stop, Dying(x.attempts, op.reason or REJECTED))
                 case _:
                     self._take_back(start, stop, Back(x.attempts, op.delay_ms))
         if op.verdict == Verdict.ACK:
@@ -117,27 +156,62 @@ class GroupState:
         return _without(first, end, held)
 
     def _take_back(self, first: int, end: int, back: Back) -> None:
-        """To be handed out again, as far as it is still there."""
+        """To be handed out again, as far as it is still there, unless that was done as often as it may be."""
+        if self.max_deliver and back.attempts >= self.max_deliver:
+            self.back.remove(first, end)
+            self._die(first, end, Dying(back.attempts, MAX_DELIVER))
+            return
+        there = self._pass_by(first, end)
+        self.back.set(there, end, back)
+
+    def _die(self, first: int, end: int, why: Dying) -> None:
+        self.dying.set(self._pass_by(first, end), end, why)
+
+    def _pass_by(self, first: int, end: int) -> int:
+        """Where what is still there begins; the records before that have expired."""
         there = min(max(first, self.low), end)
         self.expired += there - first
-        self.back.set(there, end, back)
+        return there
+
+    def _lapse(self) -> None:
+        """Of what is dying too nothing is left that could be moved."""
+        for first, end, _ in list(self.dying.runs(0, self.low)):
+            self.dying.remove(first, end)
+            self.expired += end - first
+
+    def _bury(self, first: int, end: int) -> bool:
+        if next(self.dying.gaps(first, end), None) is not None:
+            return False
+        self.dying.remove(first, end)
+        self.buried += end - first
+        self.graves.set(first, end, True)
+        while len(self.graves) > GRAVES_MAX:
+            start, stop, _ = next(self.graves.runs())
+            self.graves.remove(start, stop)
+        return True
 
     def _unsettled(self, first: int, end: int) -> list[Range]:
         """What is not acknowledged. That somebody else has done it, or the same one before, is as good."""
         found = [(s, e) for s, e, _ in self.leased.runs(first, end)]
         found += [(s, e) for s, e, _ in self.back.runs(first, end)]
+        found += [(s, e) for runs in (self.dying, self.graves) for s, e, _ in runs.runs(first, end)]
         return [*found, (max(first, self.next), end)] if end > self.next else found
 
     # -------------------------------------------------------------------------------------- on disk
     def encode(self) -> bytes:
         members = list(dict.fromkeys(x.member for _, _, x in self.leased.runs()))
         number = {member: i for i, member in enumerate(members)}
+        reasons = list(dict.fromkeys(x.reason for _, _, x in self.dying.runs()))
+        place = {reason: i for i, reason in enumerate(reasons)}
         return _encoder.encode(
             _Row(
                 self.mode, self.ack_wait_ms, self.max_deliver, self.next, self.acked, self.redelivered,
                 members,
                 [(s, e, number[x.member], x.lease, x.attempts) for s, e, x in self.leased.runs()],
                 [(s, e, x.attempts, x.delay_ms) for s, e, x in self.back.runs()],
+                self.buried, reasons,
+                [(s, e, x.attempts, place[x.reason]) for s, e, x in self.dying.runs()],
+                [(s, e) for s, e, _ in self.graves.runs()],
                 self.low, self.expired, self.told,
             )
         )  # fmt: skip
@@ -147,12 +221,16 @@ def decode_state(data: bytes) -> GroupState:
     """Raises: msgspec.MsgspecError."""
     row = _decoder.decode(data)
     state = GroupState(Open(row.mode, row.ack_wait_ms, row.max_deliver, row.next))
-    state.acked, state.redelivered = row.acked, row.redelivered
+    state.acked, state.redelivered, state.buried = row.acked, row.redelivered, row.buried
     state.low, state.expired, state.told = row.low, row.expired, row.told
     for first, end, member, lease, attempts in row.leased:
         state.leased.set(first, end, Lease(row.members[member], lease, attempts))
     for first, end, attempts, delay_ms in row.back:
         state.back.set(first, end, Back(attempts, delay_ms))
+    for first, end, attempts, reason in row.dying:
+        state.dying.set(first, end, Dying(attempts, row.reasons[reason]))
+    for first, end in row.graves:
+        state.graves.set(first, end, True)
     return state
 
 
@@ -166,6 +244,10 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     members: list[bytes]  # named by their places in `leased`
     leased: list[tuple[int, int, int, int, int]]
     back: list[tuple[int, int, int, int]]
+    buried: int = 0
+    reasons: list[str] = []  # named by their places in `dying`
+    dying: list[tuple[int, int, int, int]] = []
+    graves: list[tuple[int, int]] = []
     low: int = 0
     expired: int = 0
     told: int = 0

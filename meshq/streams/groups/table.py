@@ -52,7 +52,9 @@ class GroupTable:
         return iter(self._states)
 
     def apply(self, data: bytes, index: int) -> GroupApplied:
-        body = decode_group(data)
+        return self.apply_body(decode_group(data), index)
+
+    def apply_body(self, body: GroupBody, index: int) -> GroupApplied:
         key = GroupKey(PartitionKey(TopicId(body.topic_id), body.partition), body.group)
         self._changed(row_of(key))
         return GroupApplied(key, index, body, tuple(self._apply(key, op, index) for op in body.ops))

@@ -28,6 +28,7 @@ class Verdict(IntEnum):
     ACK = 0  # done
     NACK = 1  # again, after the delay
     RELEASE = 2  # again, and this time does not count: nobody has looked at it
+    REJECT = 4  # never again: a dead letter (3 is EXTEND, which is no end)
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -35,7 +36,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
     mode: int
     ack_wait_ms: int
-    max_deliver: int  # 0: no limit
+    max_deliver: int  # handed out so often, a record that comes back is a dead letter; 0: no limit
     start: int
 
 
@@ -53,15 +54,26 @@ class Settle(msgspec.Struct, frozen=True, array_like=True, tag=3):
     member: bytes
     ranges: tuple[Leased, ...]
     delay_ms: int = 0
+    reason: str = ""  # of a REJECT
 
 
-class Told(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class Bury(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """These records are dead letters from here on. The entry that says so brings them (letters.py)."""
+
+    ranges: tuple[Range, ...]
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """Members were told that so many records in all had expired before the group was through with them."""
 
     expired: int
 
 
-Op = Open | Grant | Settle | Told
+class Lapse(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """What was dying and has expired cannot be moved to the dead letters any more."""
+
+
+Op = Open | Grant | Settle | Bury | Told | Lapse
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):
