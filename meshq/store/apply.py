@@ -118,7 +118,13 @@ def replace_slot(txn: lmdb.Transaction[Any], dbs: Databases, write: Write) -> No
 
 
 def drop_piece(
-    txn: lmdb.Transaction[Any], dbs: Databases, partition: PartitionKey, below: int | None, *, count_max: int
+    txn: lmdb.Transaction[Any],
+    dbs: Databases,
+    partition: PartitionKey,
+    below: int | None,
+    *,
+    count_max: int,
+    bytes_max: int = PIECE_BYTES_MAX,
 ) -> Piece:
     """Delete the oldest batches that end at or below this offset (None: all), one piece of them."""
     count = size = 0
@@ -128,7 +134,7 @@ def drop_piece(
             batch = parse_payload_key(partition, cursor.key())
             if batch is None or (below is not None and batch.end > below):
                 break
-            if count >= count_max or size >= PIECE_BYTES_MAX:
+            if count >= count_max or size >= bytes_max:
                 return Piece(False, count, size)
             size += len(cursor.value())
             count += 1
