@@ -223,6 +223,7 @@ class Host:
         self.run = 0
         self.core: PeerCore
         self.counted: Counter[str] = Counter()  # by runs before this one
+        self.wall_offset_ms = 0  # its own wall clock is so much ahead
         self._wound_at = 0.0
         self.pipes: dict[tuple[str, bytes], Pipe] = {}  # to the holders of our sessions
         self.links: dict[PeerId, tuple[Pipe, Pipe, tuple[str, bytes]]] = {}
@@ -250,7 +251,7 @@ class Host:
             me, registry, settings=self.settings, random_id=lambda: w.rng.randbytes(16), rng=w.rng
         )
         self._restore()
-        self._do(self.core.start(now=w.now, wall_ms=w.wall_ms(), room_bytes=ROOM))
+        self._do(self.core.start(now=w.now, wall_ms=self.wall_ms(), room_bytes=ROOM))
         run, self._wound_at = self.run, 0.0
         w.at(0, lambda: self._tick(run))
         for other in w.hosts:
@@ -290,6 +291,9 @@ class Host:
         return e.MemberSeen(
             self.identity.peer_id, (address,), True, level=s.level, weight=s.weight, zone=s.zone
         )
+
+    def wall_ms(self) -> int:
+        return self.world.wall_ms() + self.wall_offset_ms
 
     def bury(self) -> None:
         """It is down, and membership says so."""
@@ -338,7 +342,7 @@ class Host:
     def tell(self, event: e.Event) -> None:
         if self.up:
             try:
-                effects = self.core.handle(event, now=self.world.now, wall_ms=self.world.wall_ms())
+                effects = self.core.handle(event, now=self.world.now, wall_ms=self.wall_ms())
             except StoreError:  # the peer stops, and is started again as systemd does it
                 self.counted["stopped"] += 1
                 self.crash()
@@ -543,6 +547,7 @@ class Client:
         self.doubts: dict[int, Any] = {}
         self.read: dict[tuple[str, int], list[tuple[int, bytes]]] = defaultdict(list)  # offset and value
         self.ended: list[Any] = []
+        self.expired: list[facts.TellExpired] = []
         self._links: dict[bytes, tuple[Pipe, Pipe, Host, tuple[str, bytes]]] = {}
         self._tickets = itertools.count(1)
         self._timer = 0.0
@@ -587,10 +592,15 @@ class Client:
                 self.doubts[effect.ticket] = effect.error
             case facts.Hand():
                 self.on_hand(effect)
+            case facts.TellExpired():
+                self.on_expired(effect)
             case facts.EndSubscription():
                 self.ended.append(effect.error)
             case _:
                 pass
+
+    def on_expired(self, told: facts.TellExpired) -> None:
+        self.expired.append(told)
 
     def on_hand(self, hand: facts.Hand) -> None:
         """The application reads the new records of a batch, and is through with them a little later."""
