@@ -65,6 +65,7 @@ lab-replication: $(READY) lab-deps  ## peers under load and every fault, judged 
 
 simulate: $(READY)  ## the replicated log under faults: make simulate SEEDS=1000 FIRST=0
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST) --witness
 
 mutants: $(READY)  ## how many schedules it takes to catch each fault built in on purpose
 	@$(BIN)/python -m tests.simulation --mutants --seeds $(SEEDS) --first $(FIRST)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from meshq.client.connect import connect
 from meshq.client.group import GroupRecord, GroupSubscription
 from meshq.client.mesh import Mesh
+from meshq.client.ordered_group import OrderedRecord, OrderedSubscription
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt, Record
 from meshq.client.subscription import Subscription
@@ -68,6 +69,8 @@ __all__ = [
     "LeaseLost",
     "Mesh",
     "MeshqError",
+    "OrderedRecord",
+    "OrderedSubscription",
     "OutOfOrderSequence",
     "OutcomeUnknown",
     "Overloaded",

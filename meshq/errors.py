@@ -20,11 +20,12 @@
     │   ├── NotOwner            503  this peer does not own the slot; ask the one named
     │   ├── RegistryUnavailable 503  nothing new can be registered just now
     │   ├── NotEnoughCopies     503  fewer peers can be reached than the topic's `copies_min` asks for
+    │   ├── RecordsDamaged      503  damaged on the peer that was asked, and no whole copy can be had just now
     │   ├── Overloaded          429  a bound was reached; try again after `retry_after_ms`
     │   └── DiskFull            507  no room to store records; reading goes on
     ├── OutcomeUnknown          504  sent, not answered in time: it may or may not have been stored
     ├── StoreError              this disk's
-    │   ├── StoreCorrupt        a checksum does not match
+    │   ├── StoreCorrupt        a checksum does not match (`entries.PayloadCorrupt`: a batch's)
     │   └── WrongMesh           the data directory belongs to another mesh
     ├── SecurityError           keys, certificates, tokens, permissions of private files
     └── InternalError           ours: a broken invariant; the peer stops
@@ -148,6 +149,10 @@ class NotEnoughCopies(Unavailable):
     pass
 
 
+class RecordsDamaged(Unavailable):
+    pass
+
+
 class Overloaded(Unavailable):
     status = 429
 
@@ -185,7 +190,8 @@ _ON_THE_WIRE: dict[str, type[MeshqError]] = {
     for c in (
         UsageError, RemoteProtocolError, Refused, Forbidden, UnknownTopic, TopicGone, TopicExists, TooLarge,
         SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, LeaseLost, RecordsLost, RecordsExpired,
-        Unavailable, NotOwner, RegistryUnavailable, NotEnoughCopies, Overloaded, DiskFull, OutcomeUnknown,
+        Unavailable, NotOwner, RegistryUnavailable, NotEnoughCopies, RecordsDamaged, Overloaded, DiskFull,
+        OutcomeUnknown,
         SecurityError, InternalError, StoreError, StoreCorrupt,
     )
 }  # fmt: skip

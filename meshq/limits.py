@@ -67,6 +67,7 @@ GROUP_BYTES_MAX = _limit("GROUP_BYTES_MAX", 64, "a group's name", "`UsageError`"
 GROUP_PENDING_MAX = _limit("GROUP_PENDING_MAX", 16_384, "records of one partition that a group has handed out and that are not acknowledged", "no new ones are handed out; those that come back are")
 GROUP_IN_FLIGHT_MAX = _limit("GROUP_IN_FLIGHT_MAX", 10_000, "records that one subscription of a group holds at one peer (setting `credit_records`)", "nothing more is pushed until some are settled")
 GROUP_MEMBERS_MAX = _limit("GROUP_MEMBERS_MAX", 1_000, "members of one group in one partition", "`Overloaded`")
+ORDERED_MEMBERS_MAX = _limit("ORDERED_MEMBERS_MAX", 128, "members of one ordered group and topic", "`Overloaded`")
 GROUPS_PER_SLOT_MAX = _limit("GROUPS_PER_SLOT_MAX", 10_000, "groups of one slot, counted by partition", "`Overloaded`")
 ACK_WAIT_MS_MAX = _limit("ACK_WAIT_MS_MAX", 12 * 3_600_000, "how long a record may be out before it is handed out again (setting `ack_wait`), and the longest delay of a `nack`", "`UsageError`")
 

@@ -24,12 +24,14 @@ from meshq.client.facts import (
     Event,
     Fail,
     Garbled,
+    Grant,
     Hand,
     LinkDown,
     LinkUp,
     OpenLink,
     Place,
     Received,
+    Revoke,
     Send,
     Settle,
     TellExpired,
@@ -92,6 +94,10 @@ class Sink(Protocol):
     def placed(self, place: Place) -> None: ...
 
     def expired(self, told: TellExpired) -> None: ...
+
+    def granted(self, grant: Grant) -> None: ...
+
+    def revoked(self, revoke: Revoke) -> None: ...
 
     def ended(self, error: MeshqError) -> None: ...
 
@@ -206,6 +212,12 @@ class ClientDriver:
             case TellExpired():
                 if (sink := self._sinks.get(effect.sub)) is not None:
                     sink.expired(effect)
+            case Grant():
+                if (sink := self._sinks.get(effect.sub)) is not None:
+                    sink.granted(effect)
+            case Revoke():
+                if (sink := self._sinks.get(effect.sub)) is not None:
+                    sink.revoked(effect)
             case EndSubscription():
                 if (sink := self._sinks.pop(effect.sub, None)) is not None:
                     sink.ended(effect.error)

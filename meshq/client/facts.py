@@ -301,6 +301,32 @@ class TellExpired:
 
 
 @dataclass(frozen=True, slots=True)
+class Grant:
+    """Of an ordered group: this partition is ours under this lease, from `offset` on. `attempts`: how often
+    it was that somebody's lease began there, in a row."""
+
+    sub: int
+    topic: str
+    topic_id: bytes
+    partition: int
+    lease: int
+    offset: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """It is to be given back: RELEASE it, once what was begun is acknowledged. `over`: it is not ours any
+    more."""
+
+    sub: int
+    topic_id: bytes
+    partition: int
+    lease: int
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EndSubscription:
     """The mesh refuses it."""
 
@@ -309,5 +335,6 @@ class EndSubscription:
 
 
 Effect = (
-    OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | TellExpired | EndSubscription
+    OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | TellExpired | Grant | Revoke
+    | EndSubscription
 )  # fmt: skip

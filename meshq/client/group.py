@@ -26,8 +26,6 @@ from meshq.client.subscription import Subscription
 from meshq.errors import InternalError, LeaseLost, MeshqError, UsageError
 from meshq.limits import ACK_WAIT_MS_MAX, REASON_CHARS_MAX
 
-ACK_WAIT_S: Final = 30.0
-MAX_DELIVER: Final = 10
 GROUP_CREDIT_RECORDS: Final = 256
 SETTLE_S: Final = 30.0  # how long an answer may take
 RANGES_MAX: Final = 4_096  # in one message
@@ -86,7 +84,7 @@ class Settling:
 
     __slots__ = ("_flight", "_offset")
 
-    def __init__(self, flight: _Flight, offset: int) -> None:
+    def __init__(self, flight: Flight, offset: int) -> None:
         self._flight = flight
         self._offset = offset
 
@@ -94,8 +92,8 @@ class Settling:
         refused = yield from asyncio.shield(self._flight.future).__await__()
         if any(first <= self._offset < end for first, end in refused):
             raise LeaseLost(
-                f"offset {self._offset} is not this consumer's any more: its `ack_wait` was over, or its "
-                "group was reset. It is handed out again"
+                f"offset {self._offset} is not this consumer's any more: its `ack_wait` was over, "
+                "its partition went to another member, or its group was reset. It is handed out again"
             )
 
 
@@ -119,7 +117,7 @@ class GroupSubscription(Subscription):
         self._touched = self._now()  # when the application did something here
         self._lots: dict[_Lot, None] = {}  # with records nobody took; bounded by the credit
         self._lot: _Lot | None = None  # whose records are being handed out
-        self._flights: dict[_Where, _Flight] = {}  # of this turn
+        self._flights: dict[_Where, Flight] = {}  # of this turn
         self._flying: dict[asyncio.Future[Any], None] = {}
         self._tending: asyncio.TimerHandle | None = None
         super().__init__(driver, pattern, start, credit_bytes, credit_records, group=group)
@@ -181,13 +179,13 @@ class GroupSubscription(Subscription):
 
     def _flight(
         self, lot: _Lot, verdict: int, delay_ms: int | None, first: int, end: int, reason: str = ""
-    ) -> _Flight:
+    ) -> Flight:
         where = _Where(lot.topic_id, lot.hand.partition, verdict, delay_ms, reason)
         flight = self._flights.get(where)
         if flight is None:
             if not self._flights:
                 self._driver.loop.call_soon(self._send_flights)
-            flight = self._flights[where] = _Flight(self._driver.loop.create_future())
+            flight = self._flights[where] = Flight(self._driver.loop.create_future())
         flight.ranges.append((first, end, lot.lease))
         return flight
 
@@ -311,7 +309,7 @@ class _Lot:
 
 
 @dataclass(slots=True, eq=False)
-class _Flight:
+class Flight:
     """Settled together. `future` gets the records, (first, end), for which it does not hold."""
 
     future: asyncio.Future[list[tuple[int, int]]]

@@ -15,9 +15,11 @@ from meshq.batch import read_records
 from meshq.client.driver import ClientDriver, FutureWaiter
 from meshq.client.facts import (
     Consumed,
+    Grant,
     Group,
     Hand,
     Place,
+    Revoke,
     Start,
     SubscribeRequested,
     TellExpired,
@@ -137,6 +139,12 @@ class Subscription:
     def expired(self, told: TellExpired) -> None:
         self._batches.append(told)
         self._wake()
+
+    def granted(self, grant: Grant) -> None:
+        """Nothing is, but to members of ordered groups."""
+
+    def revoked(self, revoke: Revoke) -> None:
+        """As `granted`."""
 
     def ended(self, error: MeshqError) -> None:
         if not self._closed:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from meshq.batch import Buffer
 from meshq.client import connect as asynchronous
@@ -32,6 +32,8 @@ from meshq.client.group import GroupRecord as AsyncGroupRecord
 from meshq.client.group import GroupSubscription as AsyncGroupSubscription
 from meshq.client.loop_thread import GRACE_S, LoopThread
 from meshq.client.mesh import Mesh as AsyncMesh
+from meshq.client.ordered_group import OrderedRecord as AsyncOrderedRecord
+from meshq.client.ordered_group import OrderedSubscription as AsyncOrderedSubscription
 from meshq.client.outgoing import PendingReceipt
 from meshq.client.producer import Producer as AsyncProducer
 from meshq.client.records import Receipt, Record
@@ -64,6 +66,11 @@ def _start(make: Callable[[], Coroutine[Any, Any, AsyncMesh]], timeout: float) -
     except BaseException:
         thread.stop()
         raise
+
+
+TAKEN_ORDERED: Final = (
+    100  # records of an ordered group fetched at a time: what a partition that goes waits for
+)
 
 
 class Mesh:
@@ -101,7 +108,11 @@ class Mesh:
     def subscribe(self, pattern: str, **options: Any) -> Subscription:
         """Options as the asynchronous one's."""
         made = self._thread.run(lambda: self._mesh.subscribe(pattern, **options), GRACE_S)
-        kind = GroupSubscription if isinstance(made, AsyncGroupSubscription) else Subscription
+        kind: type[Subscription] = Subscription
+        if isinstance(made, AsyncGroupSubscription):
+            kind = GroupSubscription
+        elif isinstance(made, AsyncOrderedSubscription):
+            kind = OrderedSubscription
         return kind(self._thread, made)
 
     def ask(self, what: str, args: dict[str, Any] | None = None, *, timeout: float = 30.0) -> Any:
@@ -386,6 +397,38 @@ class GroupSubscription(Subscription):
     async def _take(self) -> list[Record]:
         taken = await self._subscription.take(1)
         return [GroupRecord.of(r, self._thread) for r in taken if isinstance(r, AsyncGroupRecord)]
+
+
+class OrderedSubscription(Subscription):
+    """As the asynchronous one. `on_revoke` is called on the client's own thread."""
+
+    async def _take(self) -> list[Record]:
+        taken = await self._subscription.take(TAKEN_ORDERED)
+        return [OrderedRecord.of(r, self._thread) for r in taken if isinstance(r, AsyncOrderedRecord)]
+
+
+class OrderedRecord(Record, gc=True):
+    """As the asynchronous one: `ack` waits until the mesh has it on disk. Raises as that does."""
+
+    inner: AsyncOrderedRecord | None = None
+    thread: LoopThread | None = None
+
+    @classmethod
+    def of(cls, r: AsyncOrderedRecord, thread: LoopThread) -> OrderedRecord:
+        return cls(
+            r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, r.headers, r.attempts, r, thread
+        )
+
+    def ack(self) -> None:
+        """Of it and all before it in its partition."""
+        record, thread = self.inner, self.thread
+        assert record is not None
+        assert thread is not None
+
+        async def wait() -> None:
+            await record.ack()
+
+        thread.call(wait(), SETTLE_S, unknown=True)
 
 
 class GroupRecord(Record, gc=True):

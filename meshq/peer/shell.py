@@ -40,6 +40,7 @@ from meshq.peer.core.events import (
     FetchBatches,
     HintMembership,
     LinkProbeWanted,
+    Mended,
     MessageArrived,
     OpenLink,
     PeerLeft,
@@ -62,7 +63,7 @@ from meshq.peer.core.events import (
     TellRolledBack,
     Ticked,
 )
-from meshq.peer.disk import DiskShell, is_awaited, refuse_lost_store, restore
+from meshq.peer.disk import DiskShell, log_mended, refuse_lost_store, restore
 from meshq.peer.doors import Door
 from meshq.peer.endpoints import listen, tcp
 from meshq.peer.feed import Feed
@@ -230,7 +231,7 @@ class PeerShell:
             self._loop,
             self.tell,
             self._fail,
-            is_awaited=lambda read: is_awaited(self.core, read),
+            is_awaited=self.core.fetching.is_awaited,
             has_gone=self.core.slots.has_gone,
         )
 
@@ -382,6 +383,8 @@ class PeerShell:
                     self.neighbours.handle(LinkCarried(effect.payload, effect.peer))
                 case ResumeWrites():
                     self.store.resume()
+                case Mended():
+                    log_mended(effect)
                 case TellRolledBack():
                     self._log_rolled_back(effect.peer)
                 case PeerLeft():

@@ -37,6 +37,8 @@ class Following:
                 return
         match = m.prev.index + len(m.items)
         s.commit_to(min(m.commit, match))
+        if m.everywhere:
+            s.note_everywhere(min(m.everywhere, match), bare=bool(m.items) and m.prev.index < m.everywhere)
         s.thaw(s.log.last.index)
         s.acknowledge(frm, match, m.round)
 

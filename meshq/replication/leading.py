@@ -13,29 +13,27 @@ from math import inf
 
 from meshq.batch import Buffer
 from meshq.entries import Entry, EntryKind, make_entry
-from meshq.errors import NotOwner, Overloaded, RemoteProtocolError, UsageError
+from meshq.errors import NotOwner, RemoteProtocolError, UsageError
 from meshq.replication.handover import HandOver
 from meshq.replication.progress import Pace, Progress
 from meshq.replication.quorum import Config, Node, encode_config, leave_joint, step_toward
+from meshq.replication.reads import Reads
 from meshq.replication.snapshots import Sending
 from meshq.replication.state import State
+from meshq.replication.witnesses import for_witness
 from meshq.replication.words import (
     AppendEntries,
     AppendReply,
     Item,
     LogRead,
     Position,
-    ReadFailed,
     ReadLog,
-    ReadReady,
     Role,
     Send,
     SnapshotRead,
     SnapshotReply,
     TimeoutNow,
 )
-
-READS_MAX = 4_096  # linearizable reads waiting for their round
 
 
 class Leading:
@@ -49,11 +47,9 @@ class Leading:
         self._term_began = 0  # index of this term's first entry
         self._told_serving = False
         self._unsupported_since = inf
-        self._round = 0
-        self._reads: list[tuple[int, object]] = []  # (round to be confirmed, who asks)
+        self._reads = Reads(state)
         self.hand_over = HandOver()
         self._dirty = False
-        self._told_serving = False
 
     # ----------------------------------------------------------------------------------- beginning, end
     def begin(self, config: Config | None = None) -> None:
@@ -62,9 +58,8 @@ class Leading:
         self._term_began = s.log.last.index + 1
         self._told_serving = False
         self._unsupported_since = inf
-        self._round = 0
+        self._reads.begin()
         self.hand_over = HandOver()
-        self._told_serving = False
         self.followers = {}
         if config is not None:
             self._append(EntryKind.CONFIG, encode_config(config), b"")
@@ -75,23 +70,21 @@ class Leading:
     def end(self) -> None:
         self.followers = {}
         self._snapshots.clear()
-        if self._reads:
-            self._state.out.append(ReadFailed(tuple(ref for _, ref in self._reads)))
-            self._reads = []
+        self._reads.end()
 
     @property
     def serves(self) -> bool:
         """Whether its first entry is decided and handed on: so is all that was decided before it.
 
         Decided alone is not enough: a majority may be without this node's own disk, and then the state is not
-        yet what an offset or an answer has to be taken from.
+        yet what an offset or an answer has to be taken from. A witness never serves: it has no payloads.
         """
-        return self._state.delivered >= self._term_began
+        return self._state.delivered >= self._term_began and not self._state.is_witness
 
     # ------------------------------------------------------------------------------------------ proposing
     def propose(self, kind: EntryKind, body: bytes, payload: Buffer) -> Entry:
-        """Give the entry its place. Raises: NotOwner while this leader hands over."""
-        if self.hand_over.to is not None:
+        """Give the entry its place. Raises: NotOwner while it hands over, as a witness always does."""
+        if self.hand_over.to is not None or self._state.is_witness:
             raise NotOwner("the slot's leadership is being handed over", retry_after_ms=50)
         return self._append(kind, body, payload)
 
@@ -100,7 +93,8 @@ class Leading:
 
         Raises: UsageError, NotOwner when one of the preconditions does not hold: nothing of this term decided
         yet (the bug of the one-server changes as first published), another change under way, or a new voter
-        that is not level and would leave the slot without a majority of copies.
+        that is not level and would leave the slot without a majority of copies, or does not have all that a
+        witness may have let go of before there was this member (witnesses.py).
         """
         s = self._state
         if not self.serves or s.configs.index > s.commit:
@@ -109,7 +103,9 @@ class Leading:
         for node in set(config.voters) - set(s.config.voters):
             progress = self.followers.get(node)
             if node != s.me and (
-                progress is None or progress.match + s.settings.lag_count < s.log.last.index
+                progress is None
+                or progress.match + s.settings.lag_count < s.log.last.index
+                or progress.match < self._let_go_before()
             ):
                 raise UsageError("a new voter has to be a learner first, and level")
         return self.propose(EntryKind.CONFIG, encode_config(config), b"")
@@ -156,7 +152,7 @@ class Leading:
             return
         s, t = self._state, self._state.settings
         while not p.waiting and p.next <= s.log.last.index and self._has_room(p):
-            if p.next <= s.log.base.index:
+            if p.next <= max(s.log.base.index, self._lacking(node)):
                 self._fetch_older(node, p)
                 return
             prev = s.log.position(p.next - 1)
@@ -164,7 +160,7 @@ class Leading:
             self._send(node, p, prev, s.log.piece(p.next - 1, t.append_bytes, t.append_count))
         # What is on the way will be answered, and the answer brings us here again.
         news = not p.count and p.commit_sent < min(s.commit, p.match)
-        if not p.waiting and (news or p.round_sent < self._round):
+        if not p.waiting and (news or p.round_sent < self._reads.round):
             self._send_empty(node, p)
 
     def _has_room(self, p: Progress) -> bool:
@@ -173,8 +169,11 @@ class Leading:
 
     def _send(self, node: Node, p: Progress, prev: Position, items: tuple[Item, ...]) -> None:
         s = self._state
-        p.commit_sent, p.round_sent = s.commit, self._round
-        message = AppendEntries(s.term, prev, items, s.commit, self._round)
+        p.commit_sent, p.round_sent = s.commit, self._reads.round
+        message = AppendEntries(s.term, prev, items, s.commit, self._reads.round)
+        if node in s.config.witnesses:
+            message = for_witness(message, self.everywhere())
+            p.everywhere_sent = message.everywhere
         if s.is_begun:
             s.out.append(Send(node, message))
         else:
@@ -201,6 +200,12 @@ class Leading:
 
     def _fetch_older(self, node: Node, p: Progress) -> None:
         s = self._state
+        if s.is_witness and p.next <= max(s.log.start.index, self._lacking(node)):
+            p.probe_from(
+                s.log.last.index + 1
+            )  # only a keeper has what it lacks; it is asked again in a while
+            p.waiting, p.due = True, s.now + s.settings.resend_s
+            return
         if p.next <= s.log.start.index:
             p.pace = Pace.SNAPSHOT
             p.due = s.now + s.settings.resend_s
@@ -238,7 +243,7 @@ class Leading:
         elif p.pace is not Pace.SNAPSHOT:
             self._on_rejected(p, reply)
         if s.role is Role.LEADER:  # what it decided may have been that this node is no member
-            self._confirm_reads()
+            self._reads.confirm(self.followers)
             self._replicate(frm, p)
 
     def _on_level(self, frm: Node, p: Progress, match: int) -> None:
@@ -258,8 +263,10 @@ class Leading:
         )
         p.due = inf if quiet else s.now + s.settings.resend_s
         self._advance()
+        self._tell_witnesses()
         if frm == self.hand_over.to and p.match == s.log.last.index:
             s.out.append(Send(frm, TimeoutNow(s.term)))
+        self._step_aside()
 
     def _on_rejected(self, p: Progress, reply: AppendReply) -> None:
         """It lacks what came before, or holds others' entries there: go back to where both may agree.
@@ -285,7 +292,7 @@ class Leading:
         self._tell_serving()
         if s.configs.index <= s.commit:
             self._on_config_committed()
-        self._confirm_reads()
+        self._reads.confirm(self.followers)
 
     def _on_config_committed(self) -> None:
         s = self._state
@@ -324,42 +331,63 @@ class Leading:
         """
         if not self.serves:
             raise NotOwner("the slot's new leader does not know yet what is decided", retry_after_ms=20)
-        if len(self._reads) >= READS_MAX:
-            raise Overloaded("as many reads wait as may", retry_after_ms=20)
-        if not self._reads or self._reads[-1][0] <= max(
-            (p.round_sent for p in self.followers.values()), default=0
-        ):
-            self._round += 1
-        self._reads.append((self._round, ref))
+        self._reads.add(ref, self.followers)
         self._dirty = True
-        self._confirm_reads()
+        self._reads.confirm(self.followers)
 
-    def _confirm_reads(self) -> None:
+    # ------------------------------------------------------------------------------------------- witnesses
+    def everywhere(self) -> int:
+        """Up to which index all keepers have the log on disk."""
         s = self._state
-        if not self._reads:
+        have = [p.match for node, p in self.followers.items() if node not in s.config.witnesses]
+        return max(s.everywhere, min(have, default=0)) if s.is_witness else min([s.log.durable, *have])
+
+    def _let_go_before(self) -> int:
+        """Whatever a witness let go of without asking a learner of now lies before this."""
+        s = self._state
+        return max(s.configs.index, self._term_began, self._snapshots.bare) if s.config.witnesses else 0
+
+    def _lacking(self, node: Node) -> int:
+        """Up to where this leader may have no payloads for a keeper."""
+        s = self._state
+        return s.everywhere if s.is_witness and node not in s.config.witnesses else 0
+
+    def _tell_witnesses(self) -> None:
+        """More is everywhere than they know: the next entry says so, or a message of its own in a while."""
+        s = self._state
+        if not s.config.witnesses:
             return
-        first = self._reads[0][0]
-        heard = {n for n, p in self.followers.items() if p.round_heard >= first} | {s.me}
-        if not s.config.has_majority(heard):
+        everywhere = self.everywhere()
+        if s.is_witness:
+            s.note_everywhere(everywhere, bare=False)
+        for node in s.config.witnesses:
+            p = self.followers.get(node)
+            if p is not None and p.due == inf and p.everywhere_sent < everywhere:
+                p.due = s.now + s.settings.resend_s
+
+    def _step_aside(self) -> None:
+        """A witness that leads hands over as soon as somebody is level who can serve."""
+        s = self._state
+        if s.role is not Role.LEADER or not s.is_witness or self.hand_over.to is not None:
             return
-        done = max(
-            r for r in {r for r, _ in self._reads}
-            if s.config.has_majority({n for n, p in self.followers.items() if p.round_heard >= r} | {s.me})
-        )  # fmt: skip
-        ready = tuple(ref for r, ref in self._reads if r <= done)
-        self._reads = [x for x in self._reads if x[0] > done]
-        s.out.append(ReadReady(ready, s.commit))
+        level = [
+            n for n in s.config.voters
+            if n not in s.config.witnesses and self.followers[n].match == s.log.last.index
+        ]  # fmt: skip
+        if level:
+            alone = self.hand_over.left_alone(s.now)
+            self.transfer(min(level, key=lambda n: (n in alone, n.peer not in s.supported_by, n)), now=s.now)
 
     # ------------------------------------------------------------------------------------------- hand-over
     def transfer(self, to: Node, *, now: float) -> None:
         """Hand leadership over: no more proposals, bring it level, let it campaign (section 3.10). Nothing
         while one is under way.
 
-        Raises: UsageError when it is no other voter.
+        Raises: UsageError when it is no other voter, or a witness.
         """
         s = self._state
-        if to == s.me or to not in s.config.voters:
-            raise UsageError("leadership can go to another voter only")
+        if to == s.me or to not in s.config.voters or to in s.config.witnesses:
+            raise UsageError("leadership can go to another voter only, and to no witness")
         if self.hand_over.to is not None:
             return
         self.hand_over.begin(to, now + s.settings.transfer_s)
@@ -368,7 +396,7 @@ class Leading:
             s.out.append(Send(to, TimeoutNow(s.term)))
 
     def on_snapshot_read(self, event: SnapshotRead) -> None:
-        self._snapshots.on_read(event, self.followers.get(event.to))
+        self._snapshots.on_read(event, self.followers.get(event.to), everywhere=self.everywhere())
 
     def on_snapshot_reply(self, frm: Node, reply: SnapshotReply) -> None:
         self._snapshots.on_reply(frm, reply, self.followers.get(frm))
@@ -404,6 +432,7 @@ class Leading:
                 self.on_linked(node)
                 p.due = s.now + s.settings.resend_s
         self.hand_over.on_tick(s.now)
+        self._step_aside()
         if s.now - self._unsupported_since >= s.settings.quorum_s:
             self._resign()
 

@@ -24,7 +24,7 @@ from meshq.replication.elections import Elections
 from meshq.replication.following import Following
 from meshq.replication.generations import generation_of
 from meshq.replication.leading import Leading
-from meshq.replication.quorum import Config, Node
+from meshq.replication.quorum import Config, Node, config_of
 from meshq.replication.snapshots import Receiving
 from meshq.replication.state import Configs, Settings, State
 from meshq.replication.window import Log
@@ -171,11 +171,25 @@ class Replica:
         """Whether it serves and its newest configuration is committed: it may be changed."""
         return self.serves and self._state.configs.index <= self._state.delivered
 
+    @property
+    def is_witness(self) -> bool:
+        """Whether it keeps payloads only while somebody lacks them (witnesses.py)."""
+        return self._state.is_witness
+
+    @property
+    def everywhere(self) -> int:
+        """A witness's: of log and payloads nobody needs what comes up to here."""
+        return min(self._state.everywhere, self._state.delivered)
+
     def match(self) -> dict[Node, int]:
         """A leader's view: up to which index each node has its log on disk."""
         match = {node: p.match for node, p in self._leading.followers.items()}
         match[self._state.me] = self._state.log.durable
         return match
+
+    def copies(self) -> dict[Node, int]:
+        """The same of those that keep payloads: who a receipt counts."""
+        return {node: index for node, index in self.match().items() if not self._state.knows_witness(node)}
 
     def deadline(self) -> float:
         s = self._state
@@ -282,6 +296,8 @@ class Replica:
         s.wall_ms = wall_ms
         if s.me not in left or s.me not in s.config.nodes():
             raise UsageError("this peer is no member of the slot: another one has to go on")
+        if s.is_witness:
+            raise UsageError("a witness has no records: one that keeps them has to go on")
         if s.config.has_majority(left) and not unheld:
             raise UsageError("a majority of the slot's voters is left: nothing has to be given up")
         if self.follows_a_live_leader:
@@ -289,7 +305,7 @@ class Replica:
         if s.rolled_back or s.installing or s.is_stale:
             raise UsageError("this peer cannot go on by itself: its copy is not whole")
         others = tuple(sorted(n for n in s.config.nodes() if n in left and n != s.me))
-        self._elections.begin_generation(Config((s.me,), (), others), draw)
+        self._elections.begin_generation(config_of((s.me,), others, s.config.witnesses), draw)
         return s.log.item(s.log.last.index).entry
 
     def kept(self) -> Position:

@@ -35,6 +35,7 @@ class Progress:
     due: float = inf  # when an answer is overdue
     commit_sent: int = 0
     commit_heard: int = 0
+    everywhere_sent: int = 0  # to a witness
     round_sent: int = 0
     round_heard: int = 0
     bytes: int = 0

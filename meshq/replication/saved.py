@@ -29,6 +29,7 @@ class _Hard(msgspec.Struct, frozen=True, array_like=True):
     term: int
     vote: tuple[bytes, bytes] | None
     repair_until: int = 0
+    bare_until: int = 0
 
 
 class _Saved(msgspec.Struct, frozen=True, array_like=True):
@@ -45,7 +46,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 def hard_row(hard: Hard) -> tuple[bytes, bytes]:
     vote = (hard.vote.peer, hard.vote.disk) if hard.vote else None
-    return HARD_ROW, _encoder.encode(_Hard(hard.term, vote, hard.repair_until))
+    return HARD_ROW, _encoder.encode(_Hard(hard.term, vote, hard.repair_until, hard.bare_until))
 
 
 def replica_row(
@@ -126,4 +127,4 @@ def restored(
         if item.entry.kind is EntryKind.CONFIG:
             configs.append((item.entry.index, decode_config(item.entry.body)))
     log.durable = log.last.index
-    return Hard(hard.term, vote, hard.repair_until), log, configs
+    return Hard(hard.term, vote, hard.repair_until, hard.bare_until), log, configs

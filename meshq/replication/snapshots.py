@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from meshq.replication.progress import Pace, Progress
 from meshq.replication.quorum import Node
 from meshq.replication.state import State
+from meshq.replication.witnesses import may_lack
 from meshq.replication.words import (
     Diverged,
     InstallSnapshot,
@@ -33,9 +34,11 @@ class Sending:
 
     state: State
     _reading: set[Node] = field(default_factory=set)
+    bare: int = 0  # up to where a witness was sent one in this leadership
 
     def clear(self) -> None:
         self._reading.clear()
+        self.bare = 0
 
     def drop(self, node: Node) -> None:
         self._reading.discard(node)
@@ -55,11 +58,16 @@ class Sending:
             self._reading.add(node)
             self.state.out.append(ReadSnapshot(node, p.snapshot, p.position))
 
-    def on_read(self, event: SnapshotRead, p: Progress | None) -> None:
+    def on_read(self, event: SnapshotRead, p: Progress | None, *, everywhere: int) -> None:
         if event.to not in self._reading or p is None or p.pace is not Pace.SNAPSHOT:
             return
         self._reading.discard(event.to)
         s = self.state
+        if event.to in s.config.witnesses and not may_lack(event.meta, event.to, everywhere):
+            p.snapshot, p.due = None, s.now + s.settings.resend_s
+            return  # later
+        if event.to in s.config.witnesses:
+            self.bare = max(self.bare, event.meta.last.index)
         p.snapshot, p.position = event.meta, event.position
         p.due = s.now + s.settings.resend_s
         message = InstallSnapshot(s.term, event.meta, event.position, event.data, event.done)

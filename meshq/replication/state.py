@@ -104,6 +104,8 @@ class State:
     rank: int = 0  # this peer's place in the ring's order for the slot: only delays its campaigns
     rolled_back: bool = False  # what it promised may be forgotten: it copies, and promises nothing
     may_lead: bool = True
+    is_witness: bool = False  # once it is one, it lacks payloads for as long as it is a member
+    everywhere: int = 0  # a witness's: all keepers have the log up to here, its own payloads may be gone
     installing: bool = (
         False  # a whole snapshot is on its way to disk: nothing is appended or applied before it
     )
@@ -128,6 +130,9 @@ class State:
 
     def __post_init__(self) -> None:
         self.delivered = self.commit
+        self.everywhere = self.hard.bare_until
+        for _, config in self.configs.history:
+            self._on_config(config)
 
     @property
     def term(self) -> int:
@@ -136,6 +141,11 @@ class State:
     @property
     def config(self) -> Config:
         return self.configs.newest
+
+    def knows_witness(self, node: Node) -> bool:
+        """By any configuration that may hold: one that the newest leaves out still lacks payloads."""
+        me = node == self.me and self.is_witness
+        return me or any(node in config.witnesses for _, config in self.configs.history)
 
     @property
     def frozen(self) -> bool:
@@ -160,7 +170,7 @@ class State:
 
     # ----------------------------------------------------------------------------------------- disk
     def set_hard(self, term: int, vote: Node | None) -> None:
-        self._keep(Hard(term, vote, self.hard.repair_until))
+        self._keep(self.hard._replace(term=term, vote=vote))
 
     def begin_generation(self, term: int) -> None:
         """What is here is what there is, so nothing has to be repaired any more."""
@@ -169,6 +179,12 @@ class State:
     def repair(self, until: int) -> None:
         """Entries up to this index are damaged and have to come again."""
         self._keep(self.hard._replace(repair_until=max(until, self.hard.repair_until)))
+
+    def note_everywhere(self, index: int, *, bare: bool) -> None:
+        """All keepers have the log up to here. `bare`: something of it came without its payload."""
+        self.everywhere = max(self.everywhere, index)
+        if bare:
+            self._keep(self.hard._replace(bare_until=max(index, self.hard.bare_until)))
 
     def forget_decisions(self) -> None:
         """Of an older generation only what was handed on has been decided: the rest may not be."""
@@ -188,12 +204,20 @@ class State:
         self.log.append(item)
         self._unwritten.append(item)
         if item.entry.kind is EntryKind.CONFIG:
-            self.configs.add(item.entry.index, decode_config(item.entry.body))
+            config = decode_config(item.entry.body)
+            self.configs.add(item.entry.index, config)
+            self._on_config(config)
+
+    def _on_config(self, config: Config) -> None:
+        self.is_witness |= self.me in config.witnesses
 
     def truncate(self, from_index: int) -> None:
         self._dropped += self.log.between(from_index - 1, self.log.last.index)
         self.log.truncate(from_index)
         self.configs.truncate(from_index)
+        self.everywhere = min(self.everywhere, from_index - 1)
+        if self.hard.bare_until >= from_index:
+            self._keep(self.hard._replace(bare_until=from_index - 1))
         self._unwritten = [i for i in self._unwritten if i.entry.index < from_index]
         self._truncate_from = min(from_index, self._truncate_from or from_index)
         # What is on its way to disk counts only as far as it is still this log.
@@ -204,12 +228,14 @@ class State:
         last = meta.last
         self.log.reset(last, meta.timestamp_ms)
         self.configs = Configs([(last.index, meta.config)])
+        self._on_config(meta.config)
         self._unwritten.clear()
         self._truncate_from = None
         self._ends.clear()
         self._dropped.clear()
         self._drops.clear()
         self.commit = self.delivered = last.index
+        self.everywhere = max(self.everywhere, last.index)
         self.thaw(last.index)
 
     def drop_damaged(self) -> None:

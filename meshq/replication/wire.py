@@ -52,6 +52,7 @@ class _Append(Struct, frozen=True, array_like=True, tag=3):
     entries: Annotated[list[tuple[U63, bytes]], Meta(max_length=ENTRIES_MAX)]
     commit: U63
     round: U63
+    everywhere: U63 = 0  # entries up to this index have no payload frames
 
 
 class _Snapshot(Struct, frozen=True, array_like=True, tag=5):
@@ -64,6 +65,7 @@ class _Snapshot(Struct, frozen=True, array_like=True, tag=5):
     position: U63
     data: bytes
     done: bool
+    witnesses: Annotated[list[tuple[Id16, Id16]], Meta(max_length=2 * VOTERS_MAX)] = []
 
 
 _Wire = RequestVote | VoteReply | _Append | AppendReply | _Snapshot | SnapshotReply | TimeoutNow
@@ -79,9 +81,9 @@ def encode(slot: Slot, frm: Node, to: Node, message: Message) -> tuple[msgspec.R
     if isinstance(message, AppendEntries):
         m = message
         entries = [(i.entry.index, i.entry.encode()) for i in m.items]
-        payloads = [i.payload for i in m.items if has_payload(i.entry)]
+        payloads = [i.payload for i in m.items if has_payload(i.entry) and i.entry.index > m.everywhere]
         prev = (m.prev.index, m.prev.term, m.prev.chain)
-        what = _Append(m.term, prev, entries, m.commit, m.round)
+        what = _Append(m.term, prev, entries, m.commit, m.round, m.everywhere)
     elif isinstance(message, InstallSnapshot):
         config, last = message.meta.config, message.meta.last
         what = _Snapshot(
@@ -94,6 +96,7 @@ def encode(slot: Slot, frm: Node, to: Node, message: Message) -> tuple[msgspec.R
             message.position,
             bytes(message.data),
             message.done,
+            _plain(config.witnesses),
         )
     raw = msgspec.Raw(_encoder.encode(what))
     return msgspec.Raw(_encoder.encode(SlotMessage(slot, frm.disk, to.disk, raw))), payloads
@@ -133,16 +136,16 @@ def _inner(wire: _Wire, frames: Any, check: Callable[[Entry, Buffer], None]) -> 
         for index, data in wire.entries:
             entry = decode_entry(index, data)
             payload: Buffer = b""
-            if has_payload(entry):
+            if has_payload(entry) and index > wire.everywhere:
                 payload = next(frames)
                 check(entry, payload)
             items.append(Item(entry, payload))
         _check_dense(wire.prev[0], items)
-        return AppendEntries(wire.term, Position(*wire.prev), tuple(items), wire.commit, wire.round)
+        prev = Position(*wire.prev)
+        return AppendEntries(wire.term, prev, tuple(items), wire.commit, wire.round, wire.everywhere)
     if isinstance(wire, _Snapshot):
-        members = (wire.voters, wire.outgoing, wire.learners)
-        voters, outgoing, learners = (tuple(Node(PeerId(p), d) for p, d in x) for x in members)
-        config = Config(voters, outgoing, learners)
+        members = (wire.voters, wire.outgoing, wire.learners, wire.witnesses)
+        config = Config(*(tuple(Node(PeerId(p), d) for p, d in x) for x in members))
         meta = SnapshotMeta(Position(*wire.last), config, wire.timestamp_ms)
         return InstallSnapshot(wire.term, meta, wire.position, wire.data, wire.done)
     return wire

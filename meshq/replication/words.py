@@ -47,11 +47,14 @@ class Hard(NamedTuple):
 
     `repair_until`: a damaged log was cut off, and what it had acknowledged up to this index is not here again
     yet. It is kept with the rest, or a second crash would forget that votes have to wait.
+
+    `bare_until`: a witness's. That entries up to this index are here without their payloads is no damage.
     """
 
     term: int
     vote: Node | None
     repair_until: int = 0
+    bare_until: int = 0
 
 
 class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -92,13 +95,18 @@ class VoteReply(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class AppendEntries(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """The leader's log after `prev`. `round` comes back, so that the leader knows that it still led then."""
+    """The leader's log after `prev`. `round` comes back, so that the leader knows that it still led then.
+
+    `everywhere`: told to witnesses only. Every keeper has its log on disk up to this index, so items up to it
+    come without their payloads, and payloads up to it need not be kept.
+    """
 
     term: int
     prev: Position
     items: tuple[Item, ...]
     commit: int
     round: int = 0
+    everywhere: int = 0
 
 
 class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=4):

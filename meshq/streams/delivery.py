@@ -91,15 +91,22 @@ class Deliveries:
         self._ready: dict[SubKey, None] = {}  # subscriptions with something collected to push
 
     # --------------------------------------------------------------------------------- what happens
-    def on_read(self, sub: SubKey, partition: PartitionKey, *, position: int, end: int) -> list[Fetch]:
-        """A reader starts (or starts again) at `position`; `end` is the high watermark now."""
+    def on_read(
+        self, sub: SubKey, partition: PartitionKey, *, position: int, end: int, low: int = 0
+    ) -> list[Fetch]:
+        """A reader starts (or starts again) at `position`; `end` is the high watermark now. What it would
+        have read before `low` has expired.
+        """
         s = self._subs.setdefault(sub, _Subscription())
         self._drop_reader(sub, s, partition)
-        reader = _Reader(position)
+        reader = _Reader(max(position, low))
         s.readers[partition] = reader
         self._of_partition.setdefault(partition, {})[sub] = reader
         self._ends[partition] = end
-        if position < end:
+        if position < low:
+            s.going.append(Skip(sub, partition, position, low))
+            self._ready[sub] = None
+        if reader.position < end:
             s.behind[partition] = None
         return self._advance(sub, s)
 

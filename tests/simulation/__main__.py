@@ -18,6 +18,7 @@ def main() -> int:
     p.add_argument("--seeds", type=int, default=100, help="how many schedules")
     p.add_argument("--first", type=int, default=0, help="the first seed")
     p.add_argument("--hosts", type=int, choices=(1, 2, 3, 5), help="all schedules with so many hosts")
+    p.add_argument("--witness", action="store_true", help="two or three keepers and a witness")
     p.add_argument("--events", type=int, default=faults.EVENTS, help="events of a schedule's safety phase")
     p.add_argument("--seed", type=int, help="this one schedule, told event by event")
     p.add_argument("--hash", action="store_true", help="print only the hash of each trace")
@@ -27,6 +28,7 @@ def main() -> int:
         "--outcomes", action="store_true", help="without the checks that see a fault before its harm"
     )
     a = p.parse_args()
+    a.witness |= a.mutant in mutants.WITNESS
     if a.mutants:
         return _search(a)
     with mutants.built_in(a.mutant):
@@ -38,7 +40,7 @@ def _many(a: argparse.Namespace) -> int:
     slowest = (0.0, 0)
     for seed in range(a.first, a.first + a.seeds):
         try:
-            world = faults.run(seed, events=a.events, hosts=a.hosts, strict=not a.outcomes)
+            world = faults.run(seed, events=a.events, hosts=a.hosts, witness=a.witness, strict=not a.outcomes)
         except Exception as e:
             failed.append(seed)
             print(f"seed {seed}: {type(e).__name__}: {e}")
@@ -61,6 +63,7 @@ def _many(a: argparse.Namespace) -> int:
 def _again(a: argparse.Namespace, seed: int) -> str:
     more = "".join(f" --{k} {v}" for k, v in (("hosts", a.hosts), ("mutant", a.mutant)) if v)
     more += f" --events {a.events}" * (a.events != faults.EVENTS) + " --outcomes" * a.outcomes
+    more += " --witness" * a.witness
     return f"python -m tests.simulation --seed {seed}{more}"
 
 
@@ -72,9 +75,11 @@ def _tell(a: argparse.Namespace) -> int:
         else:
             print(f"{at} {f'slot {where}' if where >= 0 else 'host  '}      -> {show_effect(what)}")
 
-    print(faults.draw(a.seed, events=a.events, hosts=a.hosts))
+    print(faults.draw(a.seed, events=a.events, hosts=a.hosts, witness=a.witness))
     try:
-        faults.run(a.seed, events=a.events, hosts=a.hosts, strict=not a.outcomes, tell=tell)
+        faults.run(
+            a.seed, events=a.events, hosts=a.hosts, witness=a.witness, strict=not a.outcomes, tell=tell
+        )
     except Exception:
         sys.stdout.flush()
         traceback.print_exc()

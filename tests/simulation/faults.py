@@ -21,12 +21,14 @@ from tests.simulation.world import Plan, World
 AIMED = {"change", "new_leader", "transfer"}  # not struck at random times
 EVENTS = 4_500  # of the safety phase: with the liveness phase some 5,000
 HOSTS = (1, 2, 3, 3, 3, 3, 5, 5)
+WITH_WITNESS = (3, 3, 4)
 
 
-def draw(seed: int, *, events: int = EVENTS, hosts: int | None = None) -> Plan:
+def draw(seed: int, *, events: int = EVENTS, hosts: int | None = None, witness: bool = False) -> Plan:
+    """`witness`: two or three hosts that keep records, and one that is a witness."""
     rng = random.Random(seed * 7_919 + 1)
-    count = hosts or rng.choice(HOSTS)
-    voters = {1: 1, 2: 1, 3: 3}.get(count) or rng.choice((3, 5))
+    count = hosts or rng.choice(WITH_WITNESS if witness else HOSTS)
+    voters = 3 if witness else {1: 1, 2: 1, 3: 3}.get(count) or rng.choice((3, 5))
     weather = Weather(
         loss=rng.choice((0.0, 0.0, 0.02, 0.15)),
         twice=rng.choice((0.0, 0.0, 0.05, 0.3)),
@@ -52,6 +54,7 @@ def draw(seed: int, *, events: int = EVENTS, hosts: int | None = None) -> Plan:
         in_flight=rng.choice((1, 2, 64)),
         alarms=rng.choice((0.0, 0.0, 0.02, 0.2)),
         quick=rng.random() < 0.5,
+        witness=witness,
     )
     if rng.random() < 0.3:
         plan = replace(plan, faults=plan.faults | {"recover"})
@@ -262,6 +265,9 @@ class Nemesis:
     def members(self, host: Host) -> None:
         """Somebody wants other members for a slot."""
         world, rng = self._world, self._rng
+        if world.plan.witness:
+            world.wanted[rng.randrange(world.plan.slots)] = self._members_with_witness()
+            return
         numbers = [h.number for h in world.hosts]
         rng.shuffle(numbers)
         least = world.plan.voters if world.plan.hosts < 5 else 3
@@ -271,6 +277,18 @@ class Nemesis:
             numbers[:voters],
             numbers[voters : voters + learners],
         )
+
+    def _members_with_witness(self) -> tuple[list[int], list[int]]:
+        """Two keepers and the witness, mostly; else one with a mirror, or three that keep records."""
+        witness, rng = len(self._world.hosts) - 1, self._rng
+        keepers = list(range(witness))
+        rng.shuffle(keepers)
+        draw = rng.random()
+        if draw < 0.6:
+            return [*keepers[:2], witness], keepers[2 : 2 + rng.randint(0, 1)]
+        if draw < 0.7:
+            return keepers[:1], [*keepers[1:], witness][: rng.randint(1, 3)]
+        return (keepers[:1], keepers[1:]) if len(keepers) == 2 or draw < 0.8 else (keepers, [])
 
 
 FAULTS: dict[str, Callable[[Nemesis, Host], None]] = {
@@ -301,11 +319,13 @@ def run(
     *,
     events: int = EVENTS,
     hosts: int | None = None,
+    witness: bool = False,
     strict: bool = True,
     tell: Callable[..., None] | None = None,
 ) -> World:
     """One schedule to its end. Raises: Wrong, or what a machine raised."""
-    world = World(seed, draw(seed, events=events, hosts=hosts), strict=strict, tell=tell)
+    plan = draw(seed, events=events, hosts=hosts, witness=witness)
+    world = World(seed, plan, strict=strict, tell=tell)
     Nemesis(world)
     world.run()
     return world

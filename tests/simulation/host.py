@@ -87,7 +87,7 @@ class Copy:
     live: bool = True
     leads: bool = False  # and serves, as it was told
     mirrors: Mirrors = field(default_factory=Mirrors)
-    receipts: deque[int] = field(default_factory=deque)  # of decided entries, where there may be mirrors
+    receipts: deque[int] = field(default_factory=deque)  # of decided entries, with mirrors or a witness
 
 
 class Environment(Protocol):
@@ -261,7 +261,7 @@ class Host:
                 env.oracle.on_send(slot, copy.node, e.to, image, config, e.message, self.rolled_back)
                 env.send(self, copy, e.to, e.message)
             elif kind is Persist:
-                env.oracle.on_persist(slot, e)
+                env.oracle.on_persist(slot, copy.node, copy.replica.config, e)
                 if copy.replica.role is Role.LEADER:
                     env.oracle.on_change(slot, copy.replica, e)
                 if self.full and any(i.payload for i in e.items):
@@ -332,7 +332,8 @@ class Host:
                 config = (item.entry.index, decode_config(item.entry.body))
         copy.applied = applied
         r = copy.replica
-        if r.role is Role.LEADER and len(r.config.voters) == 1 and r.config.learners:
+        alone = len(r.config.voters) == 1 and r.config.learners
+        if r.role is Role.LEADER and (alone or r.config.witnesses):
             copy.receipts += [i.entry.index for i in items if i.entry.kind is EntryKind.PUBLISH]
         self.write_applied(copy.slot, applied, config)
         self.env.on_committed(self, copy, items, news)
@@ -343,11 +344,11 @@ class Host:
         if r.role is not Role.LEADER:
             copy.receipts.clear()
             return
-        match, supports = r.match(), r._state.supports
+        match, supports = r.copies(), r._state.supports
         copy.mirrors.look(r.config, match, r.commit_index, supports, now=self.local(self.env.now))
         while copy.receipts and copy.mirrors.have(match, copy.receipts[0]):
             index = copy.receipts.popleft()
-            on = sorted(n for n in r.config.nodes() if match.get(n, 0) >= index)
+            on = sorted(n for n, have in match.items() if have >= index)
             self.env.oracle.on_receipt(copy.slot, r.term, index, on)
             self.env.tell(self, copy.slot, f"receipt for {index}, on {len(on)} disks")
 
@@ -407,6 +408,8 @@ class Host:
             copy.applied = self.disk.images[copy.slot].applied
             self.env.oracle.check_state(copy.slot, copy.node, copy.applied)
             copy.snapshot = None
+            if copy.node in op.meta.config.witnesses:
+                self.env.oracle.on_let_go(copy.slot, copy.node, op.meta.config, op.meta.last)
         self.handle(copy, SnapshotStored(op.meta, op.position + len(op.data), op.done))
         if op.done:
             self.check_configs(copy)
@@ -425,8 +428,21 @@ class Host:
         image = self.disk.images[slot]
         keep = self.env.keep_entries
         at = image.applied.position.index
-        if at - image.start.index > 2 * keep:
+        replica = self.copy(slot).replica
+        if replica.is_witness:
+            upto = min(at, replica.everywhere)
+            if upto - image.start.index > keep // 4:
+                self.let_go(self.copy(slot), upto)
+        elif at - image.start.index > 2 * keep:
             self.write(slot, Trim(image.position(at - keep)))
+
+    def let_go(self, copy: Copy, upto: int) -> None:
+        """A witness's log and payloads go together."""
+        image = self.disk.images[copy.slot]
+        if upto > image.start.index:
+            position = image.position(upto)
+            self.env.oracle.on_let_go(copy.slot, copy.node, copy.replica.config, position)
+            self.write(copy.slot, Trim(position))
 
     # ------------------------------------------------------------------------------------------ support
     def led(self, peer: PeerId) -> Led:

@@ -23,12 +23,14 @@ from meshq.replication.leading import Leading
 from meshq.replication.machine import Replica
 from meshq.replication.mirrors import Mirrors
 from meshq.replication.quorum import Config
+from meshq.replication.reads import Reads
 from meshq.replication.snapshots import Receiving, Sending
 from meshq.replication.state import State
 from meshq.replication.support import Support
 from tests.simulation import faults
 from tests.simulation.disk import Wrong
 from tests.simulation.host import Host
+from tests.simulation.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class Edit:
 
     def make(self) -> object:
         function = self.owner.__dict__[self.function]
-        source = textwrap.dedent(inspect.getsource(function))
+        plain = function.fget if isinstance(function, property) else function
+        source = textwrap.dedent(inspect.getsource(plain))
         right, wrong = (textwrap.dedent(t).strip("\n") for t in (self.right, self.wrong))
         if source.count(right) != 1:
             raise AssertionError(f"{self.owner.__name__}.{self.function} has not one {right!r}")
@@ -166,14 +169,15 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
     ),
     "read without a round": (
         Edit(
-            Leading,
-            "_confirm_reads",
-            "heard = {n for n, p in self.followers.items() if p.round_heard >= first} | {s.me}",
-            "s.out.append(ReadReady(tuple(r for _, r in self._reads), s.commit)); self._reads = []; return",
+            Reads,
+            "confirm",
+            "heard = {n for n, p in followers.items() if p.round_heard >= first} | {s.me}",
+            "s.out.append(ReadReady(tuple(r for _, r in self._waiting), s.commit)); self._waiting = []; "
+            "return",
         ),
     ),
     "read above commit": (
-        Edit(Leading, "_confirm_reads", "ReadReady(ready, s.commit)", "ReadReady(ready, s.log.last.index)"),
+        Edit(Reads, "confirm", "ReadReady(ready, s.commit)", "ReadReady(ready, s.log.last.index)"),
     ),
     "truncate by high watermark": (
         Edit(
@@ -268,6 +272,59 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
 }
 
 
+# Searched for in schedules with a witness; the others in those without.
+WITNESS: dict[str, tuple[Edit, ...]] = {
+    "witness lets go too early": (
+        Edit(Following, "on_append", "s.note_everywhere(min(m.everywhere, match)", "s.note_everywhere(match"),
+    ),
+    "witness lets go of what a learner lacks": (
+        Edit(
+            Leading,
+            "everywhere",
+            "if node not in s.config.witnesses",
+            "if node in s.config.voters and node not in s.config.witnesses",
+        ),
+    ),
+    "keeper that lacks what was let go of votes": (
+        Edit(Leading, "propose_config", "or progress.match < self._let_go_before()", ""),
+    ),
+    "payloads left out too early": (
+        Edit(
+            Leading,
+            "_send",
+            "for_witness(message, self.everywhere())",
+            "for_witness(message, max(s.commit, self.everywhere()))",
+        ),
+    ),
+    "snapshot to a witness too early": (
+        Edit(Sending, "on_read", "not may_lack(event.meta, event.to, everywhere)", "False"),
+    ),
+    "no snapshot to a witness that votes": (
+        Edit(
+            Sending,
+            "on_read",
+            "not may_lack(event.meta, event.to, everywhere)",
+            "event.meta.last.index > everywhere",
+        ),
+    ),
+    "witness serves": (Edit(Leading, "serves", "and not self._state.is_witness", ""),),
+    "witness keeps the lead": (Edit(Leading, "_step_aside", "if level:", "if False:"),),
+    "witness does not campaign": (
+        Edit(Elections, "may_campaign", "and not s.is_stale", "and not s.is_stale and not s.is_witness"),
+    ),
+    "witness forgets that it is one": (Edit(State, "_on_config", "self.is_witness |=", "self.is_witness ="),),
+    "witness counts as a copy": (Edit(Replica, "copies", "if not self._state.knows_witness(node)", ""),),
+    "witness is handed the lead": (
+        Edit(Leading, "transfer", "or to in s.config.witnesses", ""),
+        Edit(World, "_transfer", "and n not in config.witnesses", ""),
+    ),
+    "witness sends what it has not": (Edit(Leading, "_lacking", "return s.everywhere if", "return 0 if"),),
+    "everywhere outlives what is cut off": (
+        Edit(State, "truncate", "self.everywhere = min(self.everywhere, from_index - 1)", "pass"),
+    ),
+}
+MUTANTS |= WITNESS
+
 # No invariant of the simulator breaks by these, so the search leaves them to their stories.
 HARMLESS = {
     "pieces sent twice": "costs traffic and nothing else",
@@ -296,7 +353,7 @@ def search(
     with built_in(name):
         for seed in range(first, first + most):
             try:
-                faults.run(seed, hosts=hosts, strict=strict)
+                faults.run(seed, hosts=hosts, witness=name in WITNESS, strict=strict)
             except (Wrong, MeshqError) as e:
                 return seed - first + 1, f"{type(e).__name__}: {e}"
     return None

@@ -7,7 +7,8 @@
     durability           what is decided is on the disks of a majority; what is applied is on this one
     promises             a vote, a candidacy, an acknowledgement leave after their cause is on disk
     changes              one change of members at a time, and none before a decision of the leader's term
-    receipts             whoever one counts has the record on disk
+    receipts             whoever one counts has the record on disk, and is no witness
+    witnesses            one never serves, and lets go of nothing that a keeper among the voters has not
     density              offsets are 0, 1, 2, ...; time never goes back
     linearizable reads   a read sees everything that was decided before it was asked
     generations          each holds to all of this by itself; a new one begins with all that it said it keeps
@@ -23,7 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from meshq.batch import Buffer
 from meshq.entries import EntryKind
+from meshq.ids import PeerId
 from meshq.replication.generations import generation_of
 from meshq.replication.quorum import Config, Node
 from meshq.replication.words import (
@@ -86,6 +89,8 @@ class Oracle:
         self._has_it = has_it
         self._strict = strict
         self._timelines = [[Timeline(0, begun=True)] for _ in range(slots)]  # by slot, generations rising
+        self.witnesses: set[PeerId] = set()
+        self._payloads: dict[bytes, Buffer] = {}  # by chain: a witness may have the entry without it
         self.lost = 0  # entries decided in one generation and not in the next
         self.leaders: dict[tuple[int, int], Node] = {}
         self._chains: list[dict[tuple[int, int], bytes]] = [{} for _ in range(slots)]
@@ -120,6 +125,8 @@ class Oracle:
     def on_role(self, slot: int, node: Node, replica: Replica, told: TellRole) -> None:
         if told.role is not Role.LEADER:
             return
+        if told.serves and node.peer in self.witnesses:
+            raise Wrong(f"{show(node)} is a witness, and serves slot {slot}")
         other = self.leaders.setdefault((slot, told.term), node)
         if other != node:
             raise Wrong(f"slot {slot} has two leaders in term {told.term}: {show(other)} and {show(node)}")
@@ -134,12 +141,28 @@ class Oracle:
                 raise Wrong(f"{show(node)} leads slot {slot} in term {told.term} without entry {last.index}")
 
     # -------------------------------------------------------------------------------------------- logs
-    def on_persist(self, slot: int, persist: Persist) -> None:
+    def on_persist(self, slot: int, node: Node, config: Config, persist: Persist) -> None:
         chains = self._chains[slot]
         for item in persist.items:
             entry = item.entry
+            if item.payload:
+                self._payloads[entry.chain] = item.payload
+            elif entry.kind is EntryKind.PUBLISH:
+                self.on_let_go(slot, node, config, Position(entry.index, entry.term, entry.chain))
             if chains.setdefault((entry.index, entry.term), entry.chain) != entry.chain:
                 raise Wrong(f"slot {slot}: two entries {entry.index} of term {entry.term}")
+
+    def on_let_go(self, slot: int, node: Node, config: Config, upto: Position) -> None:
+        """A node has entries up to here without their payloads from now on."""
+        if node.peer not in self.witnesses:
+            raise Wrong(f"{show(node)} has entry {upto.index} of slot {slot} without its payload")
+        if not self._strict or len(self._timelines[slot]) > 1:  # copies begin again in another generation
+            return
+        for voter in (*config.voters, *config.outgoing):
+            if voter.peer not in self.witnesses and not self._has_it(slot, voter, upto.index, upto.chain):
+                raise Wrong(
+                    f"{show(node)} lets go of slot {slot} up to {upto.index}, which {show(voter)} has not"
+                )
 
     def on_change(self, slot: int, replica: Replica, persist: Persist) -> None:
         """A leader writes other members: the change before is decided, and something of its term."""
@@ -169,6 +192,8 @@ class Oracle:
         for item in items:
             entry = item.entry
             index = entry.index
+            if not item.payload and node.peer in self.witnesses:
+                item = Item(entry, self._payloads.get(entry.chain, b""))
             if index <= len(decided):
                 there = decided[index - 1]
                 if there.entry.chain != entry.chain or there.payload != item.payload:
@@ -222,6 +247,8 @@ class Oracle:
         if len(decided) < index:
             raise Wrong(f"slot {slot}: a receipt for entry {index}, which is not decided")
         for node in on:
+            if node.peer in self.witnesses:
+                raise Wrong(f"slot {slot}: a receipt counts {show(node)}, which is a witness")
             if not self._has_it(slot, node, index, decided[index - 1].entry.chain):
                 raise Wrong(f"slot {slot}: a receipt counts {show(node)}, which has no entry {index}")
 
@@ -275,6 +302,8 @@ class Oracle:
             line.seen[index] = position.chain
             if index <= len(line.decided):
                 self._check_seen(slot, line, line.decided[index - 1])
+            if replica.config.voters and replica._state.me.peer in self.witnesses:
+                raise Wrong(f"slot {slot}: a witness answers a read")
         for ref in refs:
             floor = self._floors.pop(ref)
             if index is not None and index < floor:

@@ -3,7 +3,7 @@
 A file is blocks: lines that begin with `>` are commands, what follows up to the next empty line is what must
 be seen. `#` begins a remark. `pytest --rewrite` writes down what is seen now.
 
-    > members 1 2 3 learning 4     found the slot; the first command
+    > members 1 2 3 learning 4     found the slot; the first command (or: members 1 2 3 witness 3)
     > campaign 1                   its timer goes off
     > elect 1 2 3                  it campaigns, 2 and 3 hear it, until it leads; other messages wait
     > lose 2 1                     2 ceases to support 1, which hears of it
@@ -24,6 +24,7 @@ be seen. `#` begins a remark. `pytest --rewrite` writes down what is seen now.
     > start 1
     > link 1 2                     a new connection
     > wait 0.5                     timers go off
+    > letgo 3                      the witness forgets what it need not keep
     > damage 1 7, wipe 1, keep 1 (a copy of its directory), restore 1 (put back), trim 1 7, log 1 2, status
     > quiet, loud                  show nothing, show all (lasts)
 
@@ -33,7 +34,7 @@ Every invariant of the simulator is checked; one that does not hold ends the sto
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from meshq.entries import EntryKind
 from meshq.errors import MeshqError
@@ -158,8 +159,12 @@ class Story:
         self._quiet = False
 
     def do_members(self, *words: str) -> None:
+        if "witness" in words:
+            at = words.index("witness")
+            self.oracle.witnesses = {peer_of(int(w)) for w in words[at + 1 :]}
+            words = words[:at]
         voters, learners = _members(words)
-        config = config_of(
+        config = self._config(
             [Node(peer_of(n), b"\0") for n in voters], [Node(peer_of(n), b"\0") for n in learners]
         )
         for n in range(1, max(voters + learners) + 2):  # one more, who may become a member
@@ -170,6 +175,10 @@ class Story:
         self._supports = {(a, b) for a in self.hosts for b in self.hosts if a != b}
         for host in self.hosts.values():
             self._start(host)
+
+    def _config(self, voters: Collection[Node], learners: Collection[Node]) -> Config:
+        witnesses = [n for n in (*voters, *learners) if n.peer in self.oracle.witnesses]
+        return config_of(voters, learners, witnesses)
 
     def _start(self, host: Host) -> None:
         host.start()
@@ -260,7 +269,7 @@ class Story:
     def do_change(self, number: str, *words: str) -> None:
         host, copy = self._copy(number)
         voters, learners = ([self.hosts[n].node for n in ns] for ns in _members(words))
-        copy.replica.propose_config(config_of(voters, learners), wall_ms=0)
+        copy.replica.propose_config(self._config(voters, learners), wall_ms=0)
         host.flush(copy)
 
     def do_recover(self, number: str, *words: str) -> None:
@@ -356,6 +365,13 @@ class Story:
         host = self.hosts[int(number)]
         host.epoch, host.disk.images = self._kept[host.number]
         host.rolled_back = True
+
+    def do_letgo(self, number: str) -> None:
+        """A witness forgets what it need not keep."""
+        host, copy = self._copy(number)
+        image = host.disk.images[0]
+        host.let_go(copy, min(image.applied.position.index, copy.replica.everywhere))
+        self._sync(host)
 
     def do_trim(self, number: str, index: str) -> None:
         host, copy = self._copy(number)

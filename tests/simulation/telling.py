@@ -50,7 +50,7 @@ def show_item(item: Item) -> str:
         return f"{place} config {show_config(decode_config(entry.body))}"
     if entry.kind is EntryKind.NOOP:
         return f"{place} noop"
-    return place
+    return place if item.payload else f"{place} bare"
 
 
 def show_items(items: tuple[Item, ...]) -> str:
@@ -65,6 +65,8 @@ def show_config(config: Config) -> str:
         text += " with outgoing " + show_nodes(config.outgoing)
     if config.learners:
         text += " learning " + show_nodes(config.learners)
+    if config.witnesses:
+        text += " witness " + show_nodes(config.witnesses)
     return text
 
 
@@ -84,7 +86,8 @@ def show_message(m: Message) -> str:
             return f"{'Pre' * m.pre}VoteReply term {at(m.term)}, {'granted' if m.granted else 'refused'}"
         case AppendEntries():
             text = f"AppendEntries term {at(m.term)} after {m.prev.index}/{at(m.prev.term)}"
-            return f"{text} {show_items(m.items)} commit {m.commit}" + f" round {m.round}" * bool(m.round)
+            text = f"{text} {show_items(m.items)} commit {m.commit}" + f" round {m.round}" * bool(m.round)
+            return text + f" everywhere {m.everywhere}" * bool(m.everywhere)
         case AppendReply():
             text = f"ok up to {m.match}" if m.ok else f"go back to {m.match}/{at(m.match_term)}"
             return f"AppendReply term {at(m.term)}, {text}" + f" round {m.round}" * bool(m.round)
@@ -138,7 +141,8 @@ def show_effect(e: object) -> str:
                 vote = f", voted for {show(e.hard.vote)}" if e.hard.vote else ""
                 parts.append(
                     f"term {at(e.hard.term)}{vote}"
-                    + f", repair until {e.hard.repair_until}" * bool(e.hard[2])
+                    + f", repair until {e.hard.repair_until}" * bool(e.hard.repair_until)
+                    + f", bare until {e.hard.bare_until}" * bool(e.hard.bare_until)
                 )
             if e.truncate_from is not None:
                 parts.append(f"truncate from {e.truncate_from}")

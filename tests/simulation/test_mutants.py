@@ -15,6 +15,7 @@ from tests.simulation.test_stories import STORIES
 BY_SEED = {"applied while installing": 1}
 BY_TEST = {
     "commit past matched": "tests/replication/test_following.py",
+    "everywhere outlives what is cut off": "tests/replication/test_witnesses.py",
     "one-way support": "tests/replication/test_support.py",
     "support by a stalled disk": "tests/replication/test_support.py",
 }

@@ -11,6 +11,7 @@ import pytest
 from tests.simulation import faults
 
 IN_MAKE_TEST = 500
+WITH_WITNESS = 75
 A_PART = 25
 
 
@@ -20,18 +21,30 @@ def test_schedules(first: int) -> None:
     run_all(first, A_PART)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, WITH_WITNESS, A_PART))
+def test_schedules_with_a_witness(first: int) -> None:
+    run_all(first, A_PART, witness=True)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("first", range(1_000, 21_000, 1_000))
 def test_many_schedules(first: int) -> None:
     run_all(first, 1_000)
 
 
-def run_all(first: int, count: int) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(1_000, 6_000, 1_000))
+def test_many_schedules_with_a_witness(first: int) -> None:
+    run_all(first, 1_000, witness=True)
+
+
+def run_all(first: int, count: int, *, witness: bool = False) -> None:
     for seed in range(first, first + count):
         try:
-            faults.run(seed)
+            faults.run(seed, witness=witness)
         except Exception as e:
-            e.add_note(f"see it: python -m tests.simulation --seed {seed}")
+            e.add_note(f"see it: python -m tests.simulation --seed {seed}" + " --witness" * witness)
             raise
 
 

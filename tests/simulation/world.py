@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -20,6 +20,8 @@ from meshq.entries import EntryKind
 from meshq.errors import MeshqError
 from meshq.ids import PeerId
 from meshq.replication.generations import generation_of
+from meshq.replication.machine import Replica
+from meshq.replication.progress import Pace
 from meshq.replication.quorum import Config, Node, config_of
 from meshq.replication.state import Settings
 from meshq.replication.support import Beat, SupportSettings
@@ -65,6 +67,7 @@ class Plan:
     in_flight: int
     alarms: float  # how often membership suspects somebody for nothing
     quick: bool  # support and elections in a third of the time: more leaders, each with less done
+    witness: bool = False  # the last host is one: slots have two of the others, and it
 
 
 class World:
@@ -100,6 +103,7 @@ class World:
         self.healed_at = inf
         self.recovery_s = LIVENESS_S
         self.hosts = [self._make_host(n) for n in range(plan.hosts)]
+        self.oracle.witnesses = {self.hosts[-1].peer} if plan.witness else set()
         self._by_peer = {h.peer: h for h in self.hosts}
         self._found()
         for host in self.hosts:
@@ -135,12 +139,19 @@ class World:
         """Every directory holds the slots' first configurations."""
         plan = self.plan
         for slot in range(plan.slots):
-            order = [(slot + n) % plan.hosts for n in range(plan.hosts)]
-            voters, learners = order[: plan.voters], order[plan.voters :][:1]
+            count = plan.hosts - plan.witness
+            order = [(slot + n) % count for n in range(count)]
+            voters, learners = order[: plan.voters - plan.witness], order[plan.voters :][:1]
+            if plan.witness:
+                voters.append(plan.hosts - 1)
             self.wanted.append((voters, learners))
-            genesis = config_of([node_of(n) for n in voters], [node_of(n) for n in learners])
+            genesis = self._config([node_of(n) for n in voters], [node_of(n) for n in learners])
             for host in self.hosts:
                 host.disk.images[slot] = Image((0, genesis if host.number in voters + learners else NOBODY))
+
+    def _config(self, voters: Collection[Node], learners: Collection[Node]) -> Config:
+        witnesses = [n for n in (*voters, *learners) if n.peer in self.oracle.witnesses]
+        return config_of(voters, learners, witnesses)
 
     # --------------------------------------------------------------------------------------------- loop
     def at(self, t: float, what: Callable[..., None], *args: object) -> None:
@@ -421,7 +432,8 @@ class World:
                     self._read(host, copy)
 
     def _transfer(self, host: Host, copy: Copy) -> None:
-        to = [n for n in copy.replica.config.voters if n != copy.node]
+        config = copy.replica.config
+        to = [n for n in config.voters if n != copy.node and n not in config.witnesses]
         if to:
             copy.replica.transfer(self.rng.choice(to), now=self.now)
             host.flush(copy)
@@ -480,9 +492,10 @@ class World:
         for slot in range(self.plan.slots):
             copies = [(h, h.copies[slot]) for h in there if h.node in h.copies[slot].replica.config.nodes()]
             left = {h.node for h in there}
-            if not copies or any(
-                c.replica.role is Role.LEADER or c.replica.config.has_majority(left) for _, c in copies
-            ):
+            if any(c.replica.role is Role.LEADER or c.replica.config.has_majority(left) for _, c in copies):
+                continue
+            copies = [(h, c) for h, c in copies if h.peer not in self.oracle.witnesses]
+            if not copies:
                 continue
             host, copy = max(copies, key=lambda x: (x[1].replica.last.term, x[1].replica.last.index))
             r = copy.replica
@@ -499,15 +512,16 @@ class World:
             return
         fit = {h.node for h in self.hosts if not h.rolled_back}
         want = [self.hosts[n].node for n in voters]
-        if not fit.issuperset(want):
-            return
-        target = config_of(want, [self.hosts[n].node for n in learners if n not in voters])
+        bad = sum(self.is_bad(copy.slot, node) for node in want)
+        if not fit.issuperset(want) or 2 * bad >= len(want):
+            return  # nobody promised that those decide whose disks are harmed already
+        target = self._config(want, [self.hosts[n].node for n in learners if n not in voters])
         if now == target:
             return
         lacking = set(want) - now.nodes()
         if lacking:  # they begin as learners
             keep = set(now.voters)
-            target = config_of(now.voters, (set(now.learners) | set(target.nodes())) - keep)
+            target = self._config(now.voters, (set(now.learners) | set(target.nodes())) - keep)
         try:
             copy.replica.propose_config(target, wall_ms=host.wall_ms())
         except MeshqError:
@@ -645,11 +659,20 @@ class World:
             return f"slot {slot} holds back the receipt for entry {leader[1].receipts[0]}"
         for node in sorted(leader[1].replica.config.nodes()):
             host = self._by_peer[node.peer]
+            if self._has_to_wait(leader[1].replica, node, index):
+                continue
             if host.number not in self.excluded and host.node == node:
                 at = host.copies[slot].applied.position.index
                 if at < index:
                     return f"{show(node)} has applied slot {slot} up to {at} of {index}"
         return ""
+
+    @staticmethod
+    def _has_to_wait(leader: Replica, node: Node, index: int) -> bool:
+        """A witness that needs a snapshot, for a keeper that is away and has not all of it."""
+        p = leader._leading.followers.get(node)
+        waits = node in leader.config.witnesses and p is not None and p.pace is Pace.SNAPSHOT
+        return waits and leader._leading.everywhere() < index
 
     def _check_end(self) -> None:
         """Everybody's state is what the oracle says, on disk too."""

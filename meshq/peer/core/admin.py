@@ -19,6 +19,7 @@ from meshq.peer.core.draining import PLACEMENT, Draining
 from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
 from meshq.peer.core.links import LinkFacts, Links
+from meshq.peer.core.mending import BATCH, Mending
 from meshq.peer.core.recovering import FACTS, SLOTS, Recovering
 from meshq.peer.core.registrar import LEVEL, Registrar
 from meshq.peer.core.sessions import is_peers
@@ -46,6 +47,7 @@ class Admin:
     fan_out: FanOut
     draining: Draining
     recovering: Recovering
+    mending: Mending
     declared: Declared
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
@@ -221,6 +223,9 @@ class Admin:
     def _recover_slots(self, session: Session, _: Principal, message: Ask) -> None:
         self.recovering.on_ask_slots(session, message)
 
+    def _batch(self, session: Session, _: Principal, message: Ask) -> None:
+        self.mending.on_ask(session, message)
+
     def _upgrade(self, session: Session, _: Principal, message: Ask) -> None:
         self.declared.on_ask(session, message)
 
@@ -300,12 +305,13 @@ _HANDLERS: dict[str, _Handler] = {
     FACTS: Admin._recover_facts,
     SLOTS: Admin._recover_slots,
     PLACEMENT: Admin._placement,
+    BATCH: Admin._batch,
     "offsets": Admin._offsets,
     LEVEL: Admin._registry_level,
 }
 _OPEN_TO_ALL = {"topics", "topic.show"}
 # Parts of what a peer does with the others. What they take for granted was looked at by the peer that asks.
-_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL}
+_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, BATCH}
 
 
 def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:

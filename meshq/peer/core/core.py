@@ -72,12 +72,13 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.fetching import Fetching
 from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
-from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.membership import MembershipView
+from meshq.peer.core.mending import Mending
 from meshq.peer.core.naming import Naming
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing
@@ -161,10 +162,13 @@ class PeerCore:
         self.naming = Naming(ctx, self.registrar)
         self.declared = Declared(ctx, self.links, self.registrar)
         fan_out = FanOut(ctx, self.links)
+        self.mending = Mending(ctx, self.slots, fan_out)
+        self.fetching = Fetching(ctx, self.slots, self.reading, self.consuming, self.mending)
         self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
+            self.mending,
             self.declared,
         )  # fmt: skip
         self.requests = Requests(self)
@@ -249,12 +253,7 @@ class PeerCore:
                 self.ctx.disk.on_failed(event.error, event.room_bytes)
                 self.changes.look_for_deleted = True  # a deletion may be among what was taken back
             case BatchesFetched():
-                if event.fetch.sub[0][0] == GROUPS:
-                    self.consuming.desks.on_fetched(event)
-                elif event.fetch.sub[0][0] == LOOKUPS:
-                    self.ctx.lookups.on_fetched(event)
-                else:
-                    self.reading.on_fetched(event)
+                self.fetching.on_fetched(event)
             case TimeSought():
                 if event.seek.sub[0][0] == GROUPS:
                     self.consuming.on_sought(event)
@@ -271,11 +270,11 @@ class PeerCore:
             case LinkProbeWanted():
                 self.links.probe(event.peer, event.payload)
             case SlotLogRead():
-                self.slots.on_log_read(event.slot, event.read, damaged=event.damaged)
+                self.fetching.on_log_read(event)
             case RowsRead():
                 self.slots.on_rows_read(event.slot, event.to, event.rows)
             case PayloadsRead():
-                self.slots.on_payloads_read(event)
+                self.fetching.on_payloads_read(event)
             case BatchesSurveyed():
                 self.retaining.on_surveyed(event)
             case PayloadsDeleted():
@@ -312,6 +311,7 @@ class PeerCore:
         self.disks.tick()
         self.admin.tick()
         self.retaining.tick()
+        self.mending.tick()
         self.ctx.sessions.tick(self.ctx.now)
         self.publishing.receipts.tick()
         if self.ctx.now >= self._recheck_at:
@@ -343,8 +343,8 @@ class PeerCore:
         self.whereabouts.flush()
         self.replicating.flush()
         self.publishing.receipts.flush()
+        self.consuming.desks.flush()  # first: who is pushed records of a partition knows that it is its own
         self.reading.flush()
-        self.consuming.desks.flush()
         out = self.ctx.out[:]
         self.ctx.out.clear()
         return out

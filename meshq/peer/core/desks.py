@@ -16,14 +16,17 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from meshq.entries import EntryKind
-from meshq.errors import MeshqError, StoreCorrupt
+from meshq.errors import MeshqError
 from meshq.ids import PartitionKey, Ref, Session, Slot
 from meshq.messages import Expired, ExpiredItem, HandItem, HandOut, Settled
 from meshq.peer.core.context import Context
 from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime
+from meshq.peer.core.leases import Leases
 from meshq.peer.core.slots import Slots
 from meshq.streams.delivery import Fetch
 from meshq.streams.groups.desk import Hand, Member, QueueDesk, Stock, Want
+from meshq.streams.groups.ordered import OrderedDesk
+from meshq.streams.groups.ordered_state import OrderedState
 from meshq.streams.groups.table import GroupApplied, GroupKey
 from meshq.streams.groups.words import GroupBody, Op, Settle, Told, encode_group
 from meshq.streams.slot import Retained, Stored
@@ -38,6 +41,7 @@ PUSH_ITEMS: Final = 64
 POSTPONED_S: Final = 0.05
 PUSH_BYTES: Final = 1024 * 1024
 Refused = list[tuple[int, int]]  # records for which it does not hold
+Desk = QueueDesk | OrderedDesk
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +57,7 @@ class Part:
 
     key: GroupKey
     slot: Slot
-    desk: QueueDesk | None = None
+    desk: Desk | None = None
     opening: list[Member] = field(default_factory=list)  # who waits for it; GROUP_MEMBERS_MAX
     ops: list[Op] = field(default_factory=list)  # of this turn
     asked: list[tuple[Ref, int]] = field(default_factory=list)  # whose they are, with their places in `ops`
@@ -82,6 +86,7 @@ class Desks:
     rng: random.Random
     on_opened: Callable[[Part], None]
     on_failed: Callable[[Part, MeshqError], None]
+    leases: Leases = field(init=False)
     bury: Callable[[Part], None] = field(init=False)  # what is dying there (burying.py)
     parts: dict[GroupKey, Part] = field(default_factory=dict)  # GROUPS_PER_SLOT_MAX a slot
     _of_partition: dict[PartitionKey, dict[GroupKey, None]] = field(default_factory=dict)
@@ -90,6 +95,9 @@ class Desks:
     _hands: list[tuple[GroupKey, Hand]] = field(default_factory=list)  # of this turn
     _postponed: dict[GroupKey, None] = field(default_factory=dict)
     _wake: float = inf
+
+    def __post_init__(self) -> None:
+        self.leases = Leases(self.ctx, self.stir)
 
     def begin(self, key: GroupKey, slot: Slot) -> Part:
         """With a desk, if the log knows the group."""
@@ -101,6 +109,8 @@ class Desks:
 
     def drop(self, part: Part) -> None:
         self.parts.pop(part.key, None)
+        if isinstance(part.desk, OrderedDesk):
+            self.leases.drop(part.key, part.desk)
         self._stirred.pop(part.key, None)
         of_partition = self._of_partition.get(part.key.partition, {})
         of_partition.pop(part.key, None)
@@ -129,11 +139,14 @@ class Desks:
     def of_partition(self, partition: PartitionKey) -> list[Part]:
         return [self.parts[key] for key in self._of_partition.get(partition, ())]
 
-    def _make_desk(self, part: Part) -> QueueDesk:
+    def _make_desk(self, part: Part) -> Desk:
         state = self.slots.hosts[part.slot].stream.groups.get(part.key)
         assert state is not None
         end = self.slots.partition(part.slot, part.key.partition).end
-        part.desk = QueueDesk(state, end, self.ctx.now, self.rng)
+        if isinstance(state, OrderedState):
+            part.desk = self.leases.make_desk(part.key, state, end)
+        else:
+            part.desk = QueueDesk(state, end, self.ctx.now, self.rng)
         self.stir(part.key)
         return part.desk
 
@@ -151,6 +164,7 @@ class Desks:
         desk.now = self.ctx.now
         full = [m for m in desk.members.values() if not m.room()]
         self._hands += [(part.key, hand) for hand in desk.on_applied(applied.body.ops, applied.index)]
+        self.take_notices(part)
         if part.proposed and part.proposed[0][0] == applied.index:
             for (session, request), place in part.proposed.popleft()[1]:
                 refused, op = applied.refused[place], applied.body.ops[place]
@@ -161,6 +175,10 @@ class Desks:
             if member.room():
                 self.stir_all(member)
         self.stir(part.key)
+
+    def take_notices(self, part: Part) -> None:
+        if isinstance(part.desk, OrderedDesk) and part.desk.notices:
+            self.leases.take_notices(part.key, part.desk)
 
     def on_refused(self, slot: Slot, error: MeshqError) -> None:
         """Nothing of what was under way in this slot came into its log, or nobody knows."""
@@ -211,10 +229,9 @@ class Desks:
         want = part.want
         if (f.offset, f.end) != (want.offset, want.end):
             return
-        if isinstance(event.batches, MeshqError) or not event.batches:
+        if isinstance(event.batches, MeshqError):
             self.ctx.count("corrupt_reads")
-            hole = StoreCorrupt(f"offset {f.offset} of partition {f.partition.partition} is not on this disk")
-            self.on_failed(part, event.batches if isinstance(event.batches, MeshqError) else hole)
+            self.on_failed(part, event.batches)
             return
         part.desk.now, part.want = self.ctx.now, None
         part.desk.on_fetched(want, event.batches)
@@ -222,6 +239,7 @@ class Desks:
 
     # ------------------------------------------------------------------------------------ each turn
     def tick(self) -> None:
+        self.leases.tick()
         if self.ctx.now < self._wake:
             return
         self._wake = inf
@@ -256,6 +274,7 @@ class Desks:
             desk.now = self.ctx.now
             self.bury(part)
             more, want = desk.take()
+            self.take_notices(part)
             ops = [*ops, *more, *self._tell_expired(part, desk)]
             if want is not None:
                 part.want = want
@@ -273,7 +292,7 @@ class Desks:
         elif part.seek is None and not part.proposed and (desk.is_idle if desk else not part.opening):
             self.drop(part)
 
-    def _tell_expired(self, part: Part, desk: QueueDesk) -> list[Op]:
+    def _tell_expired(self, part: Part, desk: Desk) -> list[Op]:
         """Of records that nobody will be handed any more, each member that is there hears; if none is, the
         first one that comes. That they were told is noted behind them: told twice is better than never.
         """
@@ -290,6 +309,7 @@ class Desks:
         return [Told(state.expired)]
 
     def flush(self) -> None:
+        self.leases.flush()
         for session, results in self._settled.items():
             for i in range(0, len(results), 1_024):
                 self.ctx.send(session, Settled(results[i : i + 1_024]))

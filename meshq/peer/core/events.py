@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from meshq.batch import Buffer
-from meshq.entries import Mark, StoredBatch, Write
-from meshq.errors import MeshqError
+from meshq.entries import Mark, PayloadCorrupt, StoredBatch, Write
+from meshq.errors import MeshqError, StoreCorrupt
 from meshq.ids import PartitionKey, PeerId, Session, Slot
 from meshq.messages import AnyMessage, ServerMessage
 from meshq.replication.quorum import Node
@@ -77,7 +77,7 @@ class SlotLogRead:
 
     slot: Slot
     read: LogRead
-    damaged: bool = False  # what was asked for is on the disk, and unreadable
+    damage: StoreCorrupt | None = None  # why there is no more of it, although it is on the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,7 @@ class PayloadsRead:
     to: Node
     batches: Sequence[StoredBatch]
     complete: bool
+    damage: PayloadCorrupt | None = None  # why there is no more of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +351,14 @@ class TellRolledBack:
 
 
 @dataclass(frozen=True, slots=True)
+class Mended:
+    """A damaged batch was found on this disk; with `error` it still is."""
+
+    damage: PayloadCorrupt
+    error: MeshqError | None
+
+
+@dataclass(frozen=True, slots=True)
 class PeerLeft:
     """The mesh has let this peer go: nothing is here any more that others need. It stops."""
 
@@ -372,5 +381,5 @@ class Settle:
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadSlotLog | ReadRows
     | ReadPayloads | DeletePayloads | SurveyBatches | OpenLink | CloseLink | SendPeer | HintMembership
-    | TellMembership | PeersRegistered | TellRolledBack | PeerLeft | StopPeer | Settle
+    | TellMembership | PeersRegistered | TellRolledBack | Mended | PeerLeft | StopPeer | Settle
 )  # fmt: skip

@@ -95,6 +95,7 @@ class Requests:
             case Produce():
                 self.core.publishing.on_produce(session, principal, message, payloads)
             case Credit():
+                self.core.consuming.on_heard((session, message.sub))
                 self.core.reading.on_credit(session, message)
             case Ping():
                 self.core.ctx.send(session, Pong(message.token))

@@ -46,6 +46,8 @@ class Member:
     keys: set[GroupKey] = field(default_factory=set)  # these desks
     records: int = 0  # handed out and not settled
     bytes: float = 0.0
+    heard: float = 0.0  # when it last said anything
+    was_silent: bool = False  # for too long: an ordered group went on without it
 
     def room(self) -> int:
         return max(self.records_max - self.records, 0) if self.bytes < self.bytes_max else 0

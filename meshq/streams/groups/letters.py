@@ -23,7 +23,7 @@ from meshq.streams.publish import PublishBody
 
 REASON, ATTEMPTS, ORIGIN, GROUP = "meshq-reason", "meshq-attempts", "meshq-origin", "meshq-group"
 LETTERS_BYTES: Final = 256 * 1024  # of the records moved at a time; a single one may be larger
-LETTERS_MAX: Final = 256
+LETTERS_MAX: Final = 256  # in one entry; the rest goes into the next ones
 
 
 class LettersBody(PublishBody, frozen=True, array_like=True):

@@ -21,6 +21,7 @@ import msgspec
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.words import (
     LEADER,
+    Assign,
     Bury,
     Grant,
     Lapse,
@@ -121,6 +122,8 @@ class GroupState:
             case Lapse():
                 self._lapse()
                 return ()
+            case Assign():
+                return ()  # here each record has its own lease
 
     def _grant(self, member: bytes, first: int, end: int, index: int) -> bool:
         if first == self.next:

@@ -21,7 +21,8 @@ LEADER: Final = b""  # in the place of a member: the leader itself, whose word n
 
 
 class Mode(IntEnum):
-    QUEUE = 1
+    QUEUE = 1  # any record to any member
+    ORDERED = 2  # a partition is with one member
 
 
 class Verdict(IntEnum):
@@ -73,7 +74,13 @@ class Lapse(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """What was dying and has expired cannot be moved to the dead letters any more."""
 
 
-Op = Open | Grant | Settle | Bury | Told | Lapse
+class Assign(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Ordered groups: the partition goes to this member, if it is nobody's, under the entry's index."""
+
+    member: bytes
+
+
+Op = Open | Grant | Settle | Bury | Told | Lapse | Assign
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):
