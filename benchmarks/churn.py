@@ -1,4 +1,4 @@
-"""Churn: a topic that keeps so many bytes is written twenty times over. Neither its speed nor its file may show.
+"""Churn: a topic that keeps so many bytes is written twenty times over. Neither speed nor file may show it.
 
 Deleted batches leave holes of all sizes in LMDB's file, and its list of free pages is where that could hurt
 (others have seen it); so records come in sizes from 100 B to 32 KiB, and batches with them. What is measured
@@ -19,6 +19,7 @@ from meshq.client.mesh import Mesh
 TOPIC = "bench.churn"
 TIMES = 20
 SIZES = (100, 300, 1_000, 4_000, 32_000)
+LOT_BYTES = 400_000  # most of one size in a row
 
 
 async def run(data: Path, retained: int) -> str:
@@ -41,8 +42,8 @@ async def run(data: Path, retained: int) -> str:
             for n, (speed, size) in enumerate(tenths, 1)
         ),
         "",
-        f"The last tenth ran at {last / first:.0%} of the first one's speed; the file is {file / retained:.2f} "
-        f"times what is kept ({partition['bytes'] / retained:.2f} of it in batches, "
+        f"The last tenth ran at {last / first:.0%} of the first one's speed; the file is {file / retained:.2f}",
+        f"times what is kept ({partition['bytes'] / retained:.2f} of it are batches; "
         f"{partition['earliest']:,} records expired).",
     ]
     return "\n".join(lines) + "\n"
@@ -52,7 +53,8 @@ async def _write(mesh: Mesh, data: Path, total: int, seed: int) -> tuple[float, 
     """Bytes a second, from the first record to the last receipt, and the file's size behind that."""
     rng = random.Random(seed)
     blocks = [os.urandom(size) for size in SIZES]
-    lots = [[rng.choice(blocks)] * (65_536 // len(blocks[-1]) + rng.randrange(40)) for _ in range(64)]
+    kinds = [rng.choice(blocks) for _ in range(64)]
+    lots = [[block] * rng.randrange(1, LOT_BYTES // len(block) + 2) for block in kinds]
     start, done, turn = time.perf_counter(), 0, 0
     async with mesh.producer(TOPIC, batch_bytes=BATCH_BYTES, in_flight=IN_FLIGHT) as out:
         while done < total:
