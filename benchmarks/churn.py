@@ -42,8 +42,8 @@ async def run(data: Path, retained: int) -> str:
             for n, (speed, size) in enumerate(tenths, 1)
         ),
         "",
-        f"The last tenth ran at {last / first:.0%} of the first one's speed; the file is {file / retained:.2f}",
-        f"times what is kept ({partition['bytes'] / retained:.2f} of it are batches; "
+        f"The last tenth ran at {last / first:.0%} of the first one's speed; the file is "
+        f"{file / retained:.2f} times what is kept ({partition['bytes'] / retained:.2f} of it are batches; "
         f"{partition['earliest']:,} records expired).",
     ]
     return "\n".join(lines) + "\n"

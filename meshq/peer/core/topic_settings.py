@@ -86,6 +86,8 @@ def _retain(message: Ask) -> dict[str, Any]:
     if "compact" in args:
         if not isinstance(args["compact"], bool):
             raise UsageError("`compact` must be true or false")
+        if args["compact"]:
+            raise UsageError("this version of meshq has no compaction yet")
         found["compact"] = args["compact"]
     return found
 
