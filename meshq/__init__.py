@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshq.client.connect import connect
 from meshq.client.group import GroupRecord, GroupSubscription
+from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven
 from meshq.client.mesh import Mesh
 from meshq.client.ordered_group import OrderedRecord, OrderedSubscription
 from meshq.client.producer import Producer
@@ -49,6 +50,7 @@ from meshq.errors import (
     TopicExists,
     TopicGone,
     Unavailable,
+    UnknownGroup,
     UnknownProducer,
     UnknownTopic,
     UsageError,
@@ -63,7 +65,10 @@ __all__ = [
     "DiskFull",
     "Fenced",
     "Forbidden",
+    "GroupInfo",
+    "GroupPartition",
     "GroupRecord",
+    "GroupReset",
     "GroupSubscription",
     "InternalError",
     "LeaseLost",
@@ -80,6 +85,7 @@ __all__ = [
     "Record",
     "RecordsExpired",
     "RecordsLost",
+    "Redriven",
     "Refused",
     "RegistryUnavailable",
     "RemoteProtocolError",
@@ -92,6 +98,7 @@ __all__ = [
     "TopicExists",
     "TopicGone",
     "Unavailable",
+    "UnknownGroup",
     "UnknownProducer",
     "UnknownTopic",
     "UsageError",

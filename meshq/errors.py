@@ -6,6 +6,7 @@
     ├── Refused                 the mesh said no; the same call would be refused again
     │   ├── Forbidden           403  the key has no capability for it
     │   ├── UnknownTopic        404  no such topic, and none may be made here
+    │   ├── UnknownGroup        404  the topic has no such group
     │   ├── TopicGone           404  this topic was deleted (one of the same name is another topic)
     │   ├── TopicExists         409  a topic of that name is there already
     │   ├── TooLarge            413  over a limit that is named
@@ -69,6 +70,10 @@ class Forbidden(Refused):
 
 
 class UnknownTopic(Refused):
+    status = 404
+
+
+class UnknownGroup(Refused):
     status = 404
 
 
@@ -188,11 +193,11 @@ class InternalError(MeshqError):
 _ON_THE_WIRE: dict[str, type[MeshqError]] = {
     c.__name__: c
     for c in (
-        UsageError, RemoteProtocolError, Refused, Forbidden, UnknownTopic, TopicGone, TopicExists, TooLarge,
-        SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, LeaseLost, RecordsLost, RecordsExpired,
-        Unavailable, NotOwner, RegistryUnavailable, NotEnoughCopies, RecordsDamaged, Overloaded, DiskFull,
-        OutcomeUnknown,
-        SecurityError, InternalError, StoreError, StoreCorrupt,
+        UsageError, RemoteProtocolError, Refused, Forbidden, UnknownTopic, UnknownGroup, TopicGone,
+        TopicExists, TooLarge, SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, LeaseLost,
+        RecordsLost, RecordsExpired, Unavailable, NotOwner, RegistryUnavailable, NotEnoughCopies,
+        RecordsDamaged, Overloaded, DiskFull, OutcomeUnknown, SecurityError, InternalError, StoreError,
+        StoreCorrupt,
     )
 }  # fmt: skip
 _BY_STATUS: dict[int, type[MeshqError]] = {

@@ -17,13 +17,24 @@ from meshq.errors import UsageError
 
 BASE: Final = 1  # what meshes have that were made before there were levels
 PLACES: Final = 2  # peers' weights and zones by their own word (PlacePeer)
+DEAD_LETTERS: Final = (
+    2  # groups' max_deliver, reject, reset, redrive, delete (DEAD_LETTER, operations 4 to 7)
+)
+RETENTION: Final = 2  # topics' retention (its settings, RETAIN entries, operations 9 and 10 of groups)
 
 FEATURES: Final = {
     BASE: "all that 0.1.0 began with",
-    PLACES: "weights and zones of peers, as each says of itself",
+    PLACES: "weights and zones of peers, as each says of itself; groups' dead letters, reset and deletion; "
+    "retention",
 }
 LEVEL_KNOWN: Final = max(FEATURES)
 LEVELS: Final = 1 << 16  # there are fewer
+
+
+def check_in_use(level: int, needed: int, what: str) -> None:
+    """Raises: UsageError, when a mesh of this level does not use what belongs to a higher one."""
+    if level < needed:
+        raise UsageError(f"{what} needs feature level {needed}, and this mesh has {level}: `meshq upgrade`")
 
 
 def check_understood(level: int, highest: int = LEVEL_KNOWN) -> None:

@@ -35,6 +35,8 @@ _VERBS: Final = {
     "events": "watching:events",
     "topics": "listing:topics",
     "topic": "topic:topic",
+    "groups": "group:groups",
+    "group": "group:group",
     "client": "client:client",
     "authority": "authority:authority",
     "pub": "pub:pub",

@@ -30,6 +30,7 @@ from meshq.client.failures import KEPT_MAX
 from meshq.client.group import SETTLE_S, Settling
 from meshq.client.group import GroupRecord as AsyncGroupRecord
 from meshq.client.group import GroupSubscription as AsyncGroupSubscription
+from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven, To
 from meshq.client.loop_thread import GRACE_S, LoopThread
 from meshq.client.mesh import Mesh as AsyncMesh
 from meshq.client.ordered_group import OrderedRecord as AsyncOrderedRecord
@@ -122,6 +123,34 @@ class Mesh:
     def topics(self, pattern: str = "#", *, timeout: float = 30.0) -> list[TopicInfo]:
         check_seconds(timeout, "timeout")
         return self._thread.call(self._mesh.topics(pattern, timeout=timeout), timeout)
+
+    def groups(self, pattern: str = "#", *, timeout: float = 30.0) -> list[GroupInfo]:
+        return self._thread.call(self._mesh.groups(pattern, timeout=timeout), timeout)
+
+    def group_show(self, topic: str, group: str, *, timeout: float = 30.0) -> list[GroupPartition]:
+        return self._thread.call(self._mesh.group_show(topic, group, timeout=timeout), timeout)
+
+    def group_reset(
+        self, topic: str, group: str, to: To, *, dry_run: bool = False, timeout: float = 30.0
+    ) -> list[GroupReset]:
+        call = self._mesh.group_reset(topic, group, to, dry_run=dry_run, timeout=timeout)
+        return self._thread.call(call, timeout, unknown=True)
+
+    def group_redrive(
+        self,
+        topic: str,
+        group: str,
+        *,
+        limit: int | None = None,
+        dry_run: bool = False,
+        timeout: float = 30.0,
+    ) -> Redriven:
+        call = self._mesh.group_redrive(topic, group, limit=limit, dry_run=dry_run, timeout=timeout)
+        return self._thread.call(call, timeout, unknown=True)
+
+    def group_delete(self, topic: str, group: str, *, timeout: float = 30.0) -> None:
+        call = self._mesh.group_delete(topic, group, timeout=timeout)
+        self._thread.call(call, timeout, unknown=True)
 
     def close(self, timeout: float = 10.0) -> None:
         """As the asynchronous one: what producers took is sent, and what failed untold is raised."""

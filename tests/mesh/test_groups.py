@@ -110,6 +110,21 @@ async def test_what_cannot_be_done_ends_with_the_dead_letters(
         assert all(r.headers["meshq-origin"].startswith(b"jobs/%d@" % r.partition) for r in letters)
         with pytest.raises(meshq.Forbidden):
             await peers[0].publish("_dead.g.jobs", b"forged")
+        rows = await peers[0].group_show("jobs", "g")
+        assert [(r.partition, r.lag, r.cursor) for r in rows] == [(p, 0, rows[p].end) for p in range(4)]
+        assert (sum(r.acked for r in rows), sum(r.dead for r in rows)) == (4, 4)
+        assert [(g.topic, g.dead) for g in await peers[2].groups()] == [("jobs", 4)]
+        assert (await peers[1].group_redrive("jobs", "g")).redriven == 4
+        async with peers[0].subscribe("jobs", group="g", max_deliver=2) as jobs:
+            again = [await asyncio.wait_for(anext(jobs), 10) for _ in range(4)]
+            assert {(r.value, r.attempts) for r in again} == {(v, 1) for v in found}
+            for record in again:
+                await record.ack()
+            with pytest.raises(meshq.Refused, match="members"):
+                await peers[2].group_delete("jobs", "g")
+        await peers[2].group_delete("jobs", "g")
+        with pytest.raises(meshq.UnknownGroup):
+            await peers[1].group_show("jobs", "g")
 
 
 @pytest.mark.deadline(60)

@@ -108,19 +108,23 @@ def is_done(world: World, info: TopicInfo) -> bool:
     return all(state is not None and state.floor == end for state, end in states)
 
 
-def letters_of(world: World, info: TopicInfo) -> list[Place]:
-    """Where the dead letters are from, one each, as every host's disk has them."""
+def letters_of(world: World, info: TopicInfo) -> tuple[list[Place], list[Place]]:
+    """Where the dead letters are from that were put back, and those that were not."""
     dead = world.hosts[0].core.ctx.registry.topic("_dead.g.t")
+    back: list[Place] = []
     found: list[Place] = []
     for partition in range(PARTITIONS if dead is not None else 0):
         assert dead is not None
         key = PartitionKey(TopicId(dead.topic_id), partition)
         world.run(lambda k=key: is_level(world, k))  # type: ignore[misc]
-        for record in committed_records(world.hosts[0], key):
+        state, _ = state_of(world, info, partition)
+        assert state is not None
+        for number, record in enumerate(committed_records(world.hosts[0], key)):
             origin = (record.headers or {})["meshq-origin"].decode()
             assert origin.startswith(f"t/{partition}@")
-            found.append((partition, int(origin.partition("@")[2])))
-    return found
+            place = partition, int(origin.partition("@")[2])
+            (back if number < state.redriven else found).append(place)
+    return back, found
 
 
 def play(seed: int) -> tuple[World, History, TopicInfo]:
@@ -151,6 +155,9 @@ def play(seed: int) -> tuple[World, History, TopicInfo]:
         leaver, at = rng.choice(workers), rng.uniform(0.3, 1.5)
         world.at(at, lambda: leaver.tell(facts.Unsubscribed(1)))
         world.at(at + rng.uniform(0, 0.5), lambda: leaver.take_part(2))
+    for _ in range(rng.randrange(4)):
+        args = {"topic": "t", "group": "g", "limit": rng.choice([1, 3, 100])}
+        world.at(rng.uniform(0.5, 2.5), lambda a=args: redrive(rng.choice(workers), a))  # type: ignore[misc]
     world.run_for(2.5)
     for host in world.hosts:
         if not host.up:
@@ -163,11 +170,16 @@ def play(seed: int) -> tuple[World, History, TopicInfo]:
     return world, history, info
 
 
+def redrive(client: Client, args: dict[str, object]) -> None:
+    client.ask(lambda t, d: facts.AskRequested(t, "group.redrive", args, d), 5.0)
+
+
 def check_seed(seed: int) -> None:
     world, history, info = play(seed)
-    total, letters = 0, letters_of(world, info)
-    assert len(set(letters)) == len(letters), "each letter once"
+    total, (redriven, letters) = 0, letters_of(world, info)
+    assert len(set(letters)) == len(letters), "each letter once, and then not before it was put back"
     assert not history.done & set(letters), "what was acknowledged is no dead letter"
+    assert set(redriven) <= history.done | history.unknown | set(letters), "what was put back was handed out"
     for partition in range(PARTITIONS):
         key = PartitionKey(TopicId(info.topic_id), partition)
         world.run(lambda k=key: is_level(world, k))  # type: ignore[misc]

@@ -13,10 +13,12 @@ from typing import Any
 from meshq.errors import Forbidden, MeshqError, UnknownTopic, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Session, TopicId, show_id
 from meshq.messages import Answer, Ask, Failure, TopicInfo
+from meshq.peer.core.arguments import text_of
 from meshq.peer.core.context import Context
 from meshq.peer.core.declared import Declared
 from meshq.peer.core.draining import PLACEMENT, Draining
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.grouping import PART, Grouping
 from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
 from meshq.peer.core.links import LinkFacts, Links
 from meshq.peer.core.mending import BATCH, Mending
@@ -49,6 +51,7 @@ class Admin:
     recovering: Recovering
     mending: Mending
     declared: Declared
+    grouping: Grouping
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
         """Raises: Forbidden, UsageError and what the request itself raises."""
@@ -151,8 +154,8 @@ class Admin:
         self.journal.on_ask(session, message)
 
     def _topics(self, session: Session, principal: Principal, message: Ask) -> None:
-        pattern = check_pattern(_text(message, "pattern", "#"))
-        after = _text(message, "after", "")
+        pattern = check_pattern(text_of(message, "pattern", "#"))
+        after = text_of(message, "after", "")
         rows: list[dict[str, Any]] = []
         for name in self.ctx.registry.names(after):
             info = self.ctx.registry.topic(name)
@@ -232,9 +235,27 @@ class Admin:
     def _placement(self, session: Session, _: Principal, message: Ask) -> None:
         self.draining.on_ask_placement(session, message)
 
+    def _groups(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_groups(session, principal, message)
+
+    def _group_show(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_show(session, principal, message, self._topic(message))
+
+    def _group_reset(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_reset(session, principal, message, self._topic(message))
+
+    def _group_redrive(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_redrive(session, principal, message, self._topic(message))
+
+    def _group_delete(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_delete(session, principal, message, self._topic(message))
+
+    def _group_part(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_part(session, principal, message)
+
     # ------------------------------------------------------------------------------------- changing
     def _topic_create(self, session: Session, _: Principal, message: Ask) -> None:
-        name = check_topic(_text(message, "topic"))
+        name = check_topic(text_of(message, "topic"))
         command = create_command(
             message,
             name,
@@ -242,12 +263,14 @@ class Admin:
             partitions=self.ctx.settings.partitions,
             record_bytes_max=self.ctx.settings.record_bytes_max,
             replicas=self.ctx.registry.replicas,
+            level=self.ctx.registry.level,
         )
         self._commit(session, message, command, name)
 
     def _topic_set(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
-        command = set_command(message, info.topic_id, replicas=self.ctx.registry.replicas)
+        registry = self.ctx.registry
+        command = set_command(message, info.topic_id, replicas=registry.replicas, level=registry.level)
         self._commit(session, message, command, info.name)
 
     def _topic_delete(self, session: Session, _: Principal, message: Ask) -> None:
@@ -276,9 +299,10 @@ class Admin:
     def tick(self) -> None:
         self.journal.tick()
         self.fan_out.tick()
+        self.grouping.tick()
 
     def _topic(self, message: Ask) -> TopicInfo:
-        name = check_topic(_text(message, "topic"))
+        name = check_topic(text_of(message, "topic"))
         info = self.ctx.registry.topic(name)
         if info is None:
             raise UnknownTopic(f"there is no topic {name!r}: `meshq topics` lists those there are")
@@ -295,6 +319,12 @@ _HANDLERS: dict[str, _Handler] = {
     "topic.create": Admin._topic_create,
     "topic.set": Admin._topic_set,
     "topic.delete": Admin._topic_delete,
+    "groups": Admin._groups,
+    "group.show": Admin._group_show,
+    "group.reset": Admin._group_reset,
+    "group.redrive": Admin._group_redrive,
+    "group.delete": Admin._group_delete,
+    PART: Admin._group_part,
     "client.register": Admin._client_register,
     "peer.leave": Admin._peer_leave,
     "peer.stay": Admin._peer_stay,
@@ -309,9 +339,9 @@ _HANDLERS: dict[str, _Handler] = {
     "offsets": Admin._offsets,
     LEVEL: Admin._registry_level,
 }
-_OPEN_TO_ALL = {"topics", "topic.show"}
+_OPEN_TO_ALL = {"topics", "topic.show", "groups", "group.show"}
 # Parts of what a peer does with the others. What they take for granted was looked at by the peer that asks.
-_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, BATCH}
+_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, BATCH, PART}
 
 
 def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:
@@ -349,10 +379,3 @@ def _left(peer: PeerId, facts: CertificateFacts) -> dict[str, Any]:
         "certificate_until_s": facts.not_after_s,
         "server_key": show_key(facts.curve_key),
     }
-
-
-def _text(message: Ask, name: str, default: str | None = None) -> str:
-    value = message.args.get(name, default)
-    if not isinstance(value, str):
-        raise UsageError(f"`{message.what}` needs `{name}`, a text")
-    return value

@@ -28,6 +28,7 @@ from meshq.errors import (
     UsageError,
 )
 from meshq.ids import PartitionKey, Ref, Session, Slot, TopicId
+from meshq.levels import DEAD_LETTERS, check_in_use
 from meshq.limits import (
     ACK_WAIT_MS_MAX,
     CREDIT_BYTES_MAX,
@@ -127,7 +128,8 @@ class Consuming:
         # Whose it is goes into it: nobody can take another's place by saying its number.
         member_id = blake2b(principal.key + message.member, digest_size=16).digest()
         member = Member(ref, member_id, 0, 0)
-        opened = Open(message.mode, message.ack_wait_ms, message.max_deliver, 0)
+        limited = self.ctx.registry.level >= DEAD_LETTERS  # till then as often as it takes
+        opened = Open(message.mode, message.ack_wait_ms, message.max_deliver if limited else 0, 0)
         joined = self._joined[ref] = _Joined(member, message.group, opened)
         return joined
 
@@ -335,6 +337,8 @@ class Consuming:
             refused = part.desk.extend(joined.member, item.ranges)
             self.desks.answer(session, item.request, list(refused))
             return
+        if item.verdict == messages.REJECT:
+            check_in_use(self.ctx.registry.level, DEAD_LETTERS, "rejecting a record")
         if item.verdict not in _VERDICTS:
             raise RemoteProtocolError(f"records cannot be settled by {item.verdict}")
         delay_ms = None if item.delay_ms is None else min(item.delay_ms, ACK_WAIT_MS_MAX)

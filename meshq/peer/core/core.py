@@ -73,10 +73,13 @@ from meshq.peer.core.events import (
 )
 from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.fetching import Fetching
+from meshq.peer.core.group_parts import GroupParts
+from meshq.peer.core.grouping import Grouping
 from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
+from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.mending import Mending
 from meshq.peer.core.naming import Naming
@@ -170,6 +173,7 @@ class PeerCore:
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
             self.mending,
             self.declared,
+            Grouping(ctx, fan_out, self.registrar, GroupParts(ctx, self.slots, self.consuming.desks)),
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0
@@ -257,6 +261,8 @@ class PeerCore:
             case TimeSought():
                 if event.seek.sub[0][0] == GROUPS:
                     self.consuming.on_sought(event)
+                elif event.seek.sub[0][0] == LOOKUPS:
+                    self.ctx.lookups.on_sought(event)
                 else:
                     self.reading.on_sought(event)
             case LinkMessage():

@@ -16,7 +16,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from meshq.entries import EntryKind
-from meshq.errors import MeshqError
+from meshq.errors import MeshqError, Unavailable
 from meshq.ids import PartitionKey, Ref, Session, Slot
 from meshq.messages import Expired, ExpiredItem, HandItem, HandOut, Settled
 from meshq.peer.core.context import Context
@@ -41,6 +41,8 @@ PUSH_ITEMS: Final = 64
 POSTPONED_S: Final = 0.05
 PUSH_BYTES: Final = 1024 * 1024
 Refused = list[tuple[int, int]]  # records for which it does not hold
+Done = Callable[[Refused | MeshqError], None]
+Asker = Ref | Done  # who hears of an operation: a session's request, or a part of this peer
 Desk = QueueDesk | OrderedDesk
 
 
@@ -60,20 +62,21 @@ class Part:
     desk: Desk | None = None
     opening: list[Member] = field(default_factory=list)  # who waits for it; GROUP_MEMBERS_MAX
     ops: list[Op] = field(default_factory=list)  # of this turn
-    asked: list[tuple[Ref, int]] = field(default_factory=list)  # whose they are, with their places in `ops`
-    proposed: deque[tuple[int, list[tuple[Ref, int]]]] = field(default_factory=deque)  # by index
+    asked: list[tuple[Asker, int]] = field(default_factory=list)  # whose they are, and their places in `ops`
+    proposed: deque[tuple[int, list[tuple[Asker, int]]]] = field(default_factory=deque)  # by index
     want: Want | None = None
     told: int = 0  # of the records that expired: it is proposed that members were told of so many
     lapsed: int = 0  # it is proposed that what was dying before this offset has expired
     burial: Burial | None = None  # under way
     bury_at: float = 0.0  # not before: it could not be done
+    ending: bool = False  # a deletion of the group is under way
     seek: SeekTime | None = None  # where the group begins is looked up
 
     def wake(self) -> float:
         """When it wants to be looked at, if nothing else calls for that."""
         if self.desk is None:
             return inf
-        waits = self.burial is None and bool(self.desk.state.dying)
+        waits = self.burial is None and not self.ending and bool(self.desk.state.dying)
         return min(self.desk.deadline(), self.bury_at) if waits else self.desk.deadline()
 
 
@@ -117,10 +120,10 @@ class Desks:
         if not of_partition:
             self._of_partition.pop(part.key.partition, None)
 
-    def add(self, part: Part, op: Op, ref: Ref | None = None) -> None:
-        """To be proposed in this turn. `ref` is answered when it counts, or cannot be known to."""
-        if ref is not None:
-            part.asked.append((ref, len(part.ops)))
+    def add(self, part: Part, op: Op, asker: Asker | None = None) -> None:
+        """To be proposed in this turn. `asker` is answered when it counts, or cannot be known to."""
+        if asker is not None:
+            part.asked.append((asker, len(part.ops)))
         part.ops.append(op)
         self.stir(part.key)
 
@@ -166,11 +169,17 @@ class Desks:
         self._hands += [(part.key, hand) for hand in desk.on_applied(applied.body.ops, applied.index)]
         self.take_notices(part)
         if part.proposed and part.proposed[0][0] == applied.index:
-            for (session, request), place in part.proposed.popleft()[1]:
+            for asker, place in part.proposed.popleft()[1]:
                 refused, op = applied.refused[place], applied.body.ops[place]
                 if refused is None and isinstance(op, Settle):  # the group is gone
                     refused = tuple((first, end) for first, end, _ in op.ranges)
-                self.answer(session, request, list(refused or ()))
+                if callable(asker):
+                    asker(list(refused or ()))
+                else:
+                    self.answer(*asker, list(refused or ()))
+        if self.slots.hosts[part.slot].stream.groups.get(part.key) is not desk.state:
+            self.on_failed(part, Unavailable(f"group {part.key.group!r} was deleted", retry_after_ms=50))
+            return
         for member in full:
             if member.room():
                 self.stir_all(member)
@@ -188,9 +197,13 @@ class Desks:
                 self.on_failed(part, error)
 
     def refuse(self, part: Part, error: MeshqError) -> None:
-        asked = [ref for _, refs in part.proposed for ref, _ in refs] + [ref for ref, _ in part.asked]
-        for session, request in asked:
-            self.ctx.fail(session, request, error)
+        asked = [x for _, askers in part.proposed for x, _ in askers] + [x for x, _ in part.asked]
+        for asker in asked:
+            if callable(asker):
+                asker(error)
+            else:
+                self.ctx.fail(*asker, error)
+        part.ending = False
         part.proposed.clear()
         part.ops.clear()
         part.asked.clear()

@@ -42,6 +42,7 @@ class FanOut:
         done: Callable[[Answers], None],
         *,
         each: Mapping[PeerId, dict[str, Any]] | None = None,
+        within_s: float = FAN_OUT_S,
         enough: Callable[[dict[str, Any]], bool] | None = None,
     ) -> None:
         """`each`: only these are asked, with these arguments besides. `enough`: whether this answer is all
@@ -49,7 +50,7 @@ class FanOut:
         """
         if len(self._asked) >= FAN_OUTS_MAX:
             raise Overloaded("this peer asks others as much as it may", retry_after_ms=200)
-        asked = _Asked(set(), [], self.ctx.now + FAN_OUT_S, done, enough)
+        asked = _Asked(set(), [], self.ctx.now + within_s, done, enough)
         for peer in sorted(self.links.reachable() - {self.ctx.me.peer}):
             if each is not None and peer not in each:
                 continue

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from meshq import limits
 from meshq.errors import UsageError
+from meshq.levels import RETENTION, check_in_use
 from meshq.messages import Ask, Retain, TopicInfo
 from meshq.registry.commands import CreateTopic, SetTopic
 
@@ -18,20 +19,27 @@ _SIZES: Final = {"retain_bytes": "bytes", "retain_records": "records"}
 
 
 def create_command(
-    message: Ask, name: str, topic_id: bytes, *, partitions: int, record_bytes_max: int, replicas: int
+    message: Ask,
+    name: str,
+    topic_id: bytes,
+    *,
+    partitions: int,
+    record_bytes_max: int,
+    replicas: int,
+    level: int,
 ) -> CreateTopic:
-    """Raises: UsageError."""
+    """`level`: the mesh's. Raises: UsageError."""
     return CreateTopic(
         name,
         topic_id,
         number(message, "partitions", partitions, limits.PARTITIONS_MAX),
         number(message, "record_bytes_max", record_bytes_max, limits.RECORD_BYTES_CEILING),
         number(message, "copies_min", 1, replicas),
-        Retain(**{_field(name): value for name, value in _retain(message).items()}),
+        Retain(**{_field(name): value for name, value in _retain(message, level).items()}),
     )
 
 
-def set_command(message: Ask, topic_id: bytes, *, replicas: int) -> SetTopic:
+def set_command(message: Ask, topic_id: bytes, *, replicas: int, level: int) -> SetTopic:
     """Raises: UsageError, also when nothing is named."""
     most = {
         "partitions": limits.PARTITIONS_MAX,
@@ -40,7 +48,7 @@ def set_command(message: Ask, topic_id: bytes, *, replicas: int) -> SetTopic:
     }
     named: dict[str, Any] = {}
     named |= {name: number(message, name, 1, top) for name, top in most.items() if name in message.args}
-    named |= _retain(message)
+    named |= _retain(message, level)
     if not named:
         every = [*most, *_AGES, *_SIZES, "compact"]
         raise UsageError(f"nothing to set: give one of {', '.join(f'`{name}`' for name in every)}")
@@ -71,7 +79,7 @@ def number(message: Ask, name: str, default: int, most: int, least: int = 1) -> 
     return value
 
 
-def _retain(message: Ask) -> dict[str, Any]:
+def _retain(message: Ask, level: int) -> dict[str, Any]:
     """By the arguments' names, no limit as 0."""
     args, found = message.args, dict[str, Any]()
     for name in (*_AGES, *_SIZES):
@@ -89,6 +97,8 @@ def _retain(message: Ask) -> dict[str, Any]:
         if args["compact"]:
             raise UsageError("this version of meshq has no compaction yet")
         found["compact"] = args["compact"]
+    if found:
+        check_in_use(level, RETENTION, "retention")
     return found
 
 

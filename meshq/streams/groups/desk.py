@@ -26,7 +26,7 @@ from meshq.streams.groups.backoff import redelivery_delay_ms
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import GroupKey
-from meshq.streams.groups.words import LEADER, Grant, Leased, Op, Open, Range, Settle, Verdict
+from meshq.streams.groups.words import LEADER, Grant, Leased, Op, Open, Range, Redrive, Reset, Settle, Verdict
 
 if TYPE_CHECKING:
     import random
@@ -219,7 +219,22 @@ class QueueDesk:
             elif isinstance(op, Open):  # with fewer deliveries, some that were back are not any more
                 for first, end in list(self.state.back.gaps(0, self.state.next)):
                     self._due.remove(first, end)
+            elif isinstance(op, Redrive):
+                for first, end in op.ranges:
+                    self._mind_back(first, end)
+            elif isinstance(op, Reset):
+                self._on_reset()
         return self._on_granted(index) if any(isinstance(op, Grant) for op in ops) else []
+
+    def _on_reset(self) -> None:
+        """Nothing is out, and what is in hand is not what comes next. A grant under way is judged as any."""
+        for first, end, held in list(self._held.runs()):
+            self._count(held, first - end)
+        self._held, self._due = Intervals(), Intervals()
+        self._fresh.clear()
+        self._again.clear()
+        self._unseen.clear()
+        self._wanted = None
 
     def on_refused(self) -> None:
         """None of what was proposed came into the log: all of it again."""
@@ -243,7 +258,7 @@ class QueueDesk:
                 self._due.remove(start, stop)
                 self._hold(start, stop, _Held(until, member.id, size))
             there = self.members.get(member.id)
-            if there is not None:
+            if there is not None and got:  # none: the group was reset meanwhile
                 hands.append(Hand(there, batch, tuple(got), index))
             else:
                 self._unseen += [(s, e, index) for s, e, _ in got]

@@ -18,11 +18,14 @@ from meshq.streams.groups.state import Dying
 from meshq.streams.groups.words import (
     LEADER,
     Assign,
+    Delete,
     Lapse,
     Mode,
     Op,
     Open,
     Range,
+    Redrive,
+    Reset,
     Settle,
     Told,
     Verdict,
@@ -95,6 +98,15 @@ class OrderedState:
                 return ()
             case Lapse():
                 return ()  # nothing is ever dying here
+            case Reset():
+                self.next, self.tries = op.start, 0
+                self.holder, self.lease, self.before = b"", 0, (b"", 0, 0)
+                self._pass_by()
+                return ()
+            case Delete():
+                return ()
+            case Redrive():
+                return ((op.since, op.end),)
             case _:
                 return op.ranges
 

@@ -14,6 +14,7 @@ Durations are kept, never points in time: a new leader begins each one anew.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -23,12 +24,15 @@ from meshq.streams.groups.words import (
     LEADER,
     Assign,
     Bury,
+    Delete,
     Grant,
     Lapse,
     Mode,
     Op,
     Open,
     Range,
+    Redrive,
+    Reset,
     Settle,
     Told,
     Verdict,
@@ -63,7 +67,7 @@ class GroupState:
 
     __slots__ = (
         "ack_wait_ms", "acked", "back", "buried", "dying", "expired", "graves", "leased", "low",
-        "max_deliver", "mode", "next", "redelivered", "told",
+        "max_deliver", "mode", "next", "redelivered", "redriven", "told",
     )  # fmt: skip
 
     def __init__(self, opened: Open) -> None:
@@ -77,6 +81,7 @@ class GroupState:
         self.acked = 0  # in all
         self.redelivered = 0  # handed out a second time or later
         self.buried = 0  # moved to the dead letters
+        self.redriven = 0  # dead letters below this offset of theirs were put back
         self.graves: Intervals[bool] = Intervals()  # which, of late: who acknowledges one too late is told
         self.low = 0  # of the partition: what is before it has expired
         self.expired = 0  # in all: went before they were acknowledged, and cannot be handed out any more
@@ -122,8 +127,15 @@ class GroupState:
             case Lapse():
                 self._lapse()
                 return ()
-            case Assign():
-                return ()  # here each record has its own lease
+            case Reset():
+                self.next = op.start
+                self.leased, self.back, self.graves = Intervals(), Intervals(), Intervals()
+                self.expire(self.low)
+                return ()
+            case Redrive():
+                return () if self._redrive(op) else ((op.since, op.end),)
+            case Delete() | Assign():
+                return ()  # not of one group's state; here each record has its own lease
 
     def _grant(self, member: bytes, first: int, end: int, index: int) -> bool:
         if first == self.next:
@@ -193,6 +205,25 @@ class GroupState:
             self.graves.remove(start, stop)
         return True
 
+    def _redrive(self, op: Redrive) -> bool:
+        """Records are to be handed out again, as if they had never been. What is out all the same (a reset
+        came between) stays as it is.
+        """
+        if op.since != self.redriven:
+            return False
+        self.redriven = op.end
+        for first, end in op.ranges:
+            self.graves.remove(first, end)
+            for start, stop in list(self._done(first, min(end, self.next))):
+                self.back.set(self._pass_by(start, stop), stop, Back(0, 0))
+        return True
+
+    def _done(self, first: int, end: int) -> Iterator[Range]:
+        """Of these, which nobody has or waits for."""
+        for a, b in self.leased.gaps(first, end):
+            for c, d in self.back.gaps(a, b):
+                yield from self.dying.gaps(c, d)
+
     def _unsettled(self, first: int, end: int) -> list[Range]:
         """What is not acknowledged. That somebody else has done it, or the same one before, is as good."""
         found = [(s, e) for s, e, _ in self.leased.runs(first, end)]
@@ -215,7 +246,7 @@ class GroupState:
                 self.buried, reasons,
                 [(s, e, x.attempts, place[x.reason]) for s, e, x in self.dying.runs()],
                 [(s, e) for s, e, _ in self.graves.runs()],
-                self.low, self.expired, self.told,
+                self.redriven, self.low, self.expired, self.told,
             )
         )  # fmt: skip
 
@@ -224,7 +255,8 @@ def decode_state(data: bytes) -> GroupState:
     """Raises: msgspec.MsgspecError."""
     row = _decoder.decode(data)
     state = GroupState(Open(row.mode, row.ack_wait_ms, row.max_deliver, row.next))
-    state.acked, state.redelivered, state.buried = row.acked, row.redelivered, row.buried
+    state.acked, state.redelivered = row.acked, row.redelivered
+    state.buried, state.redriven = row.buried, row.redriven
     state.low, state.expired, state.told = row.low, row.expired, row.told
     for first, end, member, lease, attempts in row.leased:
         state.leased.set(first, end, Lease(row.members[member], lease, attempts))
@@ -251,6 +283,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     reasons: list[str] = []  # named by their places in `dying`
     dying: list[tuple[int, int, int, int]] = []
     graves: list[tuple[int, int]] = []
+    redriven: int = 0
     low: int = 0
     expired: int = 0
     told: int = 0

@@ -15,7 +15,7 @@ import msgspec
 from meshq.ids import PartitionKey, TopicId
 from meshq.streams.groups.ordered_state import OrderedState, decode_ordered
 from meshq.streams.groups.state import GroupState, decode_state
-from meshq.streams.groups.words import GroupBody, Mode, Open, Range, decode_group
+from meshq.streams.groups.words import Delete, GroupBody, Mode, Open, Range, decode_group
 
 ROW: Final = b"C"
 
@@ -71,6 +71,8 @@ class GroupTable:
             state.expire(self._low(key.partition))
             self._states[key] = state
             return ()
+        if isinstance(op, Delete):
+            return () if self._states.pop(key, None) is not None else None
         return state.apply(op, index) if state is not None else None  # type: ignore[arg-type]
 
     def of_partition(self, partition: PartitionKey) -> list[GroupKey]:

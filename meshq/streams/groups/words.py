@@ -64,14 +64,24 @@ class Bury(msgspec.Struct, frozen=True, array_like=True, tag=4):
     ranges: tuple[Range, ...]
 
 
-class Told(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """Members were told that so many records in all had expired before the group was through with them."""
+class Reset(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The group goes on at `start`: no lease stands any more, and what came back is as if it had not."""
 
-    expired: int
+    start: int
 
 
-class Lapse(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """What was dying and has expired cannot be moved to the dead letters any more."""
+class Redrive(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Dead letters are put back: those at [since, end) of the dead-letter partition, which are of these
+    records. Counts only where the letters below `since` have been put back and no others.
+    """
+
+    since: int
+    end: int
+    ranges: tuple[Range, ...]
+
+
+class Delete(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """There is no such group any more."""
 
 
 class Assign(msgspec.Struct, frozen=True, array_like=True, tag=8):
@@ -80,7 +90,17 @@ class Assign(msgspec.Struct, frozen=True, array_like=True, tag=8):
     member: bytes
 
 
-Op = Open | Grant | Settle | Bury | Told | Lapse | Assign
+class Told(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Members were told that so many records in all had expired before the group was through with them."""
+
+    expired: int
+
+
+class Lapse(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """What was dying and has expired cannot be moved to the dead letters any more."""
+
+
+Op = Open | Grant | Settle | Bury | Reset | Redrive | Delete | Assign | Told | Lapse
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):
