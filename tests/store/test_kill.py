@@ -58,7 +58,8 @@ def run_until_killed(path, after_lines: int) -> int:
     assert child.stdout and child.stderr
     seen = [child.stdout.readline() for _ in range(after_lines)]
     child.send_signal(signal.SIGKILL)
-    rest, complaints = child.communicate(timeout=20)
+    rest, complaints = child.stdout.read(), child.stderr.read()  # `communicate` forgets what is buffered
+    child.wait(timeout=20)
     assert complaints == b""
     lines = [line for line in (*seen, *rest.splitlines(keepends=True)) if line.endswith(b"\n")]
     tokens = [int(line) for line in lines]

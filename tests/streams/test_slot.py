@@ -347,7 +347,7 @@ def test_a_deleted_topic_takes_its_partitions_and_producers_along() -> None:
     rig.checkpoint()
     assert rig.rebuilt().dropping == {at(1), at(1, 1)}, "a restart knows what is still to be deleted"
     for where in (at(1), at(1, 1)):
-        rig.stream.on_payloads_deleted(where)
+        rig.stream.on_payloads_deleted(where, None)
     rig.checkpoint()
     assert {row[:1] for row in rig.rows} == {b"A", b"P", b"Q"}
     assert len(rig.rows) == 3

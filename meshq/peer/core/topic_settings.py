@@ -13,7 +13,7 @@ from meshq.levels import RETENTION, check_in_use
 from meshq.messages import Ask, Retain, TopicInfo
 from meshq.registry.commands import CreateTopic, SetTopic
 
-_COUNT_MAX: Final = (1 << 62) - 1
+_COUNT_MAX: Final = (1 << 62) - 1  # more: `UsageError`
 _AGES: Final = {"retain_age_ms": "age_ms", "tombstone_age_ms": "tombstone_age_ms"}
 _SIZES: Final = {"retain_bytes": "bytes", "retain_records": "records"}
 
