@@ -17,6 +17,7 @@ from meshq.errors import UsageError
 
 BASE: Final = 1  # what meshes have that were made before there were levels
 PLACES: Final = 2  # peers' weights and zones by their own word (PlacePeer)
+CHANGES: Final = 2  # a change of a topic is named, so that a retry does not make it twice (SetTopic.change)
 DEAD_LETTERS: Final = (
     2  # groups' max_deliver, reject, reset, redrive, delete (DEAD_LETTER, operations 4 to 7)
 )
@@ -24,8 +25,8 @@ RETENTION: Final = 2  # topics' retention (its settings, RETAIN entries, operati
 
 FEATURES: Final = {
     BASE: "all that 0.1.0 began with",
-    PLACES: "weights and zones of peers, as each says of itself; groups' dead letters, reset and deletion; "
-    "retention",
+    2: "weights and zones of peers, as each says of itself; changes of topics that a retry does not repeat; "
+    "groups' dead letters, reset and deletion; retention",
 }
 LEVEL_KNOWN: Final = max(FEATURES)
 LEVELS: Final = 1 << 16  # there are fewer

@@ -116,6 +116,7 @@ REPLICA_MEMORY_BYTES = _limit("REPLICA_MEMORY_BYTES", 256 * KIB, "committed entr
 # Snapshots
 SNAPSHOT_PIECE_BYTES = _limit("SNAPSHOT_PIECE_BYTES", 512 * KIB, "one piece of a snapshot, of which one is on its way to a follower at a time (a larger batch goes alone)", "the rest follows in the next piece")
 SNAPSHOTS_SENT_MAX = _limit("SNAPSHOTS_SENT_MAX", 4, "snapshots a peer sends at a time (their state rows are in memory, some 20 MB each at worst)", "the others wait: asked for again twice a second")
+MOVE_BYTES_S = _limit("MOVE_BYTES_S", 32 * MIB, "copies a peer sends to new homes of the slots it leads, a second (setting `move_bytes_s`)", "the rest follows later")
 SNAPSHOT_PARTITIONS_MAX = _limit("SNAPSHOT_PARTITIONS_MAX", 1 << 20, "partitions of one slot that a snapshot can hold", "no snapshot is made, and counted (`snapshots_refused`)")
 # fmt: on
 

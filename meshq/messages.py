@@ -66,6 +66,7 @@ class Ping(Message, frozen=True, tag=3):
 
 class Pong(Message, frozen=True, tag=4):
     token: U63
+    now_ms: U63 = 0  # the sender's clock; 0: it does not tell
 
 
 class Failure(Message, frozen=True, tag=5):

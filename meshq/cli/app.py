@@ -30,7 +30,7 @@ _VERBS: Final = {
     "leave": "leave:leave",
     "recover": "recover:recover",
     "upgrade": "upgrade:upgrade",
-    "status": "listing:status",
+    "status": "status:status",
     "peers": "listing:peers",
     "events": "watching:events",
     "topics": "listing:topics",

@@ -33,6 +33,7 @@ from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
 from meshq.peer.core.events import (
     LOCAL,
+    ClockTold,
     CloseLink,
     DeletePayloads,
     Effect,
@@ -218,6 +219,7 @@ class PeerShell:
             s.auto_create,
             s.record_bytes_max,
             evacuate_after_s=s.evacuate_after_s,
+            move_bytes_s=s.move_bytes_s,
             weight=s.weight,
             zone=s.zone,
         )
@@ -387,6 +389,8 @@ class PeerShell:
                     log_mended(effect)
                 case TellRolledBack():
                     self._log_rolled_back(effect.peer)
+                case ClockTold(event, text, wrong):
+                    log.log(logging.WARNING if wrong else logging.INFO, "%s", text, extra={"event": event})
                 case PeerLeft():
                     self._on_left()
                 case StopPeer():
@@ -421,8 +425,9 @@ class PeerShell:
             self.sockets.send(effect)
 
     def _tick(self) -> None:
-        self._wound_at = inf
+        self._wound_at = -inf  # not in between: what was due is due until the last event
         self._guarded(self._on_tick)
+        self._wound_at = inf
         self._wind()
 
     def _wind(self) -> None:

@@ -78,7 +78,7 @@ def play(seed: int) -> Run:
     world = World(seed, peers=(3, 3, 2, 1)[seed % 4])
     rng, writer, history = world.rng, Client(world), History()
     for host in world.hosts:
-        host.wall_offset_ms = rng.randrange(-SKEW_MS, SKEW_MS)
+        host.clock_ms = rng.randrange(-SKEW_MS, SKEW_MS)
     made = {"topic": "t", "partitions": PARTITIONS, **LIMITS[seed % 3]}
     writer.wait(writer.ask(lambda t, d: facts.AskRequested(t, "topic.create", made, d)))
     info = writer.wait(writer.ask(lambda t, d: facts.TopicWanted(t, "t", d)))

@@ -138,11 +138,11 @@ class Host:
         self.disk = Disk()
         self.up = self.has_left = False
         self.settings = world.settings
+        self.clock_ms = 0  # how far its wall clock is off
         self.stopped_by: MeshqError | None = None  # by its own word, and it is not started again
         self.run = 0
         self.core: PeerCore
         self.counted: Counter[str] = Counter()  # by runs before this one
-        self.wall_offset_ms = 0  # its own wall clock is so much ahead
         self._wound_at = 0.0
         self.pipes: dict[tuple[str, bytes], Pipe] = {}  # to the holders of our sessions
         self.links: dict[PeerId, tuple[Pipe, Pipe, tuple[str, bytes]]] = {}
@@ -193,7 +193,7 @@ class Host:
         )
 
     def wall_ms(self) -> int:
-        return self.world.wall_ms() + self.wall_offset_ms
+        return self.world.wall_ms() + self.clock_ms
 
     def bury(self) -> None:
         """It is down, and membership says so."""

@@ -12,13 +12,16 @@ from typing import Any
 
 from meshq.errors import Forbidden, MeshqError, UnknownTopic, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Session, TopicId, show_id
+from meshq.levels import CHANGES
 from meshq.messages import Answer, Ask, Failure, TopicInfo
 from meshq.peer.core.arguments import text_of
+from meshq.peer.core.clocks import Clocks
 from meshq.peer.core.context import Context
 from meshq.peer.core.declared import Declared
 from meshq.peer.core.draining import PLACEMENT, Draining
 from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.grouping import PART, Grouping
+from meshq.peer.core.health import HEALTH, Health
 from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
 from meshq.peer.core.links import LinkFacts, Links
 from meshq.peer.core.mending import BATCH, Mending
@@ -52,6 +55,8 @@ class Admin:
     mending: Mending
     declared: Declared
     grouping: Grouping
+    health: Health
+    clocks: Clocks
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
         """Raises: Forbidden, UsageError and what the request itself raises."""
@@ -84,28 +89,33 @@ class Admin:
             "peers": len(registry.peers),
             "peers_reachable": len(self.links.reachable()),
             "topics": len(registry.topics),
-            "slots": self._slots_status(),
+            "slots": {},
+            "clock": self.clocks.facts(self._records_ahead_ms()),
             "disk": {"room_bytes": self.ctx.disk.room_bytes, "pending_bytes": self.ctx.disk.pending_bytes},
             "sessions": len(self.ctx.sessions.states),
             "readers": self.ctx.deliveries.count(),
             "counters": dict(sorted((self.ctx.counters | self.ctx.outside).items())),
         }
-        self.ctx.send(session, Answer(message.request, value))
 
-    def _slots_status(self) -> dict[str, int]:
-        """Of the mesh, and of those that this peer leads: how many lack a copy, or are moving."""
-        alive = self.slots.supports | {self.ctx.me.peer}
+        def done(health: dict[str, Any]) -> None:
+            slots = self._slots_status(health)
+            self.ctx.send(session, Answer(message.request, {**value, "slots": slots, "health": health}))
+
+        self.health.look(done)
+
+    def _records_ahead_ms(self) -> int:
+        """How far the newest entry led here is in the future: so long times in its slot stand still."""
+        newest = max((h.replica.log.last_timestamp_ms for h in self.slots.led()), default=0)
+        return newest - self.ctx.mesh_ms
+
+    def _slots_status(self, health: dict[str, Any]) -> dict[str, int]:
+        """Here, and of the whole mesh what is not as it should be."""
         hosts = [h for h in self.slots.hosts.values() if h.slot != SYSTEM_SLOT]
-        led = [h for h in hosts if h.leads]
-        lacking = sum(any(n.peer not in alive for n in h.replica.config.nodes()) for h in led)
-        moving = sum(h.replica.config.is_joint or not h.replica.is_settled for h in led)
         return {
             "total": self.ctx.registry.slots,
             "replicas": len(hosts),
-            "led": len(led),
-            "under_replicated": lacking,
-            "moving": moving,
-            "leaderless": sum(h.replica.leader is None for h in hosts),
+            "led": sum(h.leads for h in hosts),
+            **{k: len(health[k]) for k in ("under_replicated", "moving", "leaderless", "led_out_of_reach")},
             "written": self.slots.written(),
         }
 
@@ -124,6 +134,7 @@ class Admin:
                     **(self._own_state() if here else _state(link, self.ctx.me.name, registered.facts.name)),
                     "address": addresses[0] if addresses else None,
                     "addresses": list(addresses),
+                    "clock_offset_ms": self.clocks.ahead_ms(peer),
                     "link": "self" if here else (link.state.value if link else "down"),
                     "reason": link.reason if link and link.state.value == "down" else None,
                     "slots": counts[peer],
@@ -232,6 +243,9 @@ class Admin:
     def _upgrade(self, session: Session, _: Principal, message: Ask) -> None:
         self.declared.on_ask(session, message)
 
+    def _health(self, session: Session, _: Principal, message: Ask) -> None:
+        self.health.on_ask_facts(session, message)
+
     def _placement(self, session: Session, _: Principal, message: Ask) -> None:
         self.draining.on_ask_placement(session, message)
 
@@ -270,7 +284,10 @@ class Admin:
     def _topic_set(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
         registry = self.ctx.registry
-        command = set_command(message, info.topic_id, replicas=registry.replicas, level=registry.level)
+        change = self.ctx.random_id() if registry.level >= CHANGES else b""
+        command = set_command(
+            message, info.topic_id, replicas=registry.replicas, level=registry.level, change=change
+        )
         self._commit(session, message, command, info.name)
 
     def _topic_delete(self, session: Session, _: Principal, message: Ask) -> None:
@@ -335,13 +352,14 @@ _HANDLERS: dict[str, _Handler] = {
     FACTS: Admin._recover_facts,
     SLOTS: Admin._recover_slots,
     PLACEMENT: Admin._placement,
+    HEALTH: Admin._health,
     BATCH: Admin._batch,
     "offsets": Admin._offsets,
     LEVEL: Admin._registry_level,
 }
 _OPEN_TO_ALL = {"topics", "topic.show", "groups", "group.show"}
 # Parts of what a peer does with the others. What they take for granted was looked at by the peer that asks.
-_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, BATCH, PART}
+_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, HEALTH, BATCH, PART}
 
 
 def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:
@@ -364,7 +382,8 @@ def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:
 def _left(peer: PeerId, facts: CertificateFacts) -> dict[str, Any]:
     """One that has left, with the fields of the others."""
     nothing = (
-        "weight", "zone", "level", "since_ms", "incarnation", "evidence", "udp", "rtt_ms", "address", "reason"
+        "weight", "zone", "level", "since_ms", "incarnation", "evidence", "udp", "rtt_ms", "address",
+        "reason", "clock_offset_ms",
     )  # fmt: skip
     return {
         "name": facts.name,

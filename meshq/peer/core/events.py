@@ -351,6 +351,15 @@ class TellRolledBack:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockTold:
+    """Something about this host's clock, for whoever reads the log."""
+
+    event: str
+    text: str
+    wrong: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Mended:
     """A damaged batch was found on this disk; with `error` it still is."""
 
@@ -381,5 +390,5 @@ class Settle:
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadSlotLog | ReadRows
     | ReadPayloads | DeletePayloads | SurveyBatches | OpenLink | CloseLink | SendPeer | HintMembership
-    | TellMembership | PeersRegistered | TellRolledBack | Mended | PeerLeft | StopPeer | Settle
+    | TellMembership | PeersRegistered | TellRolledBack | ClockTold | Mended | PeerLeft | StopPeer | Settle
 )  # fmt: skip

@@ -149,7 +149,9 @@ class Receipts:
             self._mirrors.pop(host.slot, None)
             return None
         mirrors = self._mirrors.setdefault(host.slot, Mirrors())
-        mirrors.look(replica.config, match, replica.commit_index, self._there(), now=self.ctx.now)
+        older = replica.catching_up()
+        there = self._there()
+        mirrors.look(replica.config, match, replica.commit_index, there, now=self.ctx.now, older=older)
         return mirrors
 
     def _there(self) -> set[PeerId]:

@@ -39,7 +39,7 @@ def create_command(
     )
 
 
-def set_command(message: Ask, topic_id: bytes, *, replicas: int, level: int) -> SetTopic:
+def set_command(message: Ask, topic_id: bytes, *, replicas: int, level: int, change: bytes) -> SetTopic:
     """Raises: UsageError, also when nothing is named."""
     most = {
         "partitions": limits.PARTITIONS_MAX,
@@ -52,7 +52,7 @@ def set_command(message: Ask, topic_id: bytes, *, replicas: int, level: int) -> 
     if not named:
         every = [*most, *_AGES, *_SIZES, "compact"]
         raise UsageError(f"nothing to set: give one of {', '.join(f'`{name}`' for name in every)}")
-    return SetTopic(topic_id, **named)
+    return SetTopic(topic_id, change=change, **named)
 
 
 def describe(info: TopicInfo) -> dict[str, Any]:
