@@ -155,7 +155,7 @@ def has_settled(run: Run, partition: PartitionKey) -> bool:
 
 def check(seed: int) -> Run:
     run = play(seed)
-    through = run.history.done | run.history.unknown | set(letters_of(run.world, run.info))
+    through = run.history.done | run.history.unknown | set(letters_of(run.world, run.info)[1])
     for p in range(PARTITIONS):
         partition = key(run, p)
         state = state_at(run.world.hosts[0], partition)
