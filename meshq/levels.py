@@ -21,7 +21,7 @@ CHANGES: Final = 2  # a change of a topic is named, so that a retry does not mak
 DEAD_LETTERS: Final = (
     2  # groups' max_deliver, reject, reset, redrive, delete (DEAD_LETTER, operations 4 to 7)
 )
-RETENTION: Final = 2  # topics' retention (its settings, RETAIN entries, operations 9 and 10 of groups)
+RETENTION: Final = 2  # topics' retention (its settings, RETAIN entries, operations 10 and 11 of groups)
 
 FEATURES: Final = {
     BASE: "all that 0.1.0 began with",

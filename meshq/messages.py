@@ -304,7 +304,7 @@ class Expired(Message, frozen=True, tag=36):
 
 
 # ------------------------------------------------------------------------------------------- groups
-QUEUE, ORDERED = 1, 2  # modes
+QUEUE, ORDERED, KEYED = 1, 2, 3  # modes
 ACK, NACK, RELEASE, EXTEND, REJECT = 0, 1, 2, 3, 4  # verdicts
 
 

@@ -71,8 +71,9 @@ class _StartType(click.ParamType):  # type: ignore[type-arg]  # no generic befor
 @click.option("--group", help="Share the records with all who name this group: each goes to one of them.")
 @click.option(
     "--mode",
-    type=click.Choice(["queue", "ordered"]),
-    help="How a group shares: any record to anyone (queue), or whole partitions, in order (ordered). [queue]",
+    type=click.Choice(["queue", "keyed", "ordered"]),
+    help="How a group shares: any record to anyone (queue), the records of a key in order (keyed), or whole "
+    "partitions, in order (ordered). [queue]",
 )
 @click.option("--count", type=click.IntRange(min=0), help="End after this many records.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")

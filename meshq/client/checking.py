@@ -22,6 +22,7 @@ from meshq.messages import (
     ACKS_NONE,
     ACKS_QUORUM,
     EARLIEST,
+    KEYED,
     LATEST,
     OFFSET,
     ORDERED,
@@ -37,7 +38,7 @@ Headers = Mapping[str, bytes]
 ACK_WAIT_S: Final = 30.0
 MAX_DELIVER: Final = 10
 SESSION_TIMEOUT_S: Final = 10.0
-_MODES: Final = {"queue": QUEUE, "ordered": ORDERED}
+_MODES: Final = {"queue": QUEUE, "ordered": ORDERED, "keyed": KEYED}
 _GROUP: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 Acks = Literal["quorum", "leader", "none"]
 _ACKS: Final = {"quorum": ACKS_QUORUM, "leader": ACKS_LEADER, "none": ACKS_NONE}

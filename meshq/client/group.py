@@ -21,6 +21,7 @@ from meshq import messages
 from meshq.batch import read_records
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import Group, Hand, RecordsSettled, Start, Unsubscribed
+from meshq.client.key_order import KeyOrder
 from meshq.client.records import Record
 from meshq.client.subscription import Subscription
 from meshq.errors import InternalError, LeaseLost, MeshqError, UsageError
@@ -34,7 +35,7 @@ RANGES_MAX: Final = 4_096  # in one message
 class GroupRecord(Record, gc=True):
     """A record that a group's member was handed. It is settled once, by one of the methods."""
 
-    lot: _Lot | None = None
+    lot: Lot | None = None
     settled: bool = False
 
     def ack(self) -> Settling:
@@ -71,7 +72,7 @@ class GroupRecord(Record, gc=True):
         self.settled = True
         return lot.sub.settle(lot, self.offset, verdict, delay_ms, reason)
 
-    def _unsettled(self) -> _Lot:
+    def _unsettled(self) -> Lot:
         if self.lot is None:
             raise InternalError("a group's record without its lease")
         if self.settled:
@@ -115,11 +116,12 @@ class GroupSubscription(Subscription):
         self._ack_wait = group.ack_wait_ms / 1000
         self._now = driver.clock
         self._touched = self._now()  # when the application did something here
-        self._lots: dict[_Lot, None] = {}  # with records nobody took; bounded by the credit
-        self._lot: _Lot | None = None  # whose records are being handed out
+        self._lots: dict[Lot, None] = {}  # with records nobody took; bounded by the credit
+        self._lot: Lot | None = None  # whose records are being handed out
         self._flights: dict[_Where, Flight] = {}  # of this turn
         self._flying: dict[asyncio.Future[Any], None] = {}
         self._tending: asyncio.TimerHandle | None = None
+        self._order = KeyOrder() if group.mode == messages.KEYED else None
         super().__init__(driver, pattern, start, credit_bytes, credit_records, group=group)
 
     def __aiter__(self) -> GroupSubscription:
@@ -130,14 +132,14 @@ class GroupSubscription(Subscription):
         while True:
             await self._have_records()
             record = self._records.pop()
-            if isinstance(record, GroupRecord) and self._is_ours(record):
+            if isinstance(record, GroupRecord) and self._may_take(record):
                 return record
 
     async def take(self, count: int | None = None) -> list[Record]:
         self._touched = self._now()
         while True:
             records = await super().take(count)
-            found: list[Record] = [r for r in records if isinstance(r, GroupRecord) and self._is_ours(r)]
+            found: list[Record] = [r for r in records if isinstance(r, GroupRecord) and self._may_take(r)]
             if found:
                 return found
 
@@ -168,17 +170,17 @@ class GroupSubscription(Subscription):
         await self.close()
 
     # ------------------------------------------------------------------------------------- settling
-    def settle(
-        self, lot: _Lot, offset: int, verdict: int, delay_ms: int | None, reason: str = ""
-    ) -> Settling:
+    def settle(self, lot: Lot, offset: int, verdict: int, delay_ms: int | None, reason: str = "") -> Settling:
         """Of one record; for the record's own methods."""
         if self._closed:
             raise UsageError(f"the subscription to {self.pattern} was closed, and gave this record back")
         self._touched = self._now()
+        if self._order is not None:
+            self._order.settled(lot, offset, verdict, self._now(), self._here())
         return Settling(self._flight(lot, verdict, delay_ms, offset, offset + 1, reason), offset)
 
     def _flight(
-        self, lot: _Lot, verdict: int, delay_ms: int | None, first: int, end: int, reason: str = ""
+        self, lot: Lot, verdict: int, delay_ms: int | None, first: int, end: int, reason: str = ""
     ) -> Flight:
         where = _Where(lot.topic_id, lot.hand.partition, verdict, delay_ms, reason)
         flight = self._flights.get(where)
@@ -211,7 +213,7 @@ class GroupSubscription(Subscription):
 
     # ------------------------------------------------------------------------ what the driver tells
     def handed(self, hand: Hand) -> None:
-        lot = _Lot(self, hand, self._now() + self._ack_wait)
+        lot = Lot(self, hand, self._now() + self._ack_wait)
         self._lots[lot] = None
         super().handed(hand)
         if self._tending is None:
@@ -222,8 +224,21 @@ class GroupSubscription(Subscription):
         if not self._records:
             await self._fill()
 
-    def _is_ours(self, record: GroupRecord) -> bool:
-        return record.lot is not None and record.lot.until > self._now()
+    def _may_take(self, record: GroupRecord) -> bool:
+        lot, now = record.lot, self._now()
+        if lot is None:
+            return False
+        if self._order is None:
+            return lot.until > now
+        if self._order.may_take(lot, record.key, record.offset, now, self._here()):
+            return True
+        if lot.until > now:
+            self._flight(lot, messages.RELEASE, None, record.offset, record.offset + 1)
+        return False
+
+    def _here(self) -> list[Lot]:
+        """With records that nobody took yet."""
+        return [*self._lots, *([self._lot] if self._lot is not None and self._records else [])]
 
     def _open(self, hand: Hand) -> None:
         lot = next(iter(self._lots))
@@ -245,7 +260,7 @@ class GroupSubscription(Subscription):
     def _give_back(self) -> None:
         """Nothing: records are settled, and that makes room."""
 
-    def _untaken(self) -> list[tuple[_Lot, int, int]]:
+    def _untaken(self) -> list[tuple[Lot, int, int]]:
         now = self._now()
         found = [
             (lot, first, end)
@@ -294,7 +309,7 @@ class _Where(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class _Lot:
+class Lot:
     """Records of one batch under one lease, theirs until then."""
 
     sub: GroupSubscription
@@ -302,6 +317,8 @@ class _Lot:
     until: float
     topic_id: bytes = b""
     lease: int = 0
+    barred: set[bytes] = field(default_factory=set)  # keys of which a record before these came back
+    taken: dict[int, bytes] = field(default_factory=dict)  # keys by offset, of a keyed group
 
     def __post_init__(self) -> None:
         if self.hand.leased is not None:
@@ -316,7 +333,7 @@ class Flight:
     ranges: list[tuple[int, int, int]] = field(default_factory=list)
     open: int = 0  # messages that are not answered
     refused: list[tuple[int, int]] = field(default_factory=list)
-    lots: set[_Lot] = field(default_factory=set)  # whose time begins anew if it holds
+    lots: set[Lot] = field(default_factory=set)  # whose time begins anew if it holds
     until: float = 0.0
 
     def settled(self, value: Any) -> None:

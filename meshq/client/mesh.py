@@ -30,7 +30,7 @@ from meshq.messages import TopicInfo
 from meshq.topics import check_pattern
 
 StartLike = Literal["latest", "earliest"] | int | datetime | None
-Mode = Literal["queue", "ordered"]
+Mode = Literal["queue", "keyed", "ordered"]
 
 PUBLISHERS_MAX: Final = 1_024  # topics whose shared producer is kept; an idle one makes room
 
@@ -139,7 +139,7 @@ class Mesh:
         pattern: str,
         *,
         group: str,
-        mode: Literal["queue"] = "queue",
+        mode: Literal["queue", "keyed"] = "queue",
         start: StartLike = None,
         ack_wait: float | None = None,
         max_deliver: int | None = MAX_DELIVER,
@@ -179,22 +179,22 @@ class Mesh:
 
         group: whoever names the same group shares the records of a topic: each goes to one of them, which
         settles it (`record.ack()`); one that is not settled is handed out again
-        mode: `queue`: any record to any member; `ordered`: each partition to one member, whose records are
-        done in order (an `ack` stands for all before it)
+        mode: `queue`: any record to any member; `keyed`: the same, but records of one key are with one member
+        at a time, in order; `ordered`: each partition to one member, whose records are done in order (an
+        `ack` stands for all before it)
         start: where in each partition; `latest` (the default) means the moment of subscribing, also for
         partitions that come later. With a group, where it begins where it has not been before (`earliest`)
-        ack_wait: of a queue group, after how many seconds a record that is not settled is handed out again
-        (30)
-        max_deliver: of a queue group, how often a record is handed out before it becomes a dead letter, in
-        topic `_dead.GROUP.TOPIC`; None: as often as it takes
+        ack_wait: of a queue or keyed group, after how many seconds a record that is not settled is handed out
+        again (30)
+        max_deliver: of those, how often a record is handed out before it becomes a dead letter, in topic
+        `_dead.GROUP.TOPIC`; None: as often as it takes
         session_timeout: of an ordered group, after how many seconds of silence its partitions go to others
         (10); also how long it may take to finish one that is to go
         on_revoke: of an ordered group, called with topic and partition (on the loop; may be a coroutine
         function) when one is to go to another member, or has gone: what is acknowledged by the time it
         returns counts. Without it a partition is given back when everything taken from it is acknowledged
         credit_bytes, credit_records: how much may wait here untaken (8 MiB, 100,000); of a queue group, how
-        much may be here that is not settled (8 MiB, 256)
-        """
+        much may be here that is not settled (8 MiB, 256)"""
         wanted: tuple[tuple[str, object], ...] = (("credit_bytes", credit_bytes),)
         if credit_records is not None:
             wanted += (("credit_records", credit_records),)

@@ -188,9 +188,36 @@ async def test_terms_that_make_no_sense(directories: Directories) -> None:
     async with running(directories(1)) as (peer,):
         for options in (
             {"group": "a b"},
-            {"group": "g", "mode": "keyed"},
+            {"group": "g", "mode": "other"},
             {"group": "g", "ack_wait": 0},
             {"group": "g", "max_deliver": 0},
         ):
             with pytest.raises(meshq.UsageError):
                 peer.subscribe("jobs", **options)
+
+
+@pytest.mark.deadline(60)
+async def test_keyed_a_key_is_worked_on_in_order_also_when_it_comes_back(directories: Directories) -> None:
+    async with running(directories(1)) as (peer,):
+        await asyncio.gather(*(peer.publish("jobs", b"%d" % i, key=b"%d" % (i % 3)) for i in range(30)))
+        done: dict[bytes, list[int]] = {b"0": [], b"1": [], b"2": []}
+        refused: set[bytes] = set()
+
+        async def work() -> None:
+            async with peer.subscribe("jobs", group="g", mode="keyed", credit_records=8) as jobs:
+                while sum(map(len, done.values())) < 30:
+                    try:
+                        record = await asyncio.wait_for(anext(jobs), 0.2)
+                    except TimeoutError:
+                        continue
+                    if int(record.value) % 4 == 0 and record.value not in refused:
+                        refused.add(record.value)
+                        await record.nack(delay=0.01)
+                        continue
+                    assert record.key is not None
+                    done[record.key].append(int(record.value))
+                    await record.ack()
+
+        await asyncio.gather(work(), work())
+        assert done == {b"%d" % k: list(range(k, 30, 3)) for k in range(3)}
+        assert len(refused) == 8

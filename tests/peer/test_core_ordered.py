@@ -148,9 +148,13 @@ def test_nothing_is_pushed_before_the_lease_is_on_disk() -> None:
 
 
 def test_who_is_told_of_its_lease_hears_that_before_the_records() -> None:
-    peer, info = ready(b"a")
+    peer, info = ready()
+    join(peer, info, session=TWO)
+    peer.send(Unread(1), session=TWO)
+    peer.hold = True
     join(peer, info)
-    peer.fetch()
+    peer.produce(info, b"a")
+    peer.write()  # the lease and the record are committed in one turn
     kinds = [type(m) for m in peer.heard() if isinstance(m, Granted | Deliver)]
     assert kinds == [Granted, Deliver]
 
@@ -161,6 +165,7 @@ def test_an_acknowledgement_stands_for_all_before_it_also_after_a_restart() -> N
     ((_, lease, _),) = granted(peer)
     assert settle(peer, info, ACK, 2, lease) == []
     assert settle(peer, info, ACK, 1, lease) == [], "it is done with the second"
+    peer._carry_out(peer.core.checkpoint(now=peer.now, wall_ms=peer.wall_ms))
     peer.start()
     peer.hello()
     (started,) = [m for m in join(peer, info) if isinstance(m, ReadStarted)]

@@ -34,13 +34,20 @@ class History:
 class Worker(Client):
     """Works on what it is handed: most of it well, some of it badly, some of it never."""
 
+    mode = QUEUE
+
+    @staticmethod
+    def key(number: int, place: int) -> bytes | None:
+        """Of a record in batch `number`."""
+        return None
+
     def __init__(self, world: World, history: History, number: int) -> None:
         super().__init__(world, seed_peer=number % len(world.hosts))
         self.history, self.good = history, False
         self.member = bytes([number]) * 16
 
     def take_part(self, sub: int = 1) -> None:
-        group = facts.Group("g", self.member, QUEUE, ACK_WAIT_MS, MAX_DELIVER)
+        group = facts.Group("g", self.member, self.mode, ACK_WAIT_MS, MAX_DELIVER)
         start = facts.Start(EARLIEST)
         self.tell(facts.SubscribeRequested(sub, "t", start, 100_000, 30, 1_000_000 + sub, (), group))
 
@@ -127,18 +134,20 @@ def letters_of(world: World, info: TopicInfo) -> tuple[list[Place], list[Place]]
     return back, found
 
 
-def play(seed: int) -> tuple[World, History, TopicInfo]:
+def play(seed: int, kind: type[Worker]) -> tuple[World, History, TopicInfo]:
     world = World(seed, peers=1 + seed % 3)
     writer, rng, history = Client(world), world.rng, History()
     made = {"topic": "t", "partitions": PARTITIONS}
     writer.wait(writer.ask(lambda t, d: facts.AskRequested(t, "topic.create", made, d)))
     info = writer.wait(writer.ask(lambda t, d: facts.TopicWanted(t, "t", d)))
-    workers = [Worker(world, history, n) for n in range(3)]
+    workers = [kind(world, history, n) for n in range(3)]
     for n, worker in enumerate(workers):
         world.at(rng.uniform(0, 0.5) * n, worker.take_part)
 
     def publish(number: int) -> None:
-        records = [batch.RawRecord(None, b"%d.%d" % (number, i)) for i in range(1 + number % 7)]
+        records = [
+            batch.RawRecord(kind.key(number, i), b"%d.%d" % (number, i)) for i in range(1 + number % 7)
+        ]
         body = batch.seal(records, base_timestamp_ms=0)
         writer.ask(lambda t, d: facts.BatchSealed(t, 1, info, number % PARTITIONS, body, d, 8))
 
@@ -174,8 +183,8 @@ def redrive(client: Client, args: dict[str, object]) -> None:
     client.ask(lambda t, d: facts.AskRequested(t, "group.redrive", args, d), 5.0)
 
 
-def check_seed(seed: int) -> None:
-    world, history, info = play(seed)
+def check_seed(seed: int, kind: type[Worker] = Worker) -> tuple[World, History, TopicInfo]:
+    world, history, info = play(seed, kind)
     total, (redriven, letters) = 0, letters_of(world, info)
     assert len(set(letters)) == len(letters), "each letter once, and then not before it was put back"
     assert not history.done & set(letters), "what was acknowledged is no dead letter"
@@ -198,6 +207,7 @@ def check_seed(seed: int) -> None:
         rows = [h[slot].stream.groups for h in slots if slot in h]
         states = [{k: s.encode() for k in table if (s := table.get(k)) is not None} for table in rows]
         assert all(s == states[0] for s in states), "the same on every replica"
+    return world, history, info
 
 
 @pytest.mark.parametrize("seed", range(12))

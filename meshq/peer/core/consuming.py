@@ -119,7 +119,7 @@ class Consuming:
                 f"at most {GROUP_BYTES_MAX}"
             )
         if message.mode not in tuple(Mode):
-            raise UsageError("this version of meshq has groups of mode `queue` and `ordered`, no others")
+            raise UsageError("a group's mode is `queue`, `ordered` or `keyed`")
         if message.mode == Mode.ORDERED and message.max_deliver:
             raise UsageError("an ordered group has no `max_deliver`")
         if not 1 <= message.ack_wait_ms <= ACK_WAIT_MS_MAX:

@@ -25,10 +25,11 @@ from meshq.peer.core.leases import Leases
 from meshq.peer.core.slots import Slots
 from meshq.streams.delivery import Fetch
 from meshq.streams.groups.desk import Hand, Member, QueueDesk, Stock, Want
+from meshq.streams.groups.keyed import KeyedDesk
 from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.ordered_state import OrderedState
 from meshq.streams.groups.table import GroupApplied, GroupKey
-from meshq.streams.groups.words import GroupBody, Op, Settle, Told, encode_group
+from meshq.streams.groups.words import GroupBody, Mode, Op, Settle, Told, encode_group
 from meshq.streams.slot import Retained, Stored
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ class Desks:
         if isinstance(state, OrderedState):
             part.desk = self.leases.make_desk(part.key, state, end)
         else:
-            part.desk = QueueDesk(state, end, self.ctx.now, self.rng)
+            kind = KeyedDesk if state.mode == Mode.KEYED else QueueDesk
+            part.desk = kind(state, end, self.ctx.now, self.rng)
         self.stir(part.key)
         return part.desk
 

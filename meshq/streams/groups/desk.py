@@ -70,7 +70,7 @@ class _Held(NamedTuple):
     size: float
 
 
-class _Allotted(NamedTuple):
+class Allotted(NamedTuple):
     member: Member
     batch: Stock
     first: int
@@ -110,7 +110,7 @@ class QueueDesk:
     _fresh: deque[Stock] = field(default_factory=deque)  # dense, from the first record not handed out
     _again: list[Stock] = field(default_factory=list)  # batches of which records are back
     _wanted: Want | None = None  # under way
-    _granting: list[_Allotted] | None = None  # proposed
+    _granting: list[Allotted] | None = None  # proposed
     _left: dict[bytes, None] = field(default_factory=dict)  # members whose records are to be given back
     _unseen: list[Leased] = field(default_factory=list)  # granted to members that went meanwhile
 
@@ -332,12 +332,12 @@ class QueueDesk:
             return
         share = ceil(sum(end - first for _, first, end in pieces) / len(takers))
         left = {m.id: min(share, m.room()) for m in takers}
-        allotted: list[_Allotted] = []
+        allotted: list[Allotted] = []
         for batch, first, end in pieces:
             while first < end and takers:
                 member = takers[0]
                 stop = min(end, first + left[member.id])
-                allotted.append(_Allotted(member, batch, first, stop))
+                allotted.append(Allotted(member, batch, first, stop))
                 left[member.id] -= stop - first
                 member.records += stop - first
                 first = stop
@@ -370,12 +370,19 @@ class QueueDesk:
         if self._wanted is not None or not any(m.room() for m in self.members.values()):
             return None
         at = self._in_hand_to()
-        due = next(((s, e) for s, e, when in self._due.runs() if when <= self.now), None)
+        due = self._first_due()
         if due is not None and not self._again and self._granting is None:
             self._wanted = Want(*due, STOCK_BYTES, True)
-        elif not self._fresh and at < self.end and self.state.pending < GROUP_PENDING_MAX:
+        elif self._wants_more() and at < self.end and self.state.pending < GROUP_PENDING_MAX:
             self._wanted = Want(at, self.end, STOCK_BYTES, False)
         return self._wanted
+
+    def _wants_more(self) -> bool:
+        """Of records that were not handed out yet."""
+        return not self._fresh
+
+    def _first_due(self) -> Range | None:
+        return next(((s, e) for s, e, when in self._due.runs() if when <= self.now), None)
 
     def _is_due(self, batch: Stock) -> bool:
         return any(at <= self.now for _, _, at in self._due.runs(batch.base_offset, batch.end))

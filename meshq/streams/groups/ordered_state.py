@@ -23,6 +23,7 @@ from meshq.streams.groups.words import (
     Mode,
     Op,
     Open,
+    Pass,
     Range,
     Redrive,
     Reset,
@@ -98,6 +99,8 @@ class OrderedState:
                 return ()
             case Lapse():
                 return ()  # nothing is ever dying here
+            case Pass():
+                return ((op.first, op.end),)
             case Reset():
                 self.next, self.tries = op.start, 0
                 self.holder, self.lease, self.before = b"", 0, (b"", 0, 0)

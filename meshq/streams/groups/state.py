@@ -30,6 +30,7 @@ from meshq.streams.groups.words import (
     Mode,
     Op,
     Open,
+    Pass,
     Range,
     Redrive,
     Reset,
@@ -134,6 +135,8 @@ class GroupState:
                 return ()
             case Redrive():
                 return () if self._redrive(op) else ((op.since, op.end),)
+            case Pass():
+                return () if self._pass(op.first, op.end) else ((op.first, op.end),)
             case Delete() | Assign():
                 return ()  # not of one group's state; here each record has its own lease
 
@@ -148,6 +151,13 @@ class GroupState:
             self.leased.set(start, stop, Lease(member, index, back.attempts + 1))
             self.redelivered += stop - start if back.attempts else 0
         return sum(stop - start for start, stop, _ in again) == end - first
+
+    def _pass(self, first: int, end: int) -> bool:
+        if first != self.next:
+            return False
+        self.back.set(first, end, Back(0, 0))
+        self.next = end
+        return True
 
     def _settle(self, op: Settle, first: int, end: int, lease: int) -> list[Range]:
         held = [

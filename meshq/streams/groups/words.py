@@ -23,6 +23,7 @@ LEADER: Final = b""  # in the place of a member: the leader itself, whose word n
 class Mode(IntEnum):
     QUEUE = 1  # any record to any member
     ORDERED = 2  # a partition is with one member
+    KEYED = 3  # as QUEUE, but the records of one key are with one member at a time, in order
 
 
 class Verdict(IntEnum):
@@ -90,17 +91,25 @@ class Assign(msgspec.Struct, frozen=True, array_like=True, tag=8):
     member: bytes
 
 
-class Told(msgspec.Struct, frozen=True, array_like=True, tag=9):
+class Pass(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Keyed groups: these records, the next ones, are taken up, each for when its key is free. What of them
+    is granted is granted behind this."""
+
+    first: int
+    end: int
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True, tag=10):
     """Members were told that so many records in all had expired before the group was through with them."""
 
     expired: int
 
 
-class Lapse(msgspec.Struct, frozen=True, array_like=True, tag=10):
+class Lapse(msgspec.Struct, frozen=True, array_like=True, tag=11):
     """What was dying and has expired cannot be moved to the dead letters any more."""
 
 
-Op = Open | Grant | Settle | Bury | Reset | Redrive | Delete | Assign | Told | Lapse
+Op = Open | Grant | Settle | Bury | Reset | Redrive | Delete | Assign | Pass | Told | Lapse
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):
