@@ -97,7 +97,7 @@ def _print_group(found: list[GroupPartition]) -> None:
         [msgspec.to_builtins(p) for p in found],
         {
             "partition": "PARTITION", "end": "END", "cursor": "CURSOR", "lag": "LAG", "lag_s": "LAG S",
-            "members": "MEMBERS", **(_OF_QUEUES if first.mode == "queue" else _OF_ORDERED),
+            "members": "MEMBERS", **(_OF_ORDERED if first.mode == "ordered" else _OF_QUEUES),
             "leader": "LEADER",
         },
     )  # fmt: skip

@@ -22,6 +22,7 @@ from meshq.client.common import Common
 from meshq.client.consuming import Consuming
 from meshq.client.facts import (
     AskRequested,
+    AtWork,
     BatchSealed,
     Closed,
     Consumed,
@@ -144,6 +145,8 @@ class ClientCore:
                 self._reader_for(event).on_subscribe(event)
             case RecordsSettled():
                 (self._ordered if self._ordered.has(event.sub) else self._consuming).on_settled(event)
+            case AtWork():
+                self._consuming.on_at_work(event.sub)
             case Unsubscribed():
                 for reader in self._readers():
                     reader.on_unsubscribed(event.sub)

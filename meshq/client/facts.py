@@ -195,6 +195,13 @@ class RecordsSettled:
 
 
 @dataclass(frozen=True, slots=True)
+class AtWork:
+    """The application is there, and takes what this subscription of a queue group is handed."""
+
+    sub: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unsubscribed:
     sub: int
 
@@ -206,7 +213,7 @@ class Closed:
 
 Event = (
     Ticked | LinkUp | LinkDown | Received | Garbled | HomeWanted | TopicWanted | TopicsWanted | AskRequested
-    | BatchSealed | SubscribeRequested | Consumed | RecordsSettled | Unsubscribed | Closed
+    | BatchSealed | SubscribeRequested | Consumed | RecordsSettled | AtWork | Unsubscribed | Closed
 )  # fmt: skip
 
 

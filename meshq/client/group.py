@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from meshq import messages
 from meshq.batch import read_records
 from meshq.client.driver import ClientDriver
-from meshq.client.facts import Group, Hand, RecordsSettled, Start, Unsubscribed
+from meshq.client.facts import AtWork, Group, Hand, RecordsSettled, Start, Unsubscribed
 from meshq.client.key_order import KeyOrder
 from meshq.client.records import Record
 from meshq.client.subscription import Subscription
@@ -30,6 +30,7 @@ from meshq.limits import ACK_WAIT_MS_MAX, REASON_CHARS_MAX
 GROUP_CREDIT_RECORDS: Final = 256
 SETTLE_S: Final = 30.0  # how long an answer may take
 RANGES_MAX: Final = 4_096  # in one message
+AT_WORK_S: Final = 1.0  # it is said no more often
 
 
 class GroupRecord(Record, gc=True):
@@ -116,6 +117,7 @@ class GroupSubscription(Subscription):
         self._ack_wait = group.ack_wait_ms / 1000
         self._now = driver.clock
         self._touched = self._now()  # when the application did something here
+        self._told = self._touched  # when the mesh was told that it is at work
         self._lots: dict[Lot, None] = {}  # with records nobody took; bounded by the credit
         self._lot: Lot | None = None  # whose records are being handed out
         self._flights: dict[_Where, Flight] = {}  # of this turn
@@ -128,7 +130,7 @@ class GroupSubscription(Subscription):
         return self
 
     async def __anext__(self) -> GroupRecord:
-        self._touched = self._now()
+        self._touch()
         while True:
             await self._have_records()
             record = self._records.pop()
@@ -136,7 +138,7 @@ class GroupSubscription(Subscription):
                 return record
 
     async def take(self, count: int | None = None) -> list[Record]:
-        self._touched = self._now()
+        self._touch()
         while True:
             records = await super().take(count)
             found: list[Record] = [r for r in records if isinstance(r, GroupRecord) and self._may_take(r)]
@@ -174,7 +176,7 @@ class GroupSubscription(Subscription):
         """Of one record; for the record's own methods."""
         if self._closed:
             raise UsageError(f"the subscription to {self.pattern} was closed, and gave this record back")
-        self._touched = self._now()
+        self._touch()
         if self._order is not None:
             self._order.settled(lot, offset, verdict, self._now(), self._here())
         return Settling(self._flight(lot, verdict, delay_ms, offset, offset + 1, reason), offset)
@@ -284,18 +286,31 @@ class GroupSubscription(Subscription):
         self._tending = self._driver.loop.call_later(self._ack_wait / 3, self._tend)
 
     def _tend(self) -> None:
-        """Records that wait here stay ours while the application is at work."""
+        """Records that wait here stay ours while the application is at work; and the mesh hears that it is,
+        for it hands nothing more to who says nothing.
+        """
         self._tending = None
         if self._closed or self._driver.closed:
             return
-        now, untaken = self._now(), self._untaken()
-        if now - self._touched < self._ack_wait:
-            for lot, first, end in untaken:
+        now = self._now()
+        if now - self._touched < self._ack_wait or any(not f.done() for f in self._waiting):
+            for lot, first, end in self._untaken():
                 self._flight(lot, messages.EXTEND, None, first, end).lots.add(lot)
             for flight in self._flights.values():
                 flight.until = now + self._ack_wait
-        if untaken:
-            self._tend_later()
+            self._tell_at_work(now)
+        self._tend_later()
+
+    def _touch(self) -> None:
+        now = self._now()
+        if now - self._touched >= self._ack_wait:
+            self._tell_at_work(now)  # it may have been taken for one that is stuck
+        self._touched = now
+
+    def _tell_at_work(self, now: float) -> None:
+        if now - self._told >= AT_WORK_S and not self._driver.closed:
+            self._told = now
+            self._driver.tell(AtWork(self._sub))
 
 
 class _Where(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from meshq.batch import read_records
 from meshq.client.driver import ClientDriver, FutureWaiter
@@ -118,7 +118,7 @@ class Subscription:
         """Take no more records. Idempotent."""
         self._close()
 
-    async def __aenter__(self) -> Subscription:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

@@ -18,9 +18,11 @@ from meshq.messages import (
     Expired,
     Failure,
     ReadStarted,
+    Retain,
     TopicInfo,
 )
 from meshq.peer.core import events as e
+from meshq.registry import commands
 from tests.peer.single import Single, elect, follow, key_of
 from tests.peer.test_core_consuming import ONE, TWO, got, join, settle, where
 
@@ -156,9 +158,12 @@ def test_a_follower_decides_nothing_whatever_its_clock_says() -> None:
     peer = Single(founders=("a", "b", "c"))
     elect(peer)
     peer.hello()
-    info = peer.make_topic()
+    retain = Retain(age_ms=10_000, records=1)
+    peer.propose(commands.CreateTopic("t", bytes(16), 1, 1 << 20, 1, retain))
     follow(peer)
-    peer.produce(info, b"x")
+    info = peer.core.ctx.registry.topic("t")
+    assert info is not None
+    peer.produce(info, b"x", b"y")
     follow(peer)
     slot = peer.core.ctx.slot_of(key_of(info))
     peer.core.slots.hosts[slot].leads = False  # as its stream sees it when another one leads

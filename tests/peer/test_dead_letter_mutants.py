@@ -16,9 +16,11 @@ from meshq.peer.core.group_parts import GroupParts
 from meshq.peer.core.grouping import Grouping
 from meshq.peer.core.slots import Slots
 from meshq.streams.groups import state
+from meshq.streams.groups.desk import QueueDesk
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import Back, GroupState
 from meshq.streams.groups.words import Bury, Redrive, Reset, Settle, Verdict, encode_group
+from tests.peer import test_core_bad_consumers as bad
 from tests.peer import test_core_dead_letters as letters
 from tests.peer import test_core_groups_asked as asked
 
@@ -138,6 +140,11 @@ def deletes_under_its_members(patch: Patch) -> None:
 
 rejected = letters.test_a_rejected_record_is_moved_to_the_dead_letters_with_what_was_said_of_it
 
+
+def hands_more_to_who_is_stuck(patch: Patch) -> None:
+    patch.setattr(QueueDesk, "_doubt", lambda self, held: None)
+
+
 CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], None]]] = [
     (
         hands_out_once_more,
@@ -168,6 +175,10 @@ CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], None]]] = [
     (takes_from_who_has_it, asked.test_redrive_after_a_reset_takes_nobody_away_from_who_has_it),
     (keeps_its_leases_at_a_reset, lambda: asked.test_reset_begins_elsewhere({"to": "latest"}, 9)),
     (tells_what_no_majority_confirmed, asked.test_a_leader_that_is_away_is_an_error_and_not_left_out),
+    (
+        hands_more_to_who_is_stuck,
+        bad.test_one_that_never_says_anything_costs_each_record_one_delivery_and_others_do_them,
+    ),
     (deletes_under_its_members, asked.test_delete_takes_a_group_without_members_and_its_dead_letters),
 ]
 

@@ -37,6 +37,7 @@ from meshq.limits import (
     GROUP_MEMBERS_MAX,
     GROUPS_PER_SLOT_MAX,
     ORDERED_MEMBERS_MAX,
+    SETTLE_RANGES_MAX,
 )
 from meshq.messages import Join, ReadItem, ReadStarted, Settle, SettleItem, Started, Unread
 from meshq.peer.core.burying import Burying
@@ -91,6 +92,7 @@ class Consuming:
                 raise UsageError(f"this subscription takes part in group {joined.group!r}")
             joined.member.records_max = min(message.in_flight, GROUP_IN_FLIGHT_MAX)
             joined.member.bytes_max = min(message.in_flight_bytes, CREDIT_BYTES_MAX)
+            self.on_heard(ref)
             self.desks.stir_all(joined.member)
         except MeshqError as e:
             for item in message.items:
@@ -261,6 +263,8 @@ class Consuming:
                 part = self.desks.parts.get(key)
                 if part is not None and isinstance(part.desk, OrderedDesk):
                     part.desk.roster.join(joined.member, joined.opened.ack_wait_ms / 1000, self.ctx.now)
+            joined.member.was_silent = False
+            self.desks.stir_all(joined.member)
 
     def on_session_gone(self, session: Session) -> None:
         """It may be back: what it holds stays its own for as long as was agreed."""
@@ -312,8 +316,12 @@ class Consuming:
     def on_settle(self, session: Session, message: Settle) -> None:
         self.on_heard((session, message.sub))
         joined = self._joined.get((session, message.sub))
+        left = SETTLE_RANGES_MAX
         for item in message.items:
             try:
+                left -= len(item.ranges)
+                if left < 0:
+                    raise Overloaded("that is much for one message", retry_after_ms=20)
                 if joined is None:
                     raise Unavailable("this subscription has not joined its group here", retry_after_ms=50)
                 self._settle(session, joined, item)

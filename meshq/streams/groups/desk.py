@@ -47,9 +47,11 @@ class Member:
     records: int = 0  # handed out and not settled
     bytes: float = 0.0
     heard: float = 0.0  # when it last said anything
-    was_silent: bool = False  # for too long: an ordered group went on without it
+    was_silent: bool = False  # for too long: its group goes on without it until it says something
 
     def room(self) -> int:
+        if self.was_silent:
+            return 0
         return max(self.records_max - self.records, 0) if self.bytes < self.bytes_max else 0
 
 
@@ -308,12 +310,21 @@ class QueueDesk:
         count = 0
         for start, stop, held in self._held.runs():
             if held.until <= self.now and count < RANGES_MAX:
+                self._doubt(held)
                 for s, e, x in self.state.leased.runs(start, stop):
                     late.setdefault(x.attempts, []).append((s, e, x.lease))
                     count += 1
         for attempts, found in late.items():
             yield from self._returned(found, Verdict.NACK, redelivery_delay_ms(attempts, self.rng))
         self._wind()
+
+    def _doubt(self, held: _Held) -> None:
+        """Whoever said nothing at all since it was handed these is stuck, or gone. What else it were handed
+        would be lost to it too, one delivery of each, while others could do it.
+        """
+        member = self.members.get(held.member)
+        if member is not None and held.until - member.heard > self.state.ack_wait_ms / 1000 + 0.001:
+            member.was_silent = True
 
     def _returned(self, found: Sequence[Leased], verdict: Verdict, delay_ms: int) -> Iterable[Op]:
         for first, end, _ in found:
