@@ -20,11 +20,17 @@ from meshq.client.reading import Reading
 from meshq.client.routing import Routing
 from meshq.client.subscribed import Subscribed
 from meshq.errors import MeshqError, OutcomeUnknown, RemoteProtocolError, Unavailable
-<<<<<<< HEAD
-from meshq.messages import Expired, HandOut, Items, Join, ReadItem, ReadStarted, Settled, SettleItem
-=======
-from meshq.messages import Credit, HandOut, Items, Join, ReadItem, ReadStarted, Settled, SettleItem
->>>>>>> main
+from meshq.messages import (
+    Credit,
+    Expired,
+    HandOut,
+    Items,
+    Join,
+    ReadItem,
+    ReadStarted,
+    Settled,
+    SettleItem,
+)
 from meshq.messages import Settle as SettleMessage
 
 

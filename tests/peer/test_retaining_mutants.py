@@ -1,4 +1,4 @@
-"""The tests of retention can fail: each of these lies, told by otherwise good code, is caught by one of them."""
+"""The tests of retention can fail: each of these lies, told by otherwise good code, is caught by one."""
 
 from __future__ import annotations
 
