@@ -299,6 +299,7 @@ class PeerCore:
             case PayloadsDeleted():
                 self.slots.on_payloads_deleted(event)
             case SessionClosed():
+                self.consuming.on_unsent(event.session, event.unsent)
                 self.ctx.sessions.close(event.session)
             case MalformedArrived():
                 self.ctx.fail(event.session, 0, event.error)
