@@ -58,7 +58,7 @@ async def test_what_expires_is_told_and_goes_from_every_disk(
         assert (told.value.count, told.value.next) == (ALL - KEPT - 10, ALL - KEPT)
 
         def is_gone() -> bool:
-            """Each disk begins with the batch that holds the first record that is kept, and all have the same."""
+            """All have the same, from the batch on that holds the first record that is kept."""
             one, *others = batches(peers)
             return all(x == one for x in others) and one[0].base_offset <= ALL - KEPT < one[0].end
 

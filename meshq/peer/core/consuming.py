@@ -28,7 +28,7 @@ from meshq.errors import (
     UsageError,
 )
 from meshq.ids import PartitionKey, Ref, Session, Slot, TopicId
-from meshq.levels import DEAD_LETTERS, check_in_use
+from meshq.levels import DEAD_LETTERS, MODES, check_in_use
 from meshq.limits import (
     ACK_WAIT_MS_MAX,
     CREDIT_BYTES_MAX,
@@ -132,6 +132,8 @@ class Consuming:
             )
         if message.mode not in tuple(Mode):
             raise UsageError("a group's mode is `queue`, `ordered` or `keyed`")
+        if message.mode != Mode.QUEUE:
+            check_in_use(self.ctx.registry.level, MODES, "an ordered or keyed group")
         if message.mode == Mode.ORDERED and message.max_deliver:
             raise UsageError("an ordered group has no `max_deliver`")
         if not 1 <= message.ack_wait_ms <= ACK_WAIT_MS_MAX:
