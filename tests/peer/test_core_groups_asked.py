@@ -203,6 +203,27 @@ def test_a_mesh_of_an_older_level_writes_nothing_that_its_older_peers_do_not_kno
     assert where(got(peer)) == [(0, 1, 2)], "as often as it takes"
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"do": "list"},
+        {"do": "list", "after": ["x"]},
+        {"do": "show", "group": "g"},
+        {"do": "show", "group": 7, "topic_id": bytes(16), "version": 0},
+        {"do": "show", "group": "g", "topic_id": bytes(16), "version": 0, "only": ["0"]},
+        {"do": "redrive", "group": "g", "topic_id": bytes(16), "version": 0, "wanted": {"0": "all"}},
+    ],
+)
+def test_what_no_peer_asks_is_refused(args: dict[str, Any]) -> None:
+    peer, info = ready(1)
+    join(peer, info)
+    session = (e.PEERS, b"p")
+    peer.hello(session=session)
+    refused = peer.ask("group.part", session=session, **args)
+    assert (type(refused), refused.name) == (Failure, "UsageError")
+
+
 # ------------------------------------------------------------------------------------------------- redrive
 def test_redrive_hands_dead_letters_out_again_to_their_group_alone_each_once() -> None:
     peer, info = ready(6)
