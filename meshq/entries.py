@@ -197,6 +197,7 @@ class Write:
     clear_aside: bytes | None = None
     replace: tuple[bytes, ...] | None = None
     doubtful: tuple[PayloadKey, ...] = ()
+    rewritten: tuple[tuple[PartitionKey, int, int], ...] = ()
 
     def payload_bytes(self) -> int:
         return sum(len(p.data) for p in self.payloads)

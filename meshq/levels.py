@@ -22,7 +22,7 @@ DEAD_LETTERS: Final = (
     2  # groups' max_deliver, reject, reset, redrive, delete (DEAD_LETTER, operations 4 to 7)
 )
 MODES: Final = 2  # ordered and keyed groups (operations 8 and 9, Granted and Revoked)
-RETENTION: Final = 2  # topics' retention (its settings, RETAIN entries, operations 10 and 11 of groups)
+RETENTION: Final = 2  # topics' retention (RETAIN, COMPACT, operations 10 and 11 of groups)
 OUTBOXES: Final = 2  # producers' epochs go on with their sequences, for 30 days (epochs above 0)
 
 FEATURES: Final = {

@@ -52,6 +52,8 @@ CAPABILITIES_MAX = _limit("CAPABILITIES_MAX", 64, "capabilities in one certifica
 # Retention
 RETAIN_AGE_MS_MIN = _limit("RETAIN_AGE_MS_MIN", 1_000, "shortest age (ms) that a topic's records, or its tombstones, may be kept", "`UsageError`")
 RETAIN_AGE_MS_MAX = _limit("RETAIN_AGE_MS_MAX", 100 * 365 * 86_400_000, "longest age (ms) that can be set", "`UsageError`: without a limit they are kept for ever")
+COMPACT_KEYS_MAX = _limit("COMPACT_KEYS_MAX", 100_000, "keys that one compaction of a partition looks for (one partition of a peer at a time)", "the rest is looked for by the next one")
+COMPACTED_COUNT_MAX = _limit("COMPACTED_COUNT_MAX", 65_536, "offsets that one compacted batch stands for", "the next ones get another batch")
 TOMBSTONE_AGE_MS = _limit("TOMBSTONE_AGE_MS", 86_400_000, "how long (ms) a compacted topic keeps tombstones (default of the topic setting)", "they go with the next compaction")
 
 # Producers

@@ -11,7 +11,7 @@ from collections import deque
 from types import TracebackType
 from typing import Final, Self
 
-from meshq.batch import read_records
+from meshq.batch import COMPACTED, KeptRecord, read_header, read_records
 from meshq.client.driver import ClientDriver, FutureWaiter
 from meshq.client.facts import (
     Consumed,
@@ -191,15 +191,23 @@ class Subscription:
     def _open(self, hand: Hand) -> None:
         self._taken = hand
         self._positions[hand.topic, hand.partition] = hand.base_offset
-        raw = read_records(hand.payload)
-        topic, partition, at = hand.topic, hand.partition, hand.timestamp_ms
-        records = [
-            Record(topic, partition, offset, at, r.key, r.value, r.headers or {})
-            for offset, r in enumerate(raw, hand.base_offset)
-        ]
-        if hand.first > hand.base_offset:
-            del records[: hand.first - hand.base_offset]
-        self._positions[topic, partition] = hand.base_offset + len(raw)
+        header = read_header(hand.payload)
+        raw = read_records(hand.payload, header)
+        topic, partition, base, at = hand.topic, hand.partition, hand.base_offset, hand.timestamp_ms
+        if header.version == COMPACTED:
+            records = [
+                Record(topic, partition, base + r.place, at - r.earlier_ms, r.key, r.value, r.headers or {})
+                for r in raw
+                if isinstance(r, KeptRecord) and base + r.place >= hand.first
+            ]
+        else:
+            records = [
+                Record(topic, partition, offset, at, r.key, r.value, r.headers or {})
+                for offset, r in enumerate(raw, base)
+            ]
+            if hand.first > base:
+                del records[: hand.first - base]
+        self._positions[topic, partition] = base + header.count
         self._in_a_row += len(records)
         records.reverse()
         self._records = records

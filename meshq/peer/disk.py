@@ -153,7 +153,7 @@ def read_ranges(
                 raise PayloadCorrupt("it is missing", partition, offset)
             batches += found
             left -= sum(len(b.data) for b in found)
-            offset = found[-1].base_offset + found[-1].count
+            offset = max(b.base_offset + b.count for b in found)
     return batches, True
 
 
@@ -192,8 +192,8 @@ class DiskShell:
     """Executes the core's disk effects; what comes of them goes back as events, in the loop's thread.
 
     `is_awaited`: whether what a read finds is still of use to anybody when its turn comes; if not, nothing is
-    read. `has_gone`: whether the payload of a slot's entry is not kept any more. None of its callbacks does
-    anything after `close()`.
+    read. `has_gone`: whether the payload of a slot's entry is not kept any more; `was_rewritten`: whether it
+    may be stored as compaction left it. None of its callbacks does anything after `close()`.
     """
 
     def __init__(
@@ -204,13 +204,14 @@ class DiskShell:
         on_fatal: Callable[[BaseException], None],
         is_awaited: Callable[[FetchBatches | SeekTime], bool],
         has_gone: Callable[[Slot, Entry], bool],
+        was_rewritten: Callable[[Slot, Entry], bool],
     ) -> None:
         self.store = store
         self._loop = loop
         self._tell = tell
         self._on_fatal = on_fatal
         self._is_awaited = is_awaited
-        self._has_gone = has_gone
+        self._has_gone, self._was_rewritten = has_gone, was_rewritten
         self._deleting: dict[PartitionKey, Slot] = {}  # what may be reported; as many as slots hold
         self._reads: deque[FetchBatches | SeekTime] = deque()
         self._turn_due = False
@@ -303,13 +304,20 @@ class DiskShell:
         items: list[Item] = []
         damage: StoreCorrupt | None = None
         try:
-            has_gone = partial(self._has_gone, read.slot)
+            has_gone = partial(self._is_without, read.slot)
             items = read_log(self.store, read.slot, read.prev.index + 1, read.bytes_max, has_gone)
         except (MeshqError, lmdb.Error) as e:
             log.warning("Slot %s cannot be read for a peer: %s", read.slot, e, extra={"event": "LogUnread"})
             damage = e if isinstance(e, StoreCorrupt) else None
         event = SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(items)), damage)
         self._loop.call_soon(self._guarded, self._tell, event)
+
+    def _is_without(self, slot: Slot, entry: Entry) -> bool:
+        """Whether the entry's payload, as it came, is not to be had here any more and need not be."""
+        if self._has_gone(slot, entry):
+            return True
+        key = payload_key_of(entry) if self._was_rewritten(slot, entry) else None
+        return key is not None and self.store.is_compacted(key)
 
     def read_rows(self, read: ReadRows) -> None:
         event = RowsRead(read.slot, read.to, self.store.read_rows(read.slot))

@@ -235,6 +235,7 @@ class PeerShell:
             self._fail,
             is_awaited=self.core.fetching.is_awaited,
             has_gone=self.core.slots.has_gone,
+            was_rewritten=self.core.slots.was_rewritten,
         )
 
     def _make_gateway(self, context: Any) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from meshq.batch import HEADER_BYTES, Buffer, read_header
+from meshq.batch import COMPACTED, HEADER_BYTES, Buffer, read_header
 from meshq.entries import (
     ASIDE_ROW,
     GENESIS_CHAIN,
@@ -124,6 +124,18 @@ def read_payload(dbs: Databases, key: PayloadKey) -> bytes:
         if data is None or fault:
             raise PayloadCorrupt(fault, key.partition, key.base_offset, stored=key)
         return bytes(data)
+
+
+def is_compacted(dbs: Databases, key: PayloadKey) -> bool:
+    """Whether nothing is stored under this key, or what compaction left there. Damage is neither."""
+    with dbs.env.begin(buffers=True) as txn:
+        name = payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count)
+        data = txn.get(name, db=dbs.payloads)
+        if data is None:
+            return True
+        with suppress(RemoteProtocolError):
+            return read_header(data).version == COMPACTED
+    return False
 
 
 def read_entries(

@@ -123,6 +123,11 @@ class Store:
         self._check_open()
         return reads.read_payload(self._dbs, key)
 
+    def is_compacted(self, key: PayloadKey) -> bool:
+        """Whether the batch that had exactly this key is stored as it came no more."""
+        self._check_open()
+        return reads.is_compacted(self._dbs, key)
+
     def read_entries(self, slot: Slot, from_index: int, *, bytes_max: int, count_max: int) -> list[Entry]:
         """Entries from this index on, dense and verified; at least one if there is any.
 

@@ -170,6 +170,8 @@ class Deliveries:
     def _take(self, fetch: Fetch, batches: Sequence[StoredBatch], s: _Subscription, reader: _Reader) -> None:
         reader.fetching = False
         for b in batches:
+            if b.base_offset + b.count <= reader.position:
+                continue  # of before it was compacted together with the one before
             # A batch that does not continue what came before: the next fetch begins at the hole and finds it.
             if s.bytes <= 0 or s.records <= 0 or b.base_offset > reader.position:
                 break

@@ -15,9 +15,10 @@ import msgspec
 from msgspec.structs import replace
 
 from meshq.batch import NO_PRODUCER, BatchHeader
-from meshq.entries import Entry, EntryKind, generation_of
+from meshq.entries import Entry, EntryKind, Payload, generation_of
 from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
+from meshq.streams.compaction import decode_compact
 from meshq.streams.groups.letters import LettersBody, decode_letters
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import ROW as GROUP_ROW
@@ -56,6 +57,9 @@ class PartitionState(msgspec.Struct, frozen=True, array_like=True):
     bytes: int = 0  # payload bytes stored
     timestamp_ms: int = 0  # of the newest batch
     cuts: tuple[tuple[int, int], ...] = ()  # (generation, end when it began), the newest CUTS_MAX
+    clean: int = 0  # of the records of a key before this offset only the last is left
+    clean_bytes: int = 0  # stored when that was so
+    rewritten: int = 0  # batches before this offset may be others than their entries brought
 
 
 EMPTY = PartitionState()
@@ -98,7 +102,17 @@ class Retained:
     low: int
 
 
-Applied = Stored | Dropped | Retained | GroupApplied | Moved
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """One batch, to be written in place of those of a partition that begin in [first, end)."""
+
+    partition: PartitionKey
+    first: int
+    end: int
+    payload: Payload
+
+
+Applied = Stored | Dropped | Retained | GroupApplied | Moved | Compacted
 
 
 @dataclass(slots=True)
@@ -117,6 +131,7 @@ class SlotStream:
         self.partitions: dict[PartitionKey, PartitionState] = {}
         self.dropping: set[PartitionKey] = set()  # deleted, payloads not all gone yet
         self.expired: dict[PartitionKey, int] = {}  # payloads below this offset are not all gone yet
+        self.rewrites: list[Compacted] = []  # to be written with the state that they are part of
         self._dirty: dict[bytes, None] = {}
         self.producers = ProducerTable(lambda key: self._mark(producer_row(key)))
         self.groups = GroupTable(self._mark, lambda p: self.partitions.get(p, EMPTY).low)
@@ -231,9 +246,11 @@ class SlotStream:
                 return Moved(moved, self._apply_publish(entry, letters))
             case EntryKind.RETAIN:
                 return self._apply_retain(entry)
+            case EntryKind.COMPACT:
+                return self._apply_compact(entry)
             case EntryKind.NOOP | EntryKind.CONFIG:
                 return None
-            case EntryKind.REGISTRY | EntryKind.COMPACT:
+            case EntryKind.REGISTRY:
                 raise InternalError(f"slot {self.slot} holds an entry of the registry")
 
     def _begin_generation(self, generation: int) -> None:
@@ -262,8 +279,9 @@ class SlotStream:
                 f"slot {self.slot}: offset {body.base_offset} after {old.end}: offsets are dense"
             )
         self.partitions[partition] = PartitionState(
-            old.low, old.end + body.count, old.bytes + body.payload_bytes, entry.timestamp_ms, old.cuts
-        )
+            old.low, old.end + body.count, old.bytes + body.payload_bytes, entry.timestamp_ms, old.cuts,
+            old.clean, old.clean_bytes, old.rewritten,
+        )  # fmt: skip
         self._mark(partition_row(partition))
         self.producers.expire(entry.timestamp_ms)
         if body.producer_id != NO_PRODUCER:
@@ -301,11 +319,42 @@ class SlotStream:
         old = self.partitions.get(partition)
         if old is None or body.first != old.low or not old.low < body.low <= old.end:
             return None  # deleted, or said before by another leader
-        self.partitions[partition] = replace(old, low=body.low, bytes=max(old.bytes - body.size, 0))
+        size = max(old.bytes - body.size, 0)
+        clean_bytes = min(old.clean_bytes, size)
+        self.partitions[partition] = replace(old, low=body.low, bytes=size, clean_bytes=clean_bytes)
         self._mark(partition_row(partition))
         self.groups.expire(partition, body.low)
         self.expire(partition, body.low)
         return Retained(partition, body.first, body.low)
+
+    def _apply_compact(self, entry: Entry) -> Compacted | None:
+        body = decode_compact(entry.body)
+        partition = PartitionKey(TopicId(body.topic_id), body.partition)
+        old, end = self.partitions.get(partition), body.first + body.count
+        if old is None or body.first < old.low or end > old.end:
+            return None  # deleted, or it expired meanwhile
+        size = old.bytes - body.freed + len(body.data)
+        self.partitions[partition] = replace(
+            old,
+            bytes=max(size, 0),
+            clean=max(old.clean, body.clean),
+            clean_bytes=size if body.clean else old.clean_bytes,
+            rewritten=max(old.rewritten, end),
+        )
+        self._mark(partition_row(partition))
+        payload = Payload(partition, body.first, body.count, body.timestamp_ms, body.data)
+        done = Compacted(partition, body.first, end, payload)
+        if body.count:
+            self.rewrite([done])
+        return done
+
+    def rewrite(self, more: Iterable[Compacted]) -> None:
+        """To be written. What a later one replaces again is not: they would be put side by side."""
+        for x in more:
+            within = range(x.first, x.end)
+            same = x.partition
+            self.rewrites = [y for y in self.rewrites if y.partition != same or y.first not in within]
+            self.rewrites.append(x)
 
     def expire(self, partition: PartitionKey, below: int) -> None:
         """Payloads below this offset may be on this disk, and are of no use any more."""
@@ -317,6 +366,11 @@ class SlotStream:
         key = payload_key_of(entry) if entry.index <= self.applied_index else None
         state = self.partitions.get(key.partition) if key is not None else None
         return key is not None and (state is None or key.base_offset + key.count <= state.low)
+
+    def was_rewritten(self, entry: Entry) -> bool:
+        """Whether what is stored at the entry's place may be what compaction left of it, or nothing."""
+        key = payload_key_of(entry) if entry.index <= self.applied_index else None
+        return key is not None and key.base_offset < self.partitions.get(key.partition, EMPTY).rewritten
 
     def on_payloads_deleted(self, partition: PartitionKey, below: int | None) -> None:
         """Those that end at or before this offset; None: all."""

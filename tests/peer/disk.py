@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice, takewhile
 
+from meshq.batch import COMPACTED, read_header
 from meshq.entries import ASIDE_ROW, Entry, Mark, Payload, PayloadCorrupt, PayloadKey, StoredBatch, Write
 from meshq.errors import StoreCorrupt
 from meshq.ids import PartitionKey, Slot
@@ -45,6 +46,10 @@ class Disk:
         self._replace(write)
         if write.truncate_from is not None:
             self._forget(slot, [i for i in log if i >= write.truncate_from])
+        for partition, first, end in write.rewritten:
+            self.payloads[partition][:] = [
+                p for p in self.payloads[partition] if not first <= p.base_offset < end
+            ]
         for gone in write.dropped:
             self._delete(gone)
         for entry in write.entries:
@@ -144,6 +149,10 @@ class Disk:
                     raise PayloadCorrupt(fault, key.partition, key.base_offset, stored=key)
                 return bytes(p.data)
         raise PayloadCorrupt("it is not there", key.partition, key.base_offset, stored=key)
+
+    def is_compacted(self, key: PayloadKey) -> bool:
+        found = [p for p in self.payloads[key.partition] if where_of(p) == where_of(key)]
+        return not found or read_header(found[0].data).version == COMPACTED
 
     def read_batches(
         self, partition: PartitionKey, offset: int, *, end: int, bytes_max: int, count_max: int = 64

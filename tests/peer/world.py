@@ -20,9 +20,9 @@ from meshq import messages
 from meshq.batch import RawRecord, read_header, read_records
 from meshq.client import facts
 from meshq.client.core import ClientCore
-from meshq.entries import PayloadCorrupt, StoredBatch
+from meshq.entries import Entry, PayloadCorrupt, StoredBatch
 from meshq.errors import DiskFull, MeshqError, StoreCorrupt, StoreError
-from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId
+from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Slot
 from meshq.levels import LEVEL_KNOWN
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
@@ -35,6 +35,7 @@ from meshq.replication.words import Item, LogRead
 from meshq.security.authority import Authority
 from meshq.security.certificates import Certificate, issue
 from meshq.security.identity import Identity
+from meshq.streams.publish import payload_key_of
 from tests.peer.disk import Disk
 
 WALL_MS = 1_700_000_000_000
@@ -324,7 +325,7 @@ class Host:
 
     def _read_log(self, read: e.ReadSlotLog, run: int) -> None:
         found, damage = list[Item](), None
-        has_gone = partial(self.core.slots.has_gone, read.slot)
+        has_gone = partial(self._is_without, read.slot)
         try:
             found = read_log(self.disk, read.slot, read.prev.index + 1, read.bytes_max, has_gone)  # type: ignore[arg-type]
         except StoreCorrupt as why:
@@ -342,6 +343,12 @@ class Host:
         except PayloadCorrupt as why:
             damage = why
         self._answer(run, e.PayloadsRead(read.slot, read.to, tuple(found), complete, damage))
+
+    def _is_without(self, slot: Slot, entry: Entry) -> bool:
+        """As DiskShell knows it."""
+        slots, key = self.core.slots, payload_key_of(entry)
+        there = key is not None and slots.was_rewritten(slot, entry)
+        return slots.has_gone(slot, entry) or (there and key is not None and self.disk.is_compacted(key))
 
     def _survey(self, s: e.SurveyBatches, run: int) -> None:
         marks = self.disk.survey(s.partition, s.offset, count_max=s.count_max)

@@ -35,6 +35,7 @@ from meshq.peer.core.absences import Absences
 from meshq.peer.core.admin import Admin
 from meshq.peer.core.changes import Changes
 from meshq.peer.core.clocks import Clocks
+from meshq.peer.core.compacting import Compacting
 from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
 from meshq.peer.core.declared import Declared
@@ -155,6 +156,10 @@ class PeerCore:
         self.slots.on_group = self.consuming.desks.on_applied
         self.retaining = Retaining(ctx, self.slots)
         self.slots.on_retained = self._on_retained
+        self.compacting = Compacting(ctx, self.slots, self.retaining.is_looking)
+        self.retaining.is_rewritten = self.compacting.is_busy
+        self.slots.on_compacted = self.compacting.on_compacted
+        self.slots.on_written = self.compacting.on_written
         ctx.sessions.on_closed = self._on_session_gone
         self.slots.on_lost = self._on_lost
         self.reading = Reading(ctx, self.slots)
@@ -341,6 +346,7 @@ class PeerCore:
         self.disks.tick()
         self.admin.tick()
         self.retaining.tick()
+        self.compacting.tick()
         self.mending.tick()
         self.ctx.sessions.tick(self.ctx.now)
         self.publishing.receipts.tick()
@@ -388,6 +394,7 @@ class PeerCore:
         self.publishing.on_stored(stored, payload, copies)
         self.consuming.desks.on_stored(stored, payload)
         self.retaining.on_stored(stored.partition)
+        self.compacting.on_stored(stored.partition)
 
     def _on_retained(self, retained: Retained) -> None:
         self.reading.on_retained(retained)
@@ -398,6 +405,7 @@ class PeerCore:
         self.publishing.receipts.on_lost(host, error)
         self.consuming.desks.on_refused(host.slot, error)
         self.retaining.on_lost(host)
+        self.compacting.on_lost(host)
 
     def _on_session_gone(self, session: Session) -> None:
         self.ctx.deliveries.on_session_gone(session)
@@ -453,6 +461,7 @@ class PeerCore:
             self.consuming.burying.on_led(host.slot)
             self.registrar.doubt_level()
             self.retaining.on_role(host)
+            self.compacting.on_role(host)
         else:
             self._end_reads_of(host.slot)
             self.consuming.on_slot_lost(host.slot)

@@ -59,6 +59,7 @@ class Host:
     is_emptied: bool = False  # a write that leaves nothing of it is on its way
     damaged_below: int = 0  # entries below are unreadable: not to be kept for others
     members: Config | None = None  # that were last told of
+    rewriting: int = 0  # compacted batches on their way to disk
     deleting: dict[PartitionKey, int | None] = field(default_factory=dict)  # payloads, up to where; None: all
 
     @property

@@ -13,7 +13,7 @@ What an entry does, on every replica, is in streams/slot.py; payloads go once th
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -46,11 +46,17 @@ class _Look:
 class Retaining:
     ctx: Context
     slots: Slots
+    is_rewritten: Callable[[PartitionKey], bool] = lambda _: False  # compaction has proposed something of it
     _looks: dict[PartitionKey, _Look] = field(default_factory=dict)  # under way; partitions led here
+    _blocked: dict[PartitionKey, None] = field(default_factory=dict)  # of `_stirred`
     _stirred: dict[PartitionKey, None] = field(default_factory=dict)  # to be looked at
     _due: list[tuple[int, PartitionKey]] = field(default_factory=list)  # a heap, one each of `_aging`
     _aging: set[PartitionKey] = field(default_factory=set)
     _next_look: float = 0.0
+
+    def is_looking(self, partition: PartitionKey) -> bool:
+        """Or waits for that."""
+        return partition in self._looks or partition in self._blocked
 
     # -------------------------------------------------------------------------------- what happens
     def on_stored(self, partition: PartitionKey) -> None:
@@ -105,7 +111,13 @@ class Retaining:
     def _look(self, partition: PartitionKey) -> None:
         host, retain = self._led(partition), self._retain(partition)
         if host is None or retain is None or partition in self._looks:
+            self._blocked.pop(partition, None)
             return
+        if host.rewriting or host.stream.rewrites or self.is_rewritten(partition):
+            # What is stored is not what the state says just now. Compaction lets this go first next time.
+            self._stirred[partition] = self._blocked[partition] = None
+            return
+        self._blocked.pop(partition, None)
         state = host.stream.partitions.get(partition, EMPTY)
         aged = retain.age_ms and partition not in self._aging and state.low < state.end
         if aged or _has_too_much(retain, state):

@@ -92,20 +92,33 @@ class Saving:
         there = log.position(before) or Position(before, log.term_at(before) or 0, b"")
         start = there if keep_from else log.start
         deletions = self.deletions(host)
+        rewrites, host.stream.rewrites = host.stream.rewrites, []
+        host.rewriting += len(rewrites)
         rows = (*host.stream.take_rows(), replica_row(log, applied, host.replica.settled_config, start=start))
         host.checkpointed = applied
 
         def done() -> None:
             if keep_from:
                 host.replica.trim(start)
+            host.rewriting -= len(rewrites)
             self.delete(host, deletions)
+            if rewrites and host.leads:
+                self.slots.on_written(host)
+
+        def failed(_: MeshqError) -> None:
+            host.rewriting -= len(rewrites)
+            later, host.stream.rewrites = host.stream.rewrites, rewrites
+            host.stream.rewrite(later)
+            host.stream.mark_again(key for key, _ in rows)
 
         self.slots.disk.submit(
             host.slot,
             rows=rows,
             trim_below=keep_from or None,
             done=done,
-            failed=lambda _: host.stream.mark_again(key for key, _ in rows),
+            failed=failed,
+            rewritten=tuple((x.partition, x.first, x.end) for x in rewrites),
+            payloads=tuple(x.payload for x in rewrites),
         )
 
     def deletions(self, host: Host) -> list[Deletion]:

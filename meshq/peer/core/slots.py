@@ -38,6 +38,7 @@ from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import encode_publish
 from meshq.streams.slot import (
     EMPTY,
+    Compacted,
     Dropped,
     Moved,
     PartitionState,
@@ -73,6 +74,8 @@ class Slots:
     on_refused: Callable[[Ref, MeshqError], None] = field(init=False)
     on_group: Callable[[GroupApplied], None] = field(init=False)
     on_retained: Callable[[Retained], None] = field(init=False)
+    on_compacted: Callable[[Compacted], None] = field(init=False)
+    on_written: Callable[[Host], None] = field(init=False)  # what was compacted
     on_lost: Callable[[Host, MeshqError], None] = field(init=False)  # what was proposed, not decided
     system: SlotStream = field(init=False)  # what the system slot's log means
     hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
@@ -397,10 +400,12 @@ class Slots:
         for entry, payload in items:
             applied = host.stream.apply(entry)
             host.log_bytes += len(entry.body) + ENTRY_BYTES
-            if isinstance(applied, Dropped | Retained):
+            if isinstance(applied, Dropped | Retained | Compacted):
                 gone = True
                 if isinstance(applied, Retained) and host.leads:
                     self.on_retained(applied)
+                elif isinstance(applied, Compacted) and host.leads:
+                    self.on_compacted(applied)
             elif isinstance(applied, Stored) and host.leads:
                 copies = sum(index >= entry.index for index in match.values())
                 self.on_stored(applied, payload, copies)
@@ -456,6 +461,10 @@ class Slots:
     def partition(self, slot: Slot, partition: PartitionKey) -> PartitionState:
         host = self.hosts.get(slot)
         return host.stream.partitions.get(partition, EMPTY) if host else EMPTY
+
+    def was_rewritten(self, slot: Slot, entry: Entry) -> bool:
+        """Whether compaction may have put another batch, or one of others, in place of this entry's."""
+        return slot in self.hosts and self.hosts[slot].stream.was_rewritten(entry)
 
     def has_gone(self, slot: Slot, entry: Entry) -> bool:
         """Whether the payload of this entry is not kept any more."""

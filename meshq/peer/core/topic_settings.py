@@ -94,8 +94,6 @@ def _retain(message: Ask, level: int) -> dict[str, Any]:
     if "compact" in args:
         if not isinstance(args["compact"], bool):
             raise UsageError("`compact` must be true or false")
-        if args["compact"]:
-            raise UsageError("this version of meshq has no compaction yet")
         found["compact"] = args["compact"]
     if found:
         check_in_use(level, RETENTION, "retention")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from meshq.batch import Buffer, read_records
+from meshq.batch import Buffer, read_header, read_placed
 from meshq.entries import StoredBatch
 from meshq.limits import GROUP_PENDING_MAX
 from meshq.streams.groups.desk import (
@@ -327,4 +327,7 @@ class _Turn:
 
 
 def _keys_of(data: Buffer) -> list[bytes | None]:
-    return [record.key for record in read_records(data)]
+    keys: list[bytes | None] = [None] * read_header(data).count
+    for place, record in read_placed(data):
+        keys[place] = record.key
+    return keys
