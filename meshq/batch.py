@@ -251,11 +251,11 @@ def read_header(data: Buffer) -> BatchHeader:
     view = memoryview(data)
     magic, version, codec, count, base, producer, epoch, first, body_bytes = _HEADER.unpack_from(view)
     head_crc, body_crc, reserved = _CHECKS.unpack_from(view, _HEADER.size)
-    if magic != b"MB" or version not in _COUNTS_MAX or codec > 2:
+    if magic != b"MB" or version not in _COUNTS or codec > 2:
         raise RemoteProtocolError("not a batch of a version and codec known here")
     if zlib.crc32(view[: _HEADER.size]) != head_crc or reserved != 0:
         raise RemoteProtocolError("a batch header whose checksum does not match")
-    if not 0 < count <= _COUNTS_MAX[version] or body_bytes > BATCH_BYTES_MAX or first >= 1 << 63:
+    if not 0 < count <= _COUNTS[version] or body_bytes > BATCH_BYTES_MAX or first >= 1 << 63:
         raise RemoteProtocolError("a batch header that claims too much")
     if _is_bomb(len(view) - HEADER_BYTES, body_bytes):
         raise RemoteProtocolError(f"a batch body that grows more than {BATCH_RATIO_MAX} times")
@@ -350,7 +350,7 @@ def check(data: Buffer, *, record_bytes_max: int, keyed: bool = False) -> BatchH
     return header
 
 
-_COUNTS_MAX: Final = {VERSION: BATCH_RECORDS_MAX, COMPACTED: COMPACTED_COUNT_MAX}
+_COUNTS: Final = {VERSION: BATCH_RECORDS_MAX, COMPACTED: COMPACTED_COUNT_MAX}
 
 
 def _is_bomb(size: int, plain: int) -> bool:
