@@ -27,7 +27,9 @@ OFFSETS_END = (1 << 63) - 1
 OnRevoke = Callable[[str, int], Awaitable[None] | None]
 
 
-class OrderedRecord(Record, gc=True):
+class OrderedRecord(
+    Record, gc=False
+):  # a third of the time; it is in a cycle while it waits to be taken only
     """A record of a partition that is this member's.
 
     `attempts` counts the leases in a row that began with this record: more than one, and somebody before had
@@ -214,14 +216,15 @@ class OrderedSubscription(Subscription):
         topic, partition, base, at = hand.topic, hand.partition, hand.base_offset, hand.timestamp_ms
         records: list[Record] = [
             OrderedRecord(
-                topic, partition, base + place, at - earlier_ms(r), r.key, r.value, r.headers or {},
-                tenure.attempts if base + place == tenure.first else 1, tenure,
+                topic, partition, base + place, at - earlier_ms(r), r.key, r.value, r.headers or {}, 1, tenure
             )
             for place, r in read_placed(hand.payload)
             if base + place >= hand.first
-        ]  # fmt: skip
+        ]
         if records:  # not behind the last one: what was compacted away is not waited for
             tenure.opened = records[-1].offset + 1
+            if records[0].offset == tenure.first:
+                records[0].attempts = tenure.attempts
         self._in_a_row += len(records)
         records.reverse()
         self._records = records

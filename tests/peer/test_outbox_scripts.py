@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from meshq.client import facts
 from meshq.client.outbox import layout, words
 from meshq.client.outbox.binding import Binding
 from meshq.client.outbox.lanes import Entry, Lane
 from meshq.client.outbox.machine import OutboxMachine
 from meshq.client.outbox.taking import Taking
 from meshq.errors import Fenced
+from meshq.levels import BASE
 from meshq.messages import TopicInfo
 from tests.peer.outboxes import Rows, SimOutbox
 from tests.peer.test_outbox_simulated import arrived, check, make_topic
@@ -124,6 +126,20 @@ def test_a_clock_that_is_set_back_makes_nothing_younger() -> None:
     outbox.wall_offset_ms = -40 * DAY_MS
     outbox.start()
     assert outbox.machine._ledger.wall_ms == before > outbox.wall_ms() + 30 * DAY_MS
+
+
+# --------------------------------------------------------------------------------------- what may pass
+def test_a_mesh_of_an_older_feature_level_is_waited_for() -> None:
+    """Its peers would forget the numbers too early; nothing is lost and nothing parked meanwhile."""
+    world = World(1, level=BASE)
+    admin = Client(world)
+    info = make_topic(admin, "orders", 1)
+    outbox = SimOutbox(world, "a")
+    outbox.publish("orders", b"k:0", b"k")
+    world.run(lambda: "meshq upgrade" in str(outbox.machine.status()["waiting_for"]))
+    admin.wait(admin.ask(lambda t, d: facts.AskRequested(t, "upgrade", {}, d)))
+    drain(world, outbox)
+    check(world, outbox, info)
 
 
 # --------------------------------------------------------------------------------------------- copies

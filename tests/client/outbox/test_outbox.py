@@ -12,6 +12,7 @@ from typing import Any
 import lmdb
 import pytest
 
+from meshq.client import bound
 from meshq.client.core import ClientCore
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import Seed
@@ -23,6 +24,7 @@ from meshq.client.outbox.store import OutboxStore, looking_at
 from meshq.client.records import Receipt
 from meshq.errors import (
     DiskFull,
+    Forbidden,
     OutboxFull,
     OutcomeUnknown,
     StoreError,
@@ -31,6 +33,7 @@ from meshq.errors import (
     UsageError,
     WrongMesh,
 )
+from meshq.limits import MIB
 from meshq.store.environment import ENGINE
 from tests.client.fake_peer import MESH_ID, FakeMesh, FakeOpener
 
@@ -322,3 +325,47 @@ async def test_a_damaged_disk_ends_it_and_says_why(tmp_path: Path, monkeypatch: 
             await mesh.publish("orders", b"one")
         with pytest.raises(StoreError, match="cannot be written any more"):
             await mesh.publish("orders", b"two")
+
+
+async def test_what_is_forbidden_waits_for_who_may_allow_it(
+    tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bound, "FORBIDDEN_AGAIN_MS", 20)
+    fake = FakeMesh(1)
+    fake.refuse = lambda item, payload: Forbidden("no capability for it")
+    async with meshed(fake, tmp_path / "box") as (mesh, _):
+        queued = await mesh.publish("orders", b"0")
+        await eventually(lambda: "no capability" in str(outbox_of(mesh).status()["waiting_for"]))
+        assert outbox_of(mesh).parked() == []
+        fake.refuse = lambda item, payload: None
+        assert (await queued.committed(10)).offset == 0
+        assert outbox_of(mesh).status()["waiting_for"] == {}
+
+
+@pytest.mark.long
+@pytest.mark.deadline(300)
+async def test_a_million_records_that_wait_take_no_memory_and_all_arrive_in_order(tmp_path: Path) -> None:
+    fake, count = FakeMesh(1), 1_000_000
+    away(fake)
+    async with meshed(fake, tmp_path / "box") as (mesh, _), mesh.producer("orders") as out:
+        for n in range(1_000):
+            out.send(b"%08d" % n)
+        await out.flush()
+        before = resident_bytes()
+        for n in range(1_000, count):
+            if n % 1_000 == 0:
+                await out.flush()
+            out.send(b"%08d" % n)
+        await out.flush()
+        assert resident_bytes() - before < 30 * MIB
+    back(fake)
+    async with meshed(fake, tmp_path / "box") as (mesh, _):
+        assert outbox_of(mesh).status()["queued"] == count
+        assert await outbox_of(mesh).drained(250)
+    assert fake.records("orders") == [b"%08d" % n for n in range(count)]
+
+
+def resident_bytes() -> int:
+    """Without the pages of files, which LMDB's map is."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
