@@ -24,6 +24,7 @@ async def test_what_expires_is_told_and_goes_from_every_disk(
     paths = directories(3)
     async with running(paths) as peers:
         await eventually(lambda: all_linked(peers))
+        await eventually(lambda: registry_is_there(peers))
         await peers[0].ask("topic.create", {"topic": "t", "partitions": 1, "retain_records": KEPT})
         slow = peers[1].subscribe("t", start="earliest", credit_records=1)
         await slow.ready()
@@ -65,6 +66,10 @@ async def test_what_expires_is_told_and_goes_from_every_disk(
         await eventually(is_gone)
         first = await anext(peers[0].subscribe("t", start="earliest"))
         assert first.offset == ALL - KEPT
+
+
+async def registry_is_there(peers: list[meshq.Peer]) -> bool:
+    return all([(await p.ask("status"))["registry"]["reachable"] for p in peers])
 
 
 def batches(peers: list[meshq.Peer]) -> list[list[Mark]]:
