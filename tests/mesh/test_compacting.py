@@ -42,7 +42,7 @@ async def test_the_last_record_of_each_key_is_left_also_after_a_restart(
             return partition["bytes"] is not None and partition["bytes"] < 6_000
 
         await eventually(is_compacted)
-        seen = await everything(peer)
+        seen = await everything(peer, eventually)
         last = {record.key: record for record in seen}
         assert last[b"k0"].value == b""
         assert [last[b"k%d" % n].value for n in range(1, KEYS)] == [b"%d" % (TURNS - 1) * 10] * (KEYS - 1)
@@ -55,15 +55,22 @@ async def test_the_last_record_of_each_key_is_left_also_after_a_restart(
             record.ack()
         assert {k for k, _ in handed} == {b"big", *(b"k%d" % n for n in range(KEYS))}
     async with running(paths) as (peer,):
-        assert [(r.offset, r.value) for r in await everything(peer)] == [(r.offset, r.value) for r in seen]
+        assert [(r.offset, r.value) for r in await everything(peer, eventually)] == [
+            (r.offset, r.value) for r in seen
+        ]
 
 
-async def everything(peer: meshq.Peer) -> list[meshq.Record]:
-    (partition,) = (await peer.ask("topic.show", {"topic": "t"}))["partition"]
+async def everything(peer: meshq.Peer, eventually: Any) -> list[meshq.Record]:
+    async def end() -> int | None:
+        (partition,) = (await peer.ask("topic.show", {"topic": "t"}))["partition"]
+        found: int | None = partition["end"]
+        return found  # None: nobody leads it yet
+
+    last = await eventually(end) - 1
     found: list[meshq.Record] = []
     async with peer.subscribe("t", start="earliest") as records:
         async for record in records:
             found.append(record)
-            if record.offset == partition["end"] - 1:
+            if record.offset == last:
                 break
     return found
