@@ -18,7 +18,7 @@ from meshq.limits import LOG_BYTES_MAX, LOG_ENTRIES_KEPT, LOG_ENTRIES_MAX
 from meshq.peer.core.events import DeletePayloads
 from meshq.replication import words
 from meshq.replication.saved import hard_row, replica_row
-from meshq.replication.words import Item, Position, Role
+from meshq.replication.words import GENESIS, Item, Position, Role
 from meshq.streams.publish import payload_key_of, payload_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class Saving:
         keep_from = self._trim_to(host, applied)
         before = keep_from - 1
         there = log.position(before) or Position(before, log.term_at(before) or 0, b"")
-        start = there if keep_from else log.start
+        start = there if keep_from else _start(host)
+        host.trimming = start
         deletions = self.deletions(host)
         rewrites, host.stream.rewrites = host.stream.rewrites, []
         host.rewriting += len(rewrites)
@@ -106,6 +107,7 @@ class Saving:
                 self.slots.on_written(host)
 
         def failed(_: MeshqError) -> None:
+            host.trimming = GENESIS
             host.rewriting -= len(rewrites)
             later, host.stream.rewrites = host.stream.rewrites, rewrites
             host.stream.rewrite(later)
@@ -143,7 +145,6 @@ class Saving:
         """
         if host.slot == SYSTEM_SLOT:
             return 0  # the log is the registry
-        log = host.replica.log
         keep_from = applied - LOG_ENTRIES_KEPT + 1
         if host.replica.role is Role.LEADER:
             lacking = [m + 1 for m in host.replica.match().values()]
@@ -154,7 +155,12 @@ class Saving:
         while len(host.marks) > 1 and host.marks[1][0] < keep_from:
             host.marks.popleft()
         keep_from = min(max(keep_from, host.damaged_below), applied + 1)
-        return keep_from if keep_from > log.first_index else 0
+        return keep_from if keep_from > _start(host).index + 1 else 0
+
+
+def _start(host: Host) -> Position:
+    """Where the log begins once all that is on its way to disk is there; a slow disk has several to do."""
+    return max(host.trimming, host.replica.log.start, key=lambda p: p.index)
 
 
 def _is_more(below: int, ordered: int | None) -> bool:
