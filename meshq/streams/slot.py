@@ -110,6 +110,7 @@ class Compacted:
     first: int
     end: int
     payload: Payload
+    index: int  # of the entry that says so
 
 
 Applied = Stored | Dropped | Retained | GroupApplied | Moved | Compacted
@@ -343,16 +344,16 @@ class SlotStream:
         )
         self._mark(partition_row(partition))
         payload = Payload(partition, body.first, body.count, body.timestamp_ms, body.data)
-        done = Compacted(partition, body.first, end, payload)
+        done = Compacted(partition, body.first, end, payload, entry.index)
         if body.count:
             self.rewrite([done])
         return done
 
     def rewrite(self, more: Iterable[Compacted]) -> None:
         """To be written. What a later one replaces again is not: they would be put side by side."""
-        for x in more:
-            within = range(x.first, x.end)
-            same = x.partition
+        every, self.rewrites = sorted([*self.rewrites, *more], key=lambda x: x.index), []
+        for x in every:
+            within, same = range(x.first, x.end), x.partition
             self.rewrites = [y for y in self.rewrites if y.partition != same or y.first not in within]
             self.rewrites.append(x)
 

@@ -109,8 +109,7 @@ class Saving:
         def failed(_: MeshqError) -> None:
             host.trimming = GENESIS
             host.rewriting -= len(rewrites)
-            later, host.stream.rewrites = host.stream.rewrites, rewrites
-            host.stream.rewrite(later)
+            host.stream.rewrite(rewrites)
             host.stream.mark_again(key for key, _ in rows)
 
         self.slots.disk.submit(
