@@ -18,9 +18,11 @@ from meshq.errors import UsageError
 BASE: Final = 1  # what meshes have that were made before there were levels
 PLACES: Final = 2  # peers' weights and zones by their own word (PlacePeer)
 
+WITNESSES: Final = 2  # peers that vote and keep no records
+
 FEATURES: Final = {
     BASE: "all that 0.1.0 began with",
-    PLACES: "weights and zones of peers, as each says of itself",
+    PLACES: "weights and zones of peers, as each says of itself; witnesses",
 }
 LEVEL_KNOWN: Final = max(FEATURES)
 LEVELS: Final = 1 << 16  # there are fewer

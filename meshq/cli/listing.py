@@ -52,6 +52,8 @@ def _place(found: dict[str, Any]) -> str | None:
     """Where it stands on the ring; nothing while the registry here does not know it yet."""
     if found["weight"] is None:
         return None
+    if found["witness"]:
+        return "witness: votes, keeps no records" + (f", zone {found['zone']}" if found["zone"] else "")
     return f"weight {found['weight']:g}" + (f", zone {found['zone']}" if found["zone"] else "")
 
 
@@ -90,6 +92,7 @@ def _redraw(rows: list[dict[str, Any]]) -> None:
 def _show_peers(found: list[dict[str, Any]]) -> None:
     for row in found:
         row["name"] += " *" if row["holds_registry"] else ""
+        row["state"] += ", witness" if row["witness"] else ""
         row["state"] += ", leaving" if row["standing"] == "leaving" else ""
         row["since"] = _show_time(row["since_ms"])
         row["reason"] = row["evidence"] or row["reason"]

@@ -39,6 +39,7 @@ from meshq.peer.core.events import (
 )
 from meshq.peer.core.hosts import Tail
 from meshq.peer.core.lookups import LOOKUPS
+from meshq.replication.saved import bare_until
 from meshq.replication.words import Item, LogRead
 from meshq.security.directory import DataDirectory, Loaded
 from meshq.store.reads import SlotImage
@@ -103,7 +104,9 @@ def tail_of(store: Store, slot: Slot, image: SlotImage) -> Tail:
     items: list[Item] = []
     start = applied_index(image.rows) + 1
     try:
-        items += (item_of(store, entry) for entry in _entries(store, slot, start))
+        bare = bare_until(image.rows)
+        for entry in _entries(store, slot, start):
+            items.append(Item(entry) if entry.index <= bare else item_of(store, entry))
     except StoreCorrupt as e:
         log.error("Slot %s has damage, its log is cut there: %s", slot, e, extra={"event": "SlotDamaged"})
         behind = store.read_sound(slot, start + len(items))
@@ -209,7 +212,7 @@ class DiskShell:
         store.start(
             on_done=lambda tokens: self._post(self._done, tokens),
             on_failed=lambda tokens, error: self._post(self._failed, error),
-            on_dropped=lambda partition: self._post(self._dropped, partition),
+            on_dropped=lambda partition, below: self._post(self._dropped, partition, below),
             on_fatal=lambda error: self._post(on_fatal, error),
         )
 
@@ -237,14 +240,14 @@ class DiskShell:
     def _failed(self, error: MeshqError) -> None:
         self._tell(WritesFailed(error, self.store.room()))
 
-    def _dropped(self, partition: PartitionKey) -> None:
-        slot = self._deleting.pop(partition, None)
-        if slot is not None:
+    def _dropped(self, partition: PartitionKey, below: int | None) -> None:
+        if below is None and (slot := self._deleting.pop(partition, None)) is not None:
             self._tell(PayloadsDeleted(slot, partition))
 
-    def delete(self, slot: Slot, partition: PartitionKey) -> None:
-        self._deleting[partition] = slot
-        self.store.drop_payloads(partition, below=None)
+    def delete(self, slot: Slot, partition: PartitionKey, below: int | None) -> None:
+        if below is None:
+            self._deleting[partition] = slot
+        self.store.drop_payloads(partition, below=below)
 
     # -------------------------------------------------------------------------------------- reading
     def read(self, effect: FetchBatches | SeekTime) -> None:

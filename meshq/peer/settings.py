@@ -37,7 +37,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     topic makes it, with one partition; `begin_empty`: start though the store is lost, its records too;
     `evacuate_after_s`: a peer that this one has missed for so long is replaced in the slots led here;
     `weight`: this peer's share of the slots, beside 1 of an ordinary one (0: none); `zone`: what fails as one
-    with it (a rack, a room, a power line), none of its own when empty.
+    with it (a rack, a room, a power line), none of its own when empty; `witness_bytes_max`: most that a
+    witness stores, instead of `store_bytes_max`.
     """
 
     bind: list[str] = []
@@ -48,6 +49,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     auto_create: bool = True
     record_bytes_max: Annotated[int, Meta(ge=1, le=limits.RECORD_BYTES_CEILING)] = limits.RECORD_BYTES_MAX
     store_bytes_max: Annotated[int, Meta(ge=16 * limits.MIB)] = limits.STORE_BYTES_MAX
+    witness_bytes_max: Annotated[int, Meta(ge=16 * limits.MIB)] = limits.WITNESS_BYTES_MAX
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = limits.DISK_RESERVE_BYTES
     begin_empty: bool = False
     evacuate_after_s: Annotated[int, Meta(ge=1)] = 300

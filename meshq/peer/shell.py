@@ -196,7 +196,7 @@ class PeerShell:
         self.store = Store.open(
             self.directory.store,
             mesh_id=papers.mesh_id,
-            bytes_max=s.store_bytes_max,
+            bytes_max=s.witness_bytes_max if self.papers.certificate.witness else s.store_bytes_max,
             reserve_bytes=s.disk_reserve_bytes,
             disk_id=None if self.directory.was_started() else GENESIS_DISK,
         )
@@ -361,7 +361,7 @@ class PeerShell:
                 case ReadPayloads():
                     self.disk.read_payloads(effect)
                 case DeletePayloads():
-                    self.disk.delete(effect.slot, effect.partition)
+                    self.disk.delete(effect.slot, effect.partition, effect.below)
                 case OpenLink():
                     self.links.open(effect)
                 case CloseLink():

@@ -74,7 +74,7 @@ class Store:
         on_done(tokens): these writes are on disk; in the order they were queued.
         on_failed(tokens, error): these writes failed and left nothing (DiskFull); answer by one `resume()`.
         on_fatal(error): nothing is written or reported any more; the peer has to stop.
-        on_dropped(partition): what `drop_payloads` was asked for is gone.
+        on_dropped(partition, below): what `drop_payloads` was asked for is gone.
         """
         self._check_open()
         if self._writer.started:

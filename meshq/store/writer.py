@@ -47,7 +47,7 @@ _NEAR_FULL_BYTES = (
 OnDone = Callable[[list[int]], None]
 OnFailed = Callable[[list[int], MeshqError], None]
 OnFatal = Callable[[MeshqError], None]
-OnDropped = Callable[[PartitionKey], None]
+OnDropped = Callable[[PartitionKey, int | None], None]
 
 
 @dataclass(slots=True)
@@ -228,7 +228,7 @@ class Writer:
         if not finished:
             self.drop(partition, below)  # behind the others
         elif not self._asked_again(partition):
-            self._on_dropped(partition)
+            self._on_dropped(partition, below)
 
     def _delete_some(self, partition: PartitionKey, below: int | None) -> bool:
         """One piece; whether that was the last, and its pages may be used again."""

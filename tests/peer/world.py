@@ -31,9 +31,10 @@ from meshq.peer.core.hosts import Tail
 from meshq.peer.papers import verifier
 from meshq.registry import commands
 from meshq.registry.state import GENESIS_DISK, Registry
+from meshq.replication.saved import bare_until
 from meshq.replication.words import Item, LogRead
 from meshq.security.authority import Authority
-from meshq.security.certificates import Certificate, issue
+from meshq.security.certificates import WITNESS, Certificate, issue
 from meshq.security.identity import Identity
 from meshq.streams.publish import check_payload, payload_key_of
 from meshq.streams.slot import applied_index
@@ -52,14 +53,15 @@ class Disk:
     aside: dict[Slot, dict[bytes, bytes]] = field(default_factory=lambda: defaultdict(dict))
     waiting: list[Write] = field(default_factory=list)
     full: bool = False
+    room: int = 1 << 40  # for records
     id: bytes = GENESIS_DISK
     epoch: int = 0
     damaged: set[tuple[Slot, int]] = field(default_factory=set)  # entries that cannot be read
 
-    def item(self, entry: Entry) -> Item:
+    def item(self, entry: Entry, bare: int = 0) -> Item:
         """The entry with its payload."""
         key = payload_key_of(entry)
-        if key is None:
+        if key is None or entry.index <= bare:
             return Item(entry)
         stored = self.payloads[key.partition]
         found = [p for p in stored if where_of(p) == where_of(key)]
@@ -131,7 +133,9 @@ class World:
         slots: int = 8,
         settings: CoreSettings | None = None,
         level: int = LEVEL_KNOWN,
+        witness: bool = False,
     ) -> None:
+        """`witness`: the last peer is one."""
         self.settings = settings or CoreSettings()
         self.rng = random.Random(seed)
         self.now = 0.0
@@ -144,25 +148,27 @@ class World:
         self.identities = [
             Identity(f"p{i}", self.rng.randbytes(32), self.rng.randbytes(32)) for i in range(peers)
         ]
-        self.founders = [self.certify(i) for i in self.identities]
+        last = self.identities[-1]
+        self.founders = [self.certify(i, witness=witness and i is last) for i in self.identities]
         self.slots, self.level = slots, level
         self.hosts = [Host(self, identity) for identity in self.identities]
         for host in self.hosts:
             host.start()
 
-    def certify(self, identity: Identity) -> bytes:
+    def certify(self, identity: Identity, *, witness: bool = False) -> bytes:
         return issue(
             self.authority, kind="peer", name=identity.name, signing_key=identity.signing_key,
             curve_key=identity.curve_public, serial=bytes(16), now=WALL_MS / 1000,
+            roles=(WITNESS,) if witness else (),
         ).encode()  # fmt: skip
 
-    def join(self, name: str, *, at: Host | None = None) -> Host:
+    def join(self, name: str, *, at: Host | None = None, witness: bool = False) -> Host:
         """Another peer, with a certificate of the authority, registered at this one (the first)."""
         identity = Identity(name, self.rng.randbytes(32), self.rng.randbytes(32))
         self.identities.append(identity)
         self.hosts.append(host := Host(self, identity))
         (at or self.hosts[0]).tell(
-            e.ProposalMade(0, commands.encode(commands.RegisterPeer(self.certify(identity))))
+            e.ProposalMade(0, commands.encode(commands.RegisterPeer(self.certify(identity, witness=witness))))
         )
         host.start()
         for other in self.hosts[:-1]:
@@ -276,7 +282,7 @@ class Host:
                 lost = tuple(k for k in keys if k is not None)
                 self.disk.damaged.discard((slot, index))
                 return Tail(items, max(log), StoreCorrupt("damaged"), lost)
-            items.append(self.disk.item(log[index]))
+            items.append(self.disk.item(log[index], bare_until(self.disk.rows[slot])))
         return Tail(items)
 
     def declare(self, settings: CoreSettings) -> None:
@@ -320,7 +326,7 @@ class Host:
 
     def _tick(self, run: int) -> None:
         if self.up and run == self.run:
-            self.tell(e.RoomMeasured(0 if self.disk.full else ROOM))
+            self.tell(e.RoomMeasured(0 if self.disk.full else self.disk.room))
             self.tell(e.Ticked())
             self._wind(run)
 
@@ -402,7 +408,7 @@ class Host:
             self.disk.waiting.clear()
             self.tell(e.WritesFailed(DiskFull("the disk is full"), 0))
         else:
-            self.tell(e.WritesDone(self.disk.sync(), ROOM))
+            self.tell(e.WritesDone(self.disk.sync(), self.disk.room))
 
     def _fetch(self, fetch: Any, run: int) -> None:
         if run != self.run:
@@ -481,7 +487,10 @@ class Host:
             next(h for h in self.world.hosts if h.identity.peer_id == peer).pipes.pop(session, None)
 
     def _delete(self, effect: e.DeletePayloads, run: int) -> None:
-        if self.up and run == self.run:
+        if self.up and run == self.run and effect.below is not None:
+            kept = [p for p in self.disk.payloads[effect.partition] if p.base_offset + p.count > effect.below]
+            self.disk.payloads[effect.partition] = kept
+        elif self.up and run == self.run:
             self.disk.payloads.pop(effect.partition, None)
             self.tell(e.PayloadsDeleted(effect.slot, effect.partition))
 

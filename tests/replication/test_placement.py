@@ -36,7 +36,7 @@ def one(
     situation = Situation(SLOT, me, config, bool(more.pop("settled", True)), match, 1_000)  # type: ignore[arg-type]
     living = {n.peer for n in (alive if alive is not None else EVERYBODY.values())}
     nodes = more.pop("nodes", EVERYBODY)
-    found = steps([situation], {SLOT: [n.peer for n in wanted]}, nodes, living)  # type: ignore[arg-type]
+    found = steps([situation], {SLOT: [n.peer for n in wanted]}, nodes, living, {})  # type: ignore[arg-type]
     return found[0] if found else None
 
 
@@ -127,7 +127,7 @@ def test_few_slots_move_at_a_time() -> None:
     ready = [Situation(Slot(i), A, config_of([A], [B, C]), True, {A: 1, B: 1, C: 1}, 1) for i in range(100)]
     assert len(steps(ready, wanted, EVERYBODY, alive)) == MOVES_MAX
     copying = [Situation(s.slot, A, config_of([A], [B, C]), True, {A: 9_999}, 9_999) for s in situations]
-    assert steps(copying, wanted, EVERYBODY, alive) == [], "as many as may are catching up"
+    assert steps(copying, wanted, EVERYBODY, alive, {}) == [], "as many as may are catching up"
     led = [Situation(s.slot, A, config_of([A, B, C]), True, {A: 1, B: 1, C: 1}, 1) for s in situations]
     elsewhere = {Slot(i): [B.peer, A.peer, C.peer] for i in range(100)}
     assert len(steps(led, elsewhere, EVERYBODY, alive)) == TRANSFERS_MAX

@@ -270,8 +270,11 @@ class ReadPayloads:
 
 @dataclass(frozen=True, slots=True)
 class DeletePayloads:
+    """Those that end at or before `below`; None: all, and PayloadsDeleted says when."""
+
     slot: Slot
     partition: PartitionKey
+    below: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from meshq.ids import SYSTEM_SLOT, PartitionKey, Slot
 from meshq.limits import REPLICA_MEMORY_BYTES
 from meshq.peer.core.events import DeletePayloads
 from meshq.peer.core.receiving import Incoming
+from meshq.peer.core.witnessing import Kept
 from meshq.replication.machine import Replica
 from meshq.replication.quorum import Config
 from meshq.replication.saved import restored
@@ -60,6 +61,7 @@ class Host:
     is_emptied: bool = False  # a write that leaves nothing of it is on its way
     damaged_below: int = 0  # entries below are unreadable: not to be kept for others
     members: Config | None = None  # that were last told of
+    kept: Kept = field(default_factory=Kept)  # payloads, at a witness
 
     @property
     def is_replaced(self) -> bool:

@@ -196,6 +196,7 @@ class Receiving:
             host, OutcomeUnknown("this peer's copy of the slot was replaced: ask again")
         )
         host.stream, host.checkpointed = stream, stream.applied_index
+        host.kept.begin()
         host.incoming, host.touched = None, {}
         for partition in sorted(stream.dropping):
             self.slots.out.append(DeletePayloads(host.slot, partition))

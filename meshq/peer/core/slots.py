@@ -239,7 +239,8 @@ class Slots:
             if replica.role is not Role.LEADER:
                 continue
             match, last = replica.match(), replica.last.index
-            others = [n for n in replica.config.voters if n != self.me and n.peer in self.supported_by]
+            voters = [n for n in replica.config.voters if n not in replica.config.witnesses]
+            others = [n for n in voters if n != self.me and n.peer in self.supported_by]
             if others:
                 left += 1
                 best = max(others, key=lambda n: match.get(n, 0))
@@ -250,6 +251,7 @@ class Slots:
 
     def flush(self) -> None:
         """Hand on what was proposed in this turn."""
+        self.saving.flush()
         while self._dirty or self._soon:
             soon, self._soon = self._soon, []
             for host, event in soon:
@@ -371,13 +373,17 @@ class Slots:
         self.out.append(ReadSlotLog(host.slot, effect.to, prev, effect.bytes_max))
 
     def _apply(self, host: Host, items: tuple[Item, ...]) -> None:
-        match = host.replica.match() if host.leads else {}
+        match = host.replica.copies() if host.leads else {}
         for entry, payload in items:
             applied = host.stream.apply(entry)
             host.log_bytes += len(entry.body) + ENTRY_BYTES
             if isinstance(applied, Dropped):
                 for partition in applied.partitions:
                     self.out.append(DeletePayloads(host.slot, partition))
+            if host.replica.is_witness:
+                stored = applied.stored if isinstance(applied, Moved) else applied
+                if isinstance(stored, Stored):
+                    host.kept.on_stored(stored.partition, stored.base_offset + stored.count)
             elif isinstance(applied, Stored) and host.leads:
                 copies = sum(index >= entry.index for index in match.values())
                 self.on_stored(applied, payload, copies)
@@ -427,7 +433,7 @@ class Slots:
 
     def copies(self, slot: Slot, index: int) -> int:
         """How many nodes are known to have this entry on disk."""
-        return sum(match >= index for match in self.hosts[slot].replica.match().values())
+        return sum(match >= index for match in self.hosts[slot].replica.copies().values())
 
     def partition(self, slot: Slot, partition: PartitionKey) -> PartitionState:
         host = self.hosts.get(slot)
