@@ -61,7 +61,7 @@ def up(data: Path, form: Literal["text", "json"], log_level: str, witness: bool,
     settings = load_settings(directory.settings, _given(flags))
     if witness and not directory.load().certificate.witness:
         raise UsageError(
-            f"the peer in {data} keeps records, and is no witness for life: let it `meshq leave`, and join in "
+            f"the peer in {data} keeps records and will not be a witness: let it `meshq leave`, and join in "
             "a new directory with `meshq join TOKEN --witness`"
         )
     set_up(form, log_level)
