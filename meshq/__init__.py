@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from meshq.client.connect import connect
 from meshq.client.group import GroupRecord, GroupSubscription
+from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven
 from meshq.client.mesh import Mesh
+from meshq.client.ordered_group import OrderedRecord, OrderedSubscription
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt, Record
 from meshq.client.subscription import Subscription
@@ -47,6 +49,7 @@ from meshq.errors import (
     TopicExists,
     TopicGone,
     Unavailable,
+    UnknownGroup,
     UnknownProducer,
     UnknownTopic,
     UsageError,
@@ -61,12 +64,17 @@ __all__ = [
     "DiskFull",
     "Fenced",
     "Forbidden",
+    "GroupInfo",
+    "GroupPartition",
     "GroupRecord",
+    "GroupReset",
     "GroupSubscription",
     "InternalError",
     "LeaseLost",
     "Mesh",
     "MeshqError",
+    "OrderedRecord",
+    "OrderedSubscription",
     "OutOfOrderSequence",
     "OutcomeUnknown",
     "Overloaded",
@@ -75,6 +83,7 @@ __all__ = [
     "Receipt",
     "Record",
     "RecordsLost",
+    "Redriven",
     "Refused",
     "RegistryUnavailable",
     "RemoteProtocolError",
@@ -87,6 +96,7 @@ __all__ = [
     "TopicExists",
     "TopicGone",
     "Unavailable",
+    "UnknownGroup",
     "UnknownProducer",
     "UnknownTopic",
     "UsageError",

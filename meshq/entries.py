@@ -119,6 +119,27 @@ class PayloadKey:
     count: int
 
 
+class PayloadCorrupt(StoreCorrupt):
+    """The batch that holds this offset is damaged on this disk, or is not there.
+
+    `stored`: what key it has, if it has one. `crc`: what its entry says of its body, where the log was read.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        partition: PartitionKey,
+        offset: int,
+        *,
+        stored: PayloadKey | None = None,
+        crc: int | None = None,
+    ) -> None:
+        where = f"partition {partition.partition} of topic {partition.topic_id.hex()}, offset {offset}"
+        super().__init__(f"{where}: {text}")
+        self.partition, self.offset = partition, offset
+        self.stored, self.crc = stored, crc
+
+
 @dataclass(frozen=True, slots=True)
 class StoredBatch:
     """A batch read back. `data` is the caller's to keep."""

@@ -6,6 +6,7 @@
     ├── Refused                 the mesh said no; the same call would be refused again
     │   ├── Forbidden           403  the key has no capability for it
     │   ├── UnknownTopic        404  no such topic, and none may be made here
+    │   ├── UnknownGroup        404  the topic has no such group
     │   ├── TopicGone           404  this topic was deleted (one of the same name is another topic)
     │   ├── TopicExists         409  a topic of that name is there already
     │   ├── TooLarge            413  over a limit that is named
@@ -19,11 +20,12 @@
     │   ├── NotOwner            503  this peer does not own the slot; ask the one named
     │   ├── RegistryUnavailable 503  nothing new can be registered just now
     │   ├── NotEnoughCopies     503  fewer peers can be reached than the topic's `copies_min` asks for
+    │   ├── RecordsDamaged      503  damaged on the peer that was asked, and no whole copy can be had just now
     │   ├── Overloaded          429  a bound was reached; try again after `retry_after_ms`
     │   └── DiskFull            507  no room to store records; reading goes on
     ├── OutcomeUnknown          504  sent, not answered in time: it may or may not have been stored
     ├── StoreError              this disk's
-    │   ├── StoreCorrupt        a checksum does not match
+    │   ├── StoreCorrupt        a checksum does not match (`entries.PayloadCorrupt`: a batch's)
     │   └── WrongMesh           the data directory belongs to another mesh
     ├── SecurityError           keys, certificates, tokens, permissions of private files
     └── InternalError           ours: a broken invariant; the peer stops
@@ -67,6 +69,10 @@ class Forbidden(Refused):
 
 
 class UnknownTopic(Refused):
+    status = 404
+
+
+class UnknownGroup(Refused):
     status = 404
 
 
@@ -123,6 +129,10 @@ class NotEnoughCopies(Unavailable):
     pass
 
 
+class RecordsDamaged(Unavailable):
+    pass
+
+
 class Overloaded(Unavailable):
     status = 429
 
@@ -158,10 +168,10 @@ class InternalError(MeshqError):
 _ON_THE_WIRE: dict[str, type[MeshqError]] = {
     c.__name__: c
     for c in (
-        UsageError, RemoteProtocolError, Refused, Forbidden, UnknownTopic, TopicGone, TopicExists, TooLarge,
-        SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, LeaseLost, RecordsLost, Unavailable,
-        NotOwner, RegistryUnavailable, NotEnoughCopies, Overloaded, DiskFull, OutcomeUnknown, SecurityError,
-        InternalError, StoreError, StoreCorrupt,
+        UsageError, RemoteProtocolError, Refused, Forbidden, UnknownTopic, UnknownGroup, TopicGone,
+        TopicExists, TooLarge, SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, LeaseLost,
+        RecordsLost, Unavailable, NotOwner, RegistryUnavailable, NotEnoughCopies, RecordsDamaged, Overloaded,
+        DiskFull, OutcomeUnknown, SecurityError, InternalError, StoreError, StoreCorrupt,
     )
 }  # fmt: skip
 _BY_STATUS: dict[int, type[MeshqError]] = {

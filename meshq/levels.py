@@ -17,15 +17,25 @@ from meshq.errors import UsageError
 
 BASE: Final = 1  # what meshes have that were made before there were levels
 PLACES: Final = 2  # peers' weights and zones by their own word (PlacePeer)
-
+CHANGES: Final = 2  # a change of a topic is named, so that a retry does not make it twice (SetTopic.change)
+DEAD_LETTERS: Final = (
+    2  # groups' max_deliver, reject, reset, redrive, delete (DEAD_LETTER, operations 4 to 7)
+)
 WITNESSES: Final = 2  # peers that vote and keep no records
 
 FEATURES: Final = {
     BASE: "all that 0.1.0 began with",
-    PLACES: "weights and zones of peers, as each says of itself; witnesses",
+    2: "weights and zones of peers, as each says of itself; changes of topics that a retry does not repeat; "
+    "groups' dead letters, reset and deletion; witnesses",
 }
 LEVEL_KNOWN: Final = max(FEATURES)
 LEVELS: Final = 1 << 16  # there are fewer
+
+
+def check_in_use(level: int, needed: int, what: str) -> None:
+    """Raises: UsageError, when a mesh of this level does not use what belongs to a higher one."""
+    if level < needed:
+        raise UsageError(f"{what} needs feature level {needed}, and this mesh has {level}: `meshq upgrade`")
 
 
 def check_understood(level: int, highest: int = LEVEL_KNOWN) -> None:

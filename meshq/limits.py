@@ -62,9 +62,11 @@ GROUP_BYTES_MAX = _limit("GROUP_BYTES_MAX", 64, "a group's name", "`UsageError`"
 GROUP_PENDING_MAX = _limit("GROUP_PENDING_MAX", 16_384, "records of one partition that a group has handed out and that are not acknowledged", "no new ones are handed out; those that come back are")
 GROUP_IN_FLIGHT_MAX = _limit("GROUP_IN_FLIGHT_MAX", 10_000, "records that one subscription of a group holds at one peer (setting `credit_records`)", "nothing more is pushed until some are settled")
 GROUP_MEMBERS_MAX = _limit("GROUP_MEMBERS_MAX", 1_000, "members of one group in one partition", "`Overloaded`")
+ORDERED_MEMBERS_MAX = _limit("ORDERED_MEMBERS_MAX", 128, "members of one ordered group and topic", "`Overloaded`")
 GROUPS_PER_SLOT_MAX = _limit("GROUPS_PER_SLOT_MAX", 10_000, "groups of one slot, counted by partition", "`Overloaded`")
 ACK_WAIT_MS_MAX = _limit("ACK_WAIT_MS_MAX", 12 * 3_600_000, "how long a record may be out before it is handed out again (setting `ack_wait`), and the longest delay of a `nack`", "`UsageError`")
 
+SETTLE_RANGES_MAX = _limit("SETTLE_RANGES_MAX", 32_768, "ranges of records that are settled by one message", "`Overloaded` for the rest of them")
 REASON_CHARS_MAX = _limit("REASON_CHARS_MAX", 256, "characters of the reason for which a record is rejected", "`UsageError`")
 
 # Connections and messages
@@ -111,6 +113,7 @@ REPLICA_MEMORY_BYTES = _limit("REPLICA_MEMORY_BYTES", 256 * KIB, "committed entr
 # Snapshots
 SNAPSHOT_PIECE_BYTES = _limit("SNAPSHOT_PIECE_BYTES", 512 * KIB, "one piece of a snapshot, of which one is on its way to a follower at a time (a larger batch goes alone)", "the rest follows in the next piece")
 SNAPSHOTS_SENT_MAX = _limit("SNAPSHOTS_SENT_MAX", 4, "snapshots a peer sends at a time (their state rows are in memory, some 20 MB each at worst)", "the others wait: asked for again twice a second")
+MOVE_BYTES_S = _limit("MOVE_BYTES_S", 32 * MIB, "copies a peer sends to new homes of the slots it leads, a second (setting `move_bytes_s`)", "the rest follows later")
 SNAPSHOT_PARTITIONS_MAX = _limit("SNAPSHOT_PARTITIONS_MAX", 1 << 20, "partitions of one slot that a snapshot can hold", "no snapshot is made, and counted (`snapshots_refused`)")
 # fmt: on
 

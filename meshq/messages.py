@@ -66,6 +66,7 @@ class Ping(Message, frozen=True, tag=3):
 
 class Pong(Message, frozen=True, tag=4):
     token: U63
+    now_ms: U63 = 0  # the sender's clock; 0: it does not tell
 
 
 class Failure(Message, frozen=True, tag=5):
@@ -221,6 +222,7 @@ class Started(Struct, frozen=True, array_like=True):
     offset: U63  # of the first record that will be pushed
     end: U63  # the high watermark now
     generation: U63 = 0  # of the slot: who has read in a higher one does not take this
+    lease: U63 = 0  # of an ordered group: the partition is this member's, under it; 0: it is not
 
 
 class ReadStarted(Message, frozen=True, tag=31):
@@ -270,7 +272,7 @@ class Unread(Message, frozen=True, tag=35):
 
 
 # ------------------------------------------------------------------------------------------- groups
-QUEUE = 1  # modes
+QUEUE, ORDERED, KEYED = 1, 2, 3  # modes
 ACK, NACK, RELEASE, EXTEND, REJECT = 0, 1, 2, 3, 4  # verdicts
 
 
@@ -343,6 +345,37 @@ class Settled(Message, frozen=True, tag=73):
     results: Annotated[
         list[tuple[U63, Annotated[list[tuple[U63, U63]], Meta(max_length=1 << 16)]]], Meta(max_length=Items)
     ]
+
+
+class GrantedItem(Struct, frozen=True, array_like=True):
+    topic_id: Id16
+    partition: U32
+    lease: U63  # by which records are settled
+    offset: U63  # of the first record that will be pushed: everything below is done
+    attempts: U32 = 1  # leases in a row that began with it
+
+
+class Granted(Message, frozen=True, tag=74):
+    """Ordered groups: these partitions are this member's. Their records follow, as Deliver."""
+
+    sub: U63
+    items: Annotated[list[GrantedItem], Meta(max_length=Items)]
+
+
+class RevokedItem(Struct, frozen=True, array_like=True):
+    """`over`: the lease has ended. Else finish what was begun, acknowledge it, and RELEASE the partition."""
+
+    topic_id: Id16
+    partition: U32
+    lease: U63
+    over: bool = False
+
+
+class Revoked(Message, frozen=True, tag=75):
+    """Ordered groups: these partitions are to go to another member, or have gone."""
+
+    sub: U63
+    items: Annotated[list[RevokedItem], Meta(max_length=Items)]
 
 
 # ----------------------------------------------------------------------------------- administration
@@ -445,7 +478,7 @@ PeerMessage = (
 )  # fmt: skip
 ServerMessage = (
     Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
-    | ReadEnded | HandOut | Settled | Answer
+    | ReadEnded | HandOut | Settled | Granted | Revoked | Answer
 )  # fmt: skip
 AnyMessage = ClientMessage | PeerMessage | ServerMessage
 

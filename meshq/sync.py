@@ -4,10 +4,22 @@ from meshq.client.sync import (
     GroupRecord,
     GroupSubscription,
     Mesh,
+    OrderedRecord,
+    OrderedSubscription,
     PendingResult,
     Producer,
     Subscription,
     connect,
 )
 
-__all__ = ["GroupRecord", "GroupSubscription", "Mesh", "PendingResult", "Producer", "Subscription", "connect"]
+__all__ = [
+    "GroupRecord",
+    "GroupSubscription",
+    "Mesh",
+    "OrderedRecord",
+    "OrderedSubscription",
+    "PendingResult",
+    "Producer",
+    "Subscription",
+    "connect",
+]

@@ -7,7 +7,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no peer reachable, 130 interrupte
     reach       a connection to the running peer, or by credentials
     output      tables, JSON, figures, progress
     founding    init, invite, join        up, logs       the running peer
-    listing     status, peers, topics     topic, client  changing things
+    listing     peers, topics; status     topic, client  changing things
     pub, sub    records in and out, by way of stdio
     demo        the demonstration: demo_mesh, demo_records
 """

@@ -1,69 +1,22 @@
-"""`status`, `peers` and `topics`: what there is."""
+"""`peers` and `topics`: what there is."""
 
 from __future__ import annotations
 
 import json
 import sys
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from meshq.cli.options import json_option, reaching
-from meshq.cli.output import print_facts, print_json, print_table, show_bytes
+from meshq.cli.output import print_json, print_table
 from meshq.cli.reach import Where, ask, with_mesh
 from meshq.cli.watching import watch_peers
 from meshq.client.mesh import Mesh
 from meshq.topics import check_pattern
 
-
-@click.command()
-@json_option
-@reaching
-def status(as_json: bool, where: Where) -> None:
-    """Show how the peer sees itself and its mesh."""
-    found = ask(where, "status")
-    if as_json:
-        print_json(found)
-        return
-    registry, slots, disk = found["registry"], found["slots"], found["disk"]
-    leader = f"led by {registry['holder']}" if registry["holder"] else "without a leader"
-    away = "" if registry["reachable"] else " that can be reached: nothing new can be registered"
-    print_facts(
-        {
-            "peer": f"{found['name']} ({found['peer']})",
-            "mesh": f"{found['mesh']}, feature level {found['mesh_level']}",
-            "place": _place(found),
-            "peers": f"{found['peers_reachable']} of {found['peers']} reachable",
-            "registry": f"version {registry['version']:,}, {leader}{away}",
-            "registry voters": ", ".join(registry["voters"]) or None,
-            "topics": found["topics"],
-            "slots": _slots(slots),
-            "disk": f"{show_bytes(disk['room_bytes'])} free, {show_bytes(disk['pending_bytes'])} on the way",
-            "clients": f"{found['sessions']} connected, {found['readers']} partitions being read",
-        }
-    )
-    if counters := {k: v for k, v in found["counters"].items() if v}:
-        click.echo()
-        print_facts(counters)
-
-
-def _place(found: dict[str, Any]) -> str | None:
-    """Where it stands on the ring; nothing while the registry here does not know it yet."""
-    if found["weight"] is None:
-        return None
-    if found["witness"]:
-        return "witness: votes, keeps no records" + (f", zone {found['zone']}" if found["zone"] else "")
-    return f"weight {found['weight']:g}" + (f", zone {found['zone']}" if found["zone"] else "")
-
-
-def _slots(slots: dict[str, int]) -> str:
-    """What this peer has to do with them, and what is wrong with any."""
-    said = [f"{slots['led']} of {slots['total']} led here", f"{slots['replicas']} with a copy here"]
-    for name in ("under_replicated", "moving", "leaderless"):
-        if slots[name]:
-            said.append(f"{slots[name]} {name.replace('_', '-')}")
-    return ", ".join(said)
+CLOCK_OFF_MS: Final = 30_000  # as peers judge
 
 
 @click.command()
@@ -95,7 +48,7 @@ def _show_peers(found: list[dict[str, Any]]) -> None:
         row["state"] += ", witness" if row["witness"] else ""
         row["state"] += ", leaving" if row["standing"] == "leaving" else ""
         row["since"] = _show_time(row["since_ms"])
-        row["reason"] = row["evidence"] or row["reason"]
+        row["reason"] = row["evidence"] or row["reason"] or _clock(row["clock_offset_ms"])
     print_table(
         found,
         {
@@ -106,6 +59,13 @@ def _show_peers(found: list[dict[str, Any]]) -> None:
     )  # fmt: skip
     if any(row["holds_registry"] for row in found):
         click.echo("* votes on what is registered", err=True)
+
+
+def _clock(offset_ms: int | None) -> str | None:
+    """What is to be said of a clock that is off."""
+    if offset_ms is None or abs(offset_ms) <= CLOCK_OFF_MS:
+        return None
+    return f"clock {abs(offset_ms) / 1000:,.0f} s {'ahead' if offset_ms > 0 else 'behind'}"
 
 
 def _show_time(ms: int | None) -> str | None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import click
 import msgspec
@@ -22,7 +22,8 @@ from meshq.cli.output import Progress
 from meshq.cli.reach import Where, connected
 from meshq.cli.stdio import Output
 from meshq.client.group import GroupRecord
-from meshq.client.mesh import Mesh
+from meshq.client.mesh import Mesh, Mode
+from meshq.client.ordered_group import OrderedRecord
 from meshq.client.records import Record
 from meshq.client.subscription import Subscription
 from meshq.topics import check_pattern
@@ -68,7 +69,10 @@ class _StartType(click.ParamType):  # type: ignore[type-arg]  # no generic befor
 )
 @click.option("--group", help="Share the records with all who name this group: each goes to one of them.")
 @click.option(
-    "--mode", type=click.Choice(["queue"]), help="How a group shares: any record to anyone (queue)."
+    "--mode",
+    type=click.Choice(["queue", "keyed", "ordered"]),
+    help="How a group shares: any record to anyone (queue), the records of a key in order (keyed), or whole "
+    "partitions, in order (ordered). [queue]",
 )
 @click.option("--count", type=click.IntRange(min=0), help="End after this many records.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
@@ -78,7 +82,7 @@ def sub(
     pattern: str,
     start: Start | None,
     group: str | None,
-    mode: Literal["queue"] | None,
+    mode: Mode | None,
     count: int | None,
     as_json: bool,
     verbose: bool,
@@ -94,21 +98,25 @@ def sub(
     if mode is not None and group is None:
         raise click.UsageError("--mode is of a --group")
     show = _json_lines if as_json else _lines
-    asyncio.run(_follow(where, pattern, start, group, count, show, verbose=verbose))
+    join = _Joining(group, mode or "queue")
+    asyncio.run(_follow(where, pattern, start, join, count, show, verbose=verbose))
 
 
 async def _follow(
     where: Where,
     pattern: str,
     start: Start | None,
-    group: str | None,
+    joining: _Joining,
     left: int | None,
     show: Callable[[Sequence[Record]], bytes],
     *,
     verbose: bool,
 ) -> None:
     output = Output(sys.stdout.fileno())
-    async with connected(where, "meshq sub") as mesh, _subscribe(mesh, pattern, start, group) as subscription:
+    async with (
+        connected(where, "meshq sub") as mesh,
+        _subscribe(mesh, pattern, start, joining) as subscription,
+    ):
         if verbose:
             await subscription.ready()
             click.echo(f"meshq: reading {pattern}", err=True)
@@ -128,10 +136,18 @@ async def _follow(
             raise BrokenPipeError
 
 
-def _subscribe(mesh: Mesh, pattern: str, start: Start | None, group: str | None) -> Subscription:
+class _Joining(NamedTuple):
+    group: str | None
+    mode: Mode
+
+
+def _subscribe(mesh: Mesh, pattern: str, start: Start | None, joining: _Joining) -> Subscription:
+    group, mode = joining
     if group is None:
         return mesh.subscribe(pattern, start=start)
-    return mesh.subscribe(pattern, start=start, group=group, credit_records=GROUP_IN_FLIGHT)
+    if mode == "ordered":
+        return mesh.subscribe(pattern, start=start, group=group, mode=mode)
+    return mesh.subscribe(pattern, start=start, group=group, mode=mode, credit_records=GROUP_IN_FLIGHT)
 
 
 async def _print(
@@ -146,7 +162,7 @@ async def _print(
         data = show(taken)
         await output.write(data)
         for record in taken:
-            if isinstance(record, GroupRecord):
+            if isinstance(record, GroupRecord | OrderedRecord):
                 record.ack()
         records, size = records + len(taken), size + len(data)
         progress.show(records, size)

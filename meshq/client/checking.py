@@ -17,13 +17,28 @@ from meshq.limits import (
     HEADERS_MAX,
     PRODUCER_RECEIPTS_KEPT,
 )
-from meshq.messages import ACKS_LEADER, ACKS_NONE, ACKS_QUORUM, EARLIEST, LATEST, OFFSET, QUEUE, TIMESTAMP
+from meshq.messages import (
+    ACKS_LEADER,
+    ACKS_NONE,
+    ACKS_QUORUM,
+    EARLIEST,
+    KEYED,
+    LATEST,
+    OFFSET,
+    ORDERED,
+    QUEUE,
+    TIMESTAMP,
+)
 
 RECORD_OVERHEAD_BYTES: Final = 25  # most that msgpack adds to a record without headers
 _HEADER_OVERHEAD_BYTES: Final = 10
 BATCH_ROOM_BYTES: Final = BATCH_BYTES_MAX - HEADER_BYTES - 16
 
 Headers = Mapping[str, bytes]
+ACK_WAIT_S: Final = 30.0
+MAX_DELIVER: Final = 10
+SESSION_TIMEOUT_S: Final = 10.0
+_MODES: Final = {"queue": QUEUE, "ordered": ORDERED, "keyed": KEYED}
 _GROUP: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 Acks = Literal["quorum", "leader", "none"]
 _ACKS: Final = {"quorum": ACKS_QUORUM, "leader": ACKS_LEADER, "none": ACKS_NONE}
@@ -75,20 +90,38 @@ def check_headers(headers: Headers | None) -> dict[str, bytes] | None:
     return dict(headers)
 
 
-def check_group(name: str, mode: str, ack_wait: float, max_deliver: int | None, member: bytes) -> Group:
+def check_group(
+    name: str,
+    mode: str,
+    member: bytes,
+    *,
+    ack_wait: float | None,
+    session_timeout: float | None,
+    max_deliver: int | None,
+) -> Group:
     if not isinstance(name, str) or not 1 <= len(name) <= GROUP_BYTES_MAX or not _GROUP.fullmatch(name):
         raise UsageError(
             f"{name!r} is not a group's name: letters, digits, _ and -, at most {GROUP_BYTES_MAX}"
         )
-    if mode != "queue":
-        raise UsageError(f"mode must be `queue`, not {mode!r}: this version has no other groups")
-    if not isinstance(ack_wait, int | float) or not 0.001 <= ack_wait <= ACK_WAIT_MS_MAX / 1000:
-        raise UsageError(f"ack_wait must be 0.001 to {ACK_WAIT_MS_MAX // 1000} seconds, not {ack_wait!r}")
+    if mode not in _MODES:
+        raise UsageError(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
+    ordered = mode == "ordered"
+    if ordered and ack_wait is not None:
+        raise UsageError("ack_wait is of a record, and an ordered group leases partitions: session_timeout")
+    if ordered and max_deliver != MAX_DELIVER:
+        raise UsageError("an ordered group has no max_deliver: what is behind a record waits for it")
+    if not ordered and session_timeout is not None:
+        raise UsageError("session_timeout is of an ordered group; in others a record has its ack_wait")
+    given = session_timeout if ordered else ack_wait
+    seconds = (SESSION_TIMEOUT_S if ordered else ACK_WAIT_S) if given is None else given
+    if not isinstance(seconds, int | float) or not 0.001 <= seconds <= ACK_WAIT_MS_MAX / 1000:
+        which = "session_timeout" if ordered else "ack_wait"
+        raise UsageError(f"{which} must be 0.001 to {ACK_WAIT_MS_MAX // 1000} seconds, not {seconds!r}")
     if max_deliver is not None and (
         isinstance(max_deliver, bool) or not isinstance(max_deliver, int) or not 1 <= max_deliver < 1 << 32
     ):
         raise UsageError(f"max_deliver must be a whole number above 0, or None for no limit: {max_deliver!r}")
-    return Group(name, member, QUEUE, round(ack_wait * 1000), max_deliver or 0)
+    return Group(name, member, _MODES[mode], round(seconds * 1000), 0 if ordered else max_deliver or 0)
 
 
 def record_bytes(value: bytes, key: bytes | None, headers: dict[str, bytes] | None) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from meshq.client.reading import Reading
 from meshq.client.routing import Routing
 from meshq.client.subscribed import Subscribed
 from meshq.errors import MeshqError, OutcomeUnknown, RemoteProtocolError, Unavailable
-from meshq.messages import HandOut, Items, Join, ReadItem, ReadStarted, Settled, SettleItem
+from meshq.messages import Credit, HandOut, Items, Join, ReadItem, ReadStarted, Settled, SettleItem
 from meshq.messages import Settle as SettleMessage
 
 
@@ -49,6 +49,13 @@ class Consuming(Reading):
         self._open_settlings[settling] = self._unsent[settling] = None
         self._alarm.by(event.deadline)
         self._stir(settling)
+
+    def on_at_work(self, sub: int) -> None:
+        """To every leader: a Credit of nothing."""
+        s = self._subs.get(sub)
+        for server, flow in s.flows.items() if s is not None else ():
+            if flow.readers and self._routing.is_ready(server):
+                self._send(server, Credit(sub, 0, 0))
 
     def close(self) -> None:
         super().close()

@@ -6,6 +6,7 @@ own.
     producing    batches to the leaders of their slots (pipeline: one partition's order and repeats)
     reading      subscriptions, positions, credit
     consuming    subscriptions of groups: joining, settling
+    ordered      of ordered groups: leases of partitions, heartbeats
 
 Every shell drives this same machine: applications over TCP, a peer's own clients in its process, and the
 plain ZeroMQ endpoints. They differ only in who opens a link.
@@ -21,6 +22,7 @@ from meshq.client.common import Common
 from meshq.client.consuming import Consuming
 from meshq.client.facts import (
     AskRequested,
+    AtWork,
     BatchSealed,
     Closed,
     Consumed,
@@ -39,20 +41,24 @@ from meshq.client.facts import (
     TopicWanted,
     Unsubscribed,
 )
+from meshq.client.ordered import Ordered
 from meshq.client.producing import Producing
 from meshq.client.reading import Reading
 from meshq.client.routing import Routing
 from meshq.errors import RemoteProtocolError
 from meshq.messages import (
+    ORDERED,
     Answer,
     Deliver,
     Failure,
+    Granted,
     HandOut,
     Pong,
     Produced,
     ReadEnded,
     ReadStarted,
     Resolved,
+    Revoked,
     Routes,
     Settled,
     TopicsChanged,
@@ -76,6 +82,7 @@ class ClientCore:
         self._producing = Producing(self._common, self._routing, self._asking.on_topic_gone)
         self._reading = Reading(self._common, self._routing)
         self._consuming = Consuming(self._common, self._routing)
+        self._ordered = Ordered(self._common, self._routing)
         self._started = False
         self._closed = False
 
@@ -90,6 +97,7 @@ class ClientCore:
             self._producing.pump(now)
             self._reading.pump(now)
             self._consuming.pump(now)
+            self._ordered.pump(now)
         effects, self._common.effects = self._common.effects, []
         return effects
 
@@ -100,9 +108,13 @@ class ClientCore:
 
     def deadline(self) -> float | None:
         """When it next wants a Ticked; None: never."""
-        parts = (self._routing, self._asking, self._producing, self._reading, self._consuming)
+        parts = (self._routing, self._asking, self._producing, *self._readers())
         at = min(x.deadline() for x in parts)
         return None if self._closed or at == float("inf") else at
+
+    def _readers(self) -> tuple[Reading, Consuming, Ordered]:
+        """Who has subscriptions."""
+        return self._reading, self._consuming, self._ordered
 
     def _on_event(self, event: Event, now: float) -> None:
         match event:
@@ -112,13 +124,14 @@ class ClientCore:
                 self._producing.on_sealed(event, now)
             case Consumed():
                 self._reading.on_consumed(event)
+                self._ordered.on_consumed(event)
             case Ticked():
                 self._routing.on_tick(now)
                 self._on_changes(now)
                 self._asking.on_tick(now)
                 self._producing.on_tick(now)
-                self._reading.on_tick(now)
-                self._consuming.on_tick(now)
+                for reader in self._readers():
+                    reader.on_tick(now)
             case LinkUp():
                 self._routing.on_link_up(event.server_key, now)
             case LinkDown():
@@ -128,16 +141,23 @@ class ClientCore:
             case HomeWanted() | TopicWanted() | TopicsWanted() | AskRequested():
                 self._asking.on_wanted(event, now)
             case SubscribeRequested():
-                (self._consuming if event.group else self._reading).on_subscribe(event)
+                self._reader_for(event).on_subscribe(event)
             case RecordsSettled():
-                self._consuming.on_settled(event)
+                (self._ordered if self._ordered.has(event.sub) else self._consuming).on_settled(event)
+            case AtWork():
+                self._consuming.on_at_work(event.sub)
             case Unsubscribed():
-                self._reading.on_unsubscribed(event.sub)
-                self._consuming.on_unsubscribed(event.sub)
+                for reader in self._readers():
+                    reader.on_unsubscribed(event.sub)
             case Closed():
                 self._close()
             case _:
                 assert_never(event)
+
+    def _reader_for(self, event: SubscribeRequested) -> Reading:
+        if event.group is None:
+            return self._reading
+        return self._ordered if event.group.mode == ORDERED else self._consuming
 
     def _on_received(self, event: Received, now: float) -> None:
         key, message = event.server_key, event.message
@@ -148,7 +168,8 @@ class ClientCore:
                 self._producing.on_produced(message, now)
             case Deliver():
                 try:
-                    self._reading.on_deliver(key, message, event.payloads, now)
+                    reader = self._ordered if self._ordered.has(message.sub) else self._reading
+                    reader.on_deliver(key, message, event.payloads, now)
                 except RemoteProtocolError as e:
                     self._routing.drop(key, f"it pushed what cannot be read: {e}", now)
             case HandOut():
@@ -158,25 +179,30 @@ class ClientCore:
                     self._routing.drop(key, f"it pushed what cannot be read: {e}", now)
             case Settled():
                 self._consuming.on_answers(message)
+                self._ordered.on_answers(message)
+            case Granted():
+                self._ordered.on_granted(key, message)
+            case Revoked():
+                self._ordered.on_revoked(key, message)
             case Failure():
                 self._on_failure(key, message, now)
             case Welcome():
                 self._routing.on_welcome(key, message, now)
             case Routes():
                 self._routing.on_routes(message, now)
-                self._reading.on_routes(key, message.version)
-                self._consuming.on_routes(key, message.version)
+                for reader in self._readers():
+                    reader.on_routes(key, message.version)
             case Resolved():
                 self._asking.on_resolved(message, now)
             case TopicsChanged():
-                if not self._reading.on_topics(message) and not self._consuming.on_topics(message):
+                if not any(reader.on_topics(message) for reader in self._readers()):
                     self._asking.on_topics(message)
             case ReadStarted():
-                self._reading.on_started(key, message, now)
-                self._consuming.on_started(key, message, now)
+                for reader in self._readers():
+                    reader.on_started(key, message, now)
             case ReadEnded():
-                self._reading.on_ended(key, message, now)
-                self._consuming.on_ended(key, message, now)
+                for reader in self._readers():
+                    reader.on_ended(key, message, now)
             case Answer():
                 self._asking.on_answer(message)
             case Pong():
@@ -189,7 +215,7 @@ class ClientCore:
         if message.request == 0:
             self._routing.on_refused(key, error, now)
         else:
-            for machine in (self._producing, self._asking, self._reading, self._consuming):
+            for machine in (self._producing, self._asking, *self._readers()):
                 if machine.on_failure(message.request, error, now):
                     break
 
@@ -200,25 +226,25 @@ class ClientCore:
         changes = self._routing.take_changes()
         for key in changes.lost:
             self._producing.on_lost(key, now)
-            self._reading.on_lost(key, now)
-            self._consuming.on_lost(key, now)
+            for reader in self._readers():
+                reader.on_lost(key, now)
             self._asking.on_lost(key)
         if changes.home:
             self._asking.on_home()
-            self._reading.on_home(now)
-            self._consuming.on_home(now)
+            for reader in self._readers():
+                reader.on_home(now)
         if changes.gained or changes.routes:
             self._producing.on_way_open(now)
-            self._reading.on_way_open(now)
-            self._consuming.on_way_open(now)
+            for reader in self._readers():
+                reader.on_way_open(now)
 
     def _is_needed(self, server_key: bytes) -> bool:
-        return any(x.needs(server_key) for x in (self._producing, self._reading, self._consuming))
+        return any(x.needs(server_key) for x in (self._producing, *self._readers()))
 
     def _close(self) -> None:
         self._asking.close()
         self._producing.close()
-        self._reading.close()
-        self._consuming.close()
+        for reader in self._readers():
+            reader.close()
         self._routing.close()
         self._closed = True

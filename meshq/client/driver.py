@@ -24,12 +24,14 @@ from meshq.client.facts import (
     Event,
     Fail,
     Garbled,
+    Grant,
     Hand,
     LinkDown,
     LinkUp,
     OpenLink,
     Place,
     Received,
+    Revoke,
     Send,
     Settle,
     Ticked,
@@ -89,6 +91,10 @@ class Sink(Protocol):
     def handed(self, hand: Hand) -> None: ...
 
     def placed(self, place: Place) -> None: ...
+
+    def granted(self, grant: Grant) -> None: ...
+
+    def revoked(self, revoke: Revoke) -> None: ...
 
     def ended(self, error: MeshqError) -> None: ...
 
@@ -200,6 +206,12 @@ class ClientDriver:
             case Place():
                 if (sink := self._sinks.get(effect.sub)) is not None:
                     sink.placed(effect)
+            case Grant():
+                if (sink := self._sinks.get(effect.sub)) is not None:
+                    sink.granted(effect)
+            case Revoke():
+                if (sink := self._sinks.get(effect.sub)) is not None:
+                    sink.revoked(effect)
             case EndSubscription():
                 if (sink := self._sinks.pop(effect.sub, None)) is not None:
                     sink.ended(effect.error)

@@ -195,6 +195,13 @@ class RecordsSettled:
 
 
 @dataclass(frozen=True, slots=True)
+class AtWork:
+    """The application is there, and takes what this subscription of a queue group is handed."""
+
+    sub: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unsubscribed:
     sub: int
 
@@ -206,7 +213,7 @@ class Closed:
 
 Event = (
     Ticked | LinkUp | LinkDown | Received | Garbled | HomeWanted | TopicWanted | TopicsWanted | AskRequested
-    | BatchSealed | SubscribeRequested | Consumed | RecordsSettled | Unsubscribed | Closed
+    | BatchSealed | SubscribeRequested | Consumed | RecordsSettled | AtWork | Unsubscribed | Closed
 )  # fmt: skip
 
 
@@ -290,6 +297,32 @@ class Hand:
 
 
 @dataclass(frozen=True, slots=True)
+class Grant:
+    """Of an ordered group: this partition is ours under this lease, from `offset` on. `attempts`: how often
+    it was that somebody's lease began there, in a row."""
+
+    sub: int
+    topic: str
+    topic_id: bytes
+    partition: int
+    lease: int
+    offset: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """It is to be given back: RELEASE it, once what was begun is acknowledged. `over`: it is not ours any
+    more."""
+
+    sub: int
+    topic_id: bytes
+    partition: int
+    lease: int
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EndSubscription:
     """The mesh refuses it."""
 
@@ -297,4 +330,6 @@ class EndSubscription:
     error: MeshqError
 
 
-Effect = OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | EndSubscription
+Effect = (
+    OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | Grant | Revoke | EndSubscription
+)  # fmt: skip

@@ -20,23 +20,23 @@ from typing import Any, Final, NamedTuple
 from meshq import messages
 from meshq.batch import read_records
 from meshq.client.driver import ClientDriver
-from meshq.client.facts import Group, Hand, RecordsSettled, Start, Unsubscribed
+from meshq.client.facts import AtWork, Group, Hand, RecordsSettled, Start, Unsubscribed
+from meshq.client.key_order import KeyOrder
 from meshq.client.records import Record
 from meshq.client.subscription import Subscription
 from meshq.errors import InternalError, LeaseLost, MeshqError, UsageError
 from meshq.limits import ACK_WAIT_MS_MAX, REASON_CHARS_MAX
 
-ACK_WAIT_S: Final = 30.0
-MAX_DELIVER: Final = 10
 GROUP_CREDIT_RECORDS: Final = 256
 SETTLE_S: Final = 30.0  # how long an answer may take
 RANGES_MAX: Final = 4_096  # in one message
+AT_WORK_S: Final = 1.0  # it is said no more often
 
 
 class GroupRecord(Record, gc=True):
     """A record that a group's member was handed. It is settled once, by one of the methods."""
 
-    lot: _Lot | None = None
+    lot: Lot | None = None
     settled: bool = False
 
     def ack(self) -> Settling:
@@ -73,7 +73,7 @@ class GroupRecord(Record, gc=True):
         self.settled = True
         return lot.sub.settle(lot, self.offset, verdict, delay_ms, reason)
 
-    def _unsettled(self) -> _Lot:
+    def _unsettled(self) -> Lot:
         if self.lot is None:
             raise InternalError("a group's record without its lease")
         if self.settled:
@@ -86,7 +86,7 @@ class Settling:
 
     __slots__ = ("_flight", "_offset")
 
-    def __init__(self, flight: _Flight, offset: int) -> None:
+    def __init__(self, flight: Flight, offset: int) -> None:
         self._flight = flight
         self._offset = offset
 
@@ -94,8 +94,8 @@ class Settling:
         refused = yield from asyncio.shield(self._flight.future).__await__()
         if any(first <= self._offset < end for first, end in refused):
             raise LeaseLost(
-                f"offset {self._offset} is not this consumer's any more: its `ack_wait` was over, or its "
-                "group was reset. It is handed out again"
+                f"offset {self._offset} is not this consumer's any more: its `ack_wait` was over, "
+                "its partition went to another member, or its group was reset. It is handed out again"
             )
 
 
@@ -117,29 +117,31 @@ class GroupSubscription(Subscription):
         self._ack_wait = group.ack_wait_ms / 1000
         self._now = driver.clock
         self._touched = self._now()  # when the application did something here
-        self._lots: dict[_Lot, None] = {}  # with records nobody took; bounded by the credit
-        self._lot: _Lot | None = None  # whose records are being handed out
-        self._flights: dict[_Where, _Flight] = {}  # of this turn
+        self._told = self._touched  # when the mesh was told that it is at work
+        self._lots: dict[Lot, None] = {}  # with records nobody took; bounded by the credit
+        self._lot: Lot | None = None  # whose records are being handed out
+        self._flights: dict[_Where, Flight] = {}  # of this turn
         self._flying: dict[asyncio.Future[Any], None] = {}
         self._tending: asyncio.TimerHandle | None = None
+        self._order = KeyOrder() if group.mode == messages.KEYED else None
         super().__init__(driver, pattern, start, credit_bytes, credit_records, group=group)
 
     def __aiter__(self) -> GroupSubscription:
         return self
 
     async def __anext__(self) -> GroupRecord:
-        self._touched = self._now()
+        self._touch()
         while True:
             await self._have_records()
             record = self._records.pop()
-            if isinstance(record, GroupRecord) and self._is_ours(record):
+            if isinstance(record, GroupRecord) and self._may_take(record):
                 return record
 
     async def take(self, count: int | None = None) -> list[Record]:
-        self._touched = self._now()
+        self._touch()
         while True:
             records = await super().take(count)
-            found: list[Record] = [r for r in records if isinstance(r, GroupRecord) and self._is_ours(r)]
+            found: list[Record] = [r for r in records if isinstance(r, GroupRecord) and self._may_take(r)]
             if found:
                 return found
 
@@ -170,24 +172,24 @@ class GroupSubscription(Subscription):
         await self.close()
 
     # ------------------------------------------------------------------------------------- settling
-    def settle(
-        self, lot: _Lot, offset: int, verdict: int, delay_ms: int | None, reason: str = ""
-    ) -> Settling:
+    def settle(self, lot: Lot, offset: int, verdict: int, delay_ms: int | None, reason: str = "") -> Settling:
         """Of one record; for the record's own methods."""
         if self._closed:
             raise UsageError(f"the subscription to {self.pattern} was closed, and gave this record back")
-        self._touched = self._now()
+        self._touch()
+        if self._order is not None:
+            self._order.settled(lot, offset, verdict, self._now(), self._here())
         return Settling(self._flight(lot, verdict, delay_ms, offset, offset + 1, reason), offset)
 
     def _flight(
-        self, lot: _Lot, verdict: int, delay_ms: int | None, first: int, end: int, reason: str = ""
-    ) -> _Flight:
+        self, lot: Lot, verdict: int, delay_ms: int | None, first: int, end: int, reason: str = ""
+    ) -> Flight:
         where = _Where(lot.topic_id, lot.hand.partition, verdict, delay_ms, reason)
         flight = self._flights.get(where)
         if flight is None:
             if not self._flights:
                 self._driver.loop.call_soon(self._send_flights)
-            flight = self._flights[where] = _Flight(self._driver.loop.create_future())
+            flight = self._flights[where] = Flight(self._driver.loop.create_future())
         flight.ranges.append((first, end, lot.lease))
         return flight
 
@@ -213,7 +215,7 @@ class GroupSubscription(Subscription):
 
     # ------------------------------------------------------------------------ what the driver tells
     def handed(self, hand: Hand) -> None:
-        lot = _Lot(self, hand, self._now() + self._ack_wait)
+        lot = Lot(self, hand, self._now() + self._ack_wait)
         self._lots[lot] = None
         super().handed(hand)
         if self._tending is None:
@@ -224,8 +226,21 @@ class GroupSubscription(Subscription):
         if not self._records:
             await self._fill()
 
-    def _is_ours(self, record: GroupRecord) -> bool:
-        return record.lot is not None and record.lot.until > self._now()
+    def _may_take(self, record: GroupRecord) -> bool:
+        lot, now = record.lot, self._now()
+        if lot is None:
+            return False
+        if self._order is None:
+            return lot.until > now
+        if self._order.may_take(lot, record.key, record.offset, now, self._here()):
+            return True
+        if lot.until > now:
+            self._flight(lot, messages.RELEASE, None, record.offset, record.offset + 1)
+        return False
+
+    def _here(self) -> list[Lot]:
+        """With records that nobody took yet."""
+        return [*self._lots, *([self._lot] if self._lot is not None and self._records else [])]
 
     def _open(self, hand: Hand) -> None:
         lot = next(iter(self._lots))
@@ -247,7 +262,7 @@ class GroupSubscription(Subscription):
     def _give_back(self) -> None:
         """Nothing: records are settled, and that makes room."""
 
-    def _untaken(self) -> list[tuple[_Lot, int, int]]:
+    def _untaken(self) -> list[tuple[Lot, int, int]]:
         now = self._now()
         found = [
             (lot, first, end)
@@ -271,18 +286,31 @@ class GroupSubscription(Subscription):
         self._tending = self._driver.loop.call_later(self._ack_wait / 3, self._tend)
 
     def _tend(self) -> None:
-        """Records that wait here stay ours while the application is at work."""
+        """Records that wait here stay ours while the application is at work; and the mesh hears that it is,
+        for it hands nothing more to who says nothing.
+        """
         self._tending = None
         if self._closed or self._driver.closed:
             return
-        now, untaken = self._now(), self._untaken()
-        if now - self._touched < self._ack_wait:
-            for lot, first, end in untaken:
+        now = self._now()
+        if now - self._touched < self._ack_wait or any(not f.done() for f in self._waiting):
+            for lot, first, end in self._untaken():
                 self._flight(lot, messages.EXTEND, None, first, end).lots.add(lot)
             for flight in self._flights.values():
                 flight.until = now + self._ack_wait
-        if untaken:
-            self._tend_later()
+            self._tell_at_work(now)
+        self._tend_later()
+
+    def _touch(self) -> None:
+        now = self._now()
+        if now - self._touched >= self._ack_wait:
+            self._tell_at_work(now)  # it may have been taken for one that is stuck
+        self._touched = now
+
+    def _tell_at_work(self, now: float) -> None:
+        if now - self._told >= AT_WORK_S and not self._driver.closed:
+            self._told = now
+            self._driver.tell(AtWork(self._sub))
 
 
 class _Where(NamedTuple):
@@ -296,7 +324,7 @@ class _Where(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class _Lot:
+class Lot:
     """Records of one batch under one lease, theirs until then."""
 
     sub: GroupSubscription
@@ -304,6 +332,8 @@ class _Lot:
     until: float
     topic_id: bytes = b""
     lease: int = 0
+    barred: set[bytes] = field(default_factory=set)  # keys of which a record before these came back
+    taken: dict[int, bytes] = field(default_factory=dict)  # keys by offset, of a keyed group
 
     def __post_init__(self) -> None:
         if self.hand.leased is not None:
@@ -311,14 +341,14 @@ class _Lot:
 
 
 @dataclass(slots=True, eq=False)
-class _Flight:
+class Flight:
     """Settled together. `future` gets the records, (first, end), for which it does not hold."""
 
     future: asyncio.Future[list[tuple[int, int]]]
     ranges: list[tuple[int, int, int]] = field(default_factory=list)
     open: int = 0  # messages that are not answered
     refused: list[tuple[int, int]] = field(default_factory=list)
-    lots: set[_Lot] = field(default_factory=set)  # whose time begins anew if it holds
+    lots: set[Lot] = field(default_factory=set)  # whose time begins anew if it holds
     until: float = 0.0
 
     def settled(self, value: Any) -> None:

@@ -14,10 +14,13 @@ from types import TracebackType
 from typing import Any, Final, Literal, overload
 
 from meshq.batch import Buffer
-from meshq.client.checking import Acks, Headers, check_group, check_seconds, check_start
+from meshq.client import groups as group_asks
+from meshq.client.checking import MAX_DELIVER, Acks, Headers, check_group, check_seconds, check_start
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import AskRequested, HomeWanted, TopicsWanted
-from meshq.client.group import ACK_WAIT_S, GROUP_CREDIT_RECORDS, MAX_DELIVER, GroupSubscription
+from meshq.client.group import GROUP_CREDIT_RECORDS, GroupSubscription
+from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven, To
+from meshq.client.ordered_group import OnRevoke, OrderedSubscription
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt
 from meshq.client.subscription import CREDIT_BYTES, CREDIT_RECORDS, Subscription
@@ -27,6 +30,7 @@ from meshq.messages import TopicInfo
 from meshq.topics import check_pattern
 
 StartLike = Literal["latest", "earliest"] | int | datetime | None
+Mode = Literal["queue", "keyed", "ordered"]
 
 PUBLISHERS_MAX: Final = 1_024  # topics whose shared producer is kept; an idle one makes room
 
@@ -39,7 +43,9 @@ class Mesh:
         self._publishers: dict[tuple[str, Acks], Producer] = {}
         self._producers: list[Producer] = []  # as the application makes and keeps them
         self._former: list[Producer] = []  # publishers of deleted topics; at most PUBLISHERS_MAX
-        self._consumers: list[GroupSubscription] = []  # as the application makes and keeps them
+        self._consumers: list[
+            GroupSubscription | OrderedSubscription
+        ] = []  # as the application makes and keeps them
         self._untold: MeshqError | None = None  # of a producer that was let go: for `close` to raise
 
     async def publish(
@@ -133,23 +139,39 @@ class Mesh:
         pattern: str,
         *,
         group: str,
-        mode: Literal["queue"] = "queue",
+        mode: Literal["queue", "keyed"] = "queue",
         start: StartLike = None,
-        ack_wait: float = ACK_WAIT_S,
+        ack_wait: float | None = None,
         max_deliver: int | None = MAX_DELIVER,
         credit_bytes: int = CREDIT_BYTES,
         credit_records: int | None = None,
     ) -> GroupSubscription: ...
+
+    @overload
+    def subscribe(
+        self,
+        pattern: str,
+        *,
+        group: str,
+        mode: Literal["ordered"],
+        start: StartLike = None,
+        session_timeout: float | None = None,
+        on_revoke: OnRevoke | None = None,
+        credit_bytes: int = CREDIT_BYTES,
+        credit_records: int | None = None,
+    ) -> OrderedSubscription: ...
 
     def subscribe(
         self,
         pattern: str,
         *,
         group: str | None = None,
-        mode: Literal["queue"] = "queue",
+        mode: Mode = "queue",
         start: StartLike = None,
-        ack_wait: float = ACK_WAIT_S,
+        ack_wait: float | None = None,
         max_deliver: int | None = MAX_DELIVER,
+        session_timeout: float | None = None,
+        on_revoke: OnRevoke | None = None,
         credit_bytes: int = CREDIT_BYTES,
         credit_records: int | None = None,
     ) -> Subscription:
@@ -157,15 +179,22 @@ class Mesh:
 
         group: whoever names the same group shares the records of a topic: each goes to one of them, which
         settles it (`record.ack()`); one that is not settled is handed out again
-        mode: `queue`, the only one yet: any record to any member
+        mode: `queue`: any record to any member; `keyed`: the same, but records of one key are with one member
+        at a time, in order; `ordered`: each partition to one member, whose records are done in order (an
+        `ack` stands for all before it)
         start: where in each partition; `latest` (the default) means the moment of subscribing, also for
         partitions that come later. With a group, where it begins where it has not been before (`earliest`)
-        ack_wait: of a group, after how many seconds a record that is not settled is handed out again
-        max_deliver: of a group, how often a record is handed out before it becomes a dead letter, in topic
+        ack_wait: of a queue or keyed group, after how many seconds a record that is not settled is handed out
+        again (30)
+        max_deliver: of those, how often a record is handed out before it becomes a dead letter, in topic
         `_dead.GROUP.TOPIC`; None: as often as it takes
-        credit_bytes, credit_records: how much may wait here untaken (8 MiB, 100,000); of a group, how much
-        may be here that is not settled (8 MiB, 256)
-        """
+        session_timeout: of an ordered group, after how many seconds of silence its partitions go to others
+        (10); also how long it may take to finish one that is to go
+        on_revoke: of an ordered group, called with topic and partition (on the loop; may be a coroutine
+        function) when one is to go to another member, or has gone: what is acknowledged by the time it
+        returns counts. Without it a partition is given back when everything taken from it is acknowledged
+        credit_bytes, credit_records: how much may wait here untaken (8 MiB, 100,000); of a queue group, how
+        much may be here that is not settled (8 MiB, 256)"""
         wanted: tuple[tuple[str, object], ...] = (("credit_bytes", credit_bytes),)
         if credit_records is not None:
             wanted += (("credit_records", credit_records),)
@@ -176,11 +205,18 @@ class Mesh:
         if group is None:
             begin = check_start("latest" if start is None else start)
             return Subscription(self._driver, pattern, begin, credit_bytes, credit_records or CREDIT_RECORDS)
-        terms = check_group(group, mode, ack_wait, max_deliver, secrets.token_bytes(16))
+        terms = check_group(
+            group, mode, secrets.token_bytes(16), ack_wait=ack_wait, session_timeout=session_timeout,
+            max_deliver=max_deliver,
+        )  # fmt: skip
         begin = check_start("earliest" if start is None else start)
-        made = GroupSubscription(
-            self._driver, pattern, begin, credit_bytes, credit_records or GROUP_CREDIT_RECORDS, terms
-        )
+        made: GroupSubscription | OrderedSubscription
+        if mode == "ordered":
+            records = credit_records or CREDIT_RECORDS
+            made = OrderedSubscription(self._driver, pattern, begin, credit_bytes, records, terms, on_revoke)
+        else:
+            records = credit_records or GROUP_CREDIT_RECORDS
+            made = GroupSubscription(self._driver, pattern, begin, credit_bytes, records, terms)
         self._consumers = [s for s in self._consumers if not s.is_closed]
         self._consumers.append(made)
         return made
@@ -203,6 +239,47 @@ class Mesh:
         check_seconds(timeout, "timeout")
         found = await self._driver.ask(lambda t, d: TopicsWanted(t, pattern, d), timeout=timeout)
         return sorted(found, key=lambda info: info.name)
+
+    async def groups(self, pattern: str = "#", *, timeout: float = 30.0) -> list[GroupInfo]:
+        """The groups of all topics that match, by topic and name. Raises: Unavailable when the leader of some
+        slot does not answer.
+        """
+        return await group_asks.groups(self._asking(timeout), check_pattern(pattern))
+
+    async def group_show(self, topic: str, group: str, *, timeout: float = 30.0) -> list[GroupPartition]:
+        """Where a group stands, by partition. Raises: UnknownGroup, Unavailable as `groups`."""
+        return await group_asks.show(self._asking(timeout), topic, group)
+
+    async def group_reset(
+        self, topic: str, group: str, to: To, *, dry_run: bool = False, timeout: float = 30.0
+    ) -> list[GroupReset]:
+        """Have a group go on from elsewhere, in each partition: "earliest", "latest", an offset, or a
+        datetime. What its members have in hand is theirs no more (`LeaseLost`). Raises: as `group_show`.
+        """
+        return await group_asks.reset(self._asking(timeout), topic, group, to, dry_run=dry_run)
+
+    async def group_redrive(
+        self,
+        topic: str,
+        group: str,
+        *,
+        limit: int | None = None,
+        dry_run: bool = False,
+        timeout: float = 30.0,
+    ) -> Redriven:
+        """Have a group handed out again what is in its dead letters, the oldest first; each is put back once,
+        whatever fails. Raises: as `group_show`.
+        """
+        return await group_asks.redrive(self._asking(timeout), topic, group, limit, dry_run=dry_run)
+
+    async def group_delete(self, topic: str, group: str, *, timeout: float = 30.0) -> None:
+        """Forget where a group stands, with its dead letters. Raises: Refused while it has members, and as
+        `group_show`.
+        """
+        await self.ask("group.delete", {"topic": topic, "group": group}, timeout=timeout)
+
+    def _asking(self, timeout: float) -> group_asks.Ask:
+        return lambda what, args: self.ask(what, args, timeout=timeout)
 
     async def connected(self, timeout: float = 10.0) -> None:
         """Wait for the first peer's welcome. Raises: Unavailable naming each peer tried and why not."""

@@ -22,6 +22,7 @@ from meshq.client.facts import (
     EndSubscription,
     Fail,
     Hand,
+    Leased,
     Place,
     Send,
     Settle,
@@ -287,17 +288,18 @@ class Reading:
             self._wait(s, part, now + delay_s(part.attempt, self._common.rng))
             part.attempt += 1
             return
-        if s.start.kind == TIMESTAMP and item.timestamp_ms < s.start.value:
+        if s.group is None and s.start.kind == TIMESTAMP and item.timestamp_ms < s.start.value:
             # The time asked for had not come when the reading began: what was appended since is too early.
             flow.on_pushed(size, records, keep=False)
             part.position = end
             return
         flow.on_pushed(size, records, keep=True)
         part.position = end
+        leased = Leased(part.topic_id, part.lease, ()) if part.lease else None
         self._common.effects.append(
             Hand(
                 s.sub, server_key, part.topic, part.number, item.base_offset, item.timestamp_ms, position,
-                records, payload,
+                records, payload, leased,
             )
         )  # fmt: skip
 

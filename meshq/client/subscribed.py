@@ -5,6 +5,7 @@ record on.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 from meshq.client.credit import Flow
@@ -31,6 +32,10 @@ class Part:
     started: bool = False
     attempt: int = 0
     retry_at: float = 0.0
+    lease: int = 0  # of an ordered group: the partition is ours, under it
+    released: int = 0  # the last one that was given back
+    said: tuple[int, int] = (0, 0)  # the last one under which anything was acknowledged, and up to where
+    lapses_at: float = inf  # when it is no longer ours, unless its leader says that it is
 
     @property
     def key(self) -> PartKey:

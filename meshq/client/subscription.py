@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from meshq.batch import read_records
 from meshq.client.driver import ClientDriver, FutureWaiter
 from meshq.client.facts import (
     Consumed,
+    Grant,
     Group,
     Hand,
     Place,
+    Revoke,
     Start,
     SubscribeRequested,
     Unsubscribed,
@@ -113,7 +115,7 @@ class Subscription:
         """Take no more records. Idempotent."""
         self._close()
 
-    async def __aenter__(self) -> Subscription:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -130,6 +132,12 @@ class Subscription:
         # Batches of before a new link may still wait here: what comes out next is where they begin.
         if not any(h.topic == place.topic and h.partition == place.partition for h in self._batches):
             self._positions[place.topic, place.partition] = place.offset
+
+    def granted(self, grant: Grant) -> None:
+        """Nothing is, but to members of ordered groups."""
+
+    def revoked(self, revoke: Revoke) -> None:
+        """As `granted`."""
 
     def ended(self, error: MeshqError) -> None:
         if not self._closed:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from meshq.batch import Buffer
 from meshq.client import connect as asynchronous
@@ -30,8 +30,11 @@ from meshq.client.failures import KEPT_MAX
 from meshq.client.group import SETTLE_S, Settling
 from meshq.client.group import GroupRecord as AsyncGroupRecord
 from meshq.client.group import GroupSubscription as AsyncGroupSubscription
+from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven, To
 from meshq.client.loop_thread import GRACE_S, LoopThread
 from meshq.client.mesh import Mesh as AsyncMesh
+from meshq.client.ordered_group import OrderedRecord as AsyncOrderedRecord
+from meshq.client.ordered_group import OrderedSubscription as AsyncOrderedSubscription
 from meshq.client.outgoing import PendingReceipt
 from meshq.client.producer import Producer as AsyncProducer
 from meshq.client.records import Receipt, Record
@@ -64,6 +67,11 @@ def _start(make: Callable[[], Coroutine[Any, Any, AsyncMesh]], timeout: float) -
     except BaseException:
         thread.stop()
         raise
+
+
+TAKEN_ORDERED: Final = (
+    100  # records of an ordered group fetched at a time: what a partition that goes waits for
+)
 
 
 class Mesh:
@@ -101,7 +109,11 @@ class Mesh:
     def subscribe(self, pattern: str, **options: Any) -> Subscription:
         """Options as the asynchronous one's."""
         made = self._thread.run(lambda: self._mesh.subscribe(pattern, **options), GRACE_S)
-        kind = GroupSubscription if isinstance(made, AsyncGroupSubscription) else Subscription
+        kind: type[Subscription] = Subscription
+        if isinstance(made, AsyncGroupSubscription):
+            kind = GroupSubscription
+        elif isinstance(made, AsyncOrderedSubscription):
+            kind = OrderedSubscription
         return kind(self._thread, made)
 
     def ask(self, what: str, args: dict[str, Any] | None = None, *, timeout: float = 30.0) -> Any:
@@ -111,6 +123,34 @@ class Mesh:
     def topics(self, pattern: str = "#", *, timeout: float = 30.0) -> list[TopicInfo]:
         check_seconds(timeout, "timeout")
         return self._thread.call(self._mesh.topics(pattern, timeout=timeout), timeout)
+
+    def groups(self, pattern: str = "#", *, timeout: float = 30.0) -> list[GroupInfo]:
+        return self._thread.call(self._mesh.groups(pattern, timeout=timeout), timeout)
+
+    def group_show(self, topic: str, group: str, *, timeout: float = 30.0) -> list[GroupPartition]:
+        return self._thread.call(self._mesh.group_show(topic, group, timeout=timeout), timeout)
+
+    def group_reset(
+        self, topic: str, group: str, to: To, *, dry_run: bool = False, timeout: float = 30.0
+    ) -> list[GroupReset]:
+        call = self._mesh.group_reset(topic, group, to, dry_run=dry_run, timeout=timeout)
+        return self._thread.call(call, timeout, unknown=True)
+
+    def group_redrive(
+        self,
+        topic: str,
+        group: str,
+        *,
+        limit: int | None = None,
+        dry_run: bool = False,
+        timeout: float = 30.0,
+    ) -> Redriven:
+        call = self._mesh.group_redrive(topic, group, limit=limit, dry_run=dry_run, timeout=timeout)
+        return self._thread.call(call, timeout, unknown=True)
+
+    def group_delete(self, topic: str, group: str, *, timeout: float = 30.0) -> None:
+        call = self._mesh.group_delete(topic, group, timeout=timeout)
+        self._thread.call(call, timeout, unknown=True)
 
     def close(self, timeout: float = 10.0) -> None:
         """As the asynchronous one: what producers took is sent, and what failed untold is raised."""
@@ -386,6 +426,38 @@ class GroupSubscription(Subscription):
     async def _take(self) -> list[Record]:
         taken = await self._subscription.take(1)
         return [GroupRecord.of(r, self._thread) for r in taken if isinstance(r, AsyncGroupRecord)]
+
+
+class OrderedSubscription(Subscription):
+    """As the asynchronous one. `on_revoke` is called on the client's own thread."""
+
+    async def _take(self) -> list[Record]:
+        taken = await self._subscription.take(TAKEN_ORDERED)
+        return [OrderedRecord.of(r, self._thread) for r in taken if isinstance(r, AsyncOrderedRecord)]
+
+
+class OrderedRecord(Record, gc=True):
+    """As the asynchronous one: `ack` waits until the mesh has it on disk. Raises as that does."""
+
+    inner: AsyncOrderedRecord | None = None
+    thread: LoopThread | None = None
+
+    @classmethod
+    def of(cls, r: AsyncOrderedRecord, thread: LoopThread) -> OrderedRecord:
+        return cls(
+            r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, r.headers, r.attempts, r, thread
+        )
+
+    def ack(self) -> None:
+        """Of it and all before it in its partition."""
+        record, thread = self.inner, self.thread
+        assert record is not None
+        assert thread is not None
+
+        async def wait() -> None:
+            await record.ack()
+
+        thread.call(wait(), SETTLE_S, unknown=True)
 
 
 class GroupRecord(Record, gc=True):

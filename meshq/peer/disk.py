@@ -15,16 +15,16 @@ from typing import Final
 
 import lmdb
 
-from meshq.entries import Entry, StoredBatch
+from meshq.entries import Entry, PayloadCorrupt, StoredBatch
 from meshq.errors import MeshqError, StoreCorrupt, StoreError
 from meshq.gossip import remembered
 from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, Slot
 from meshq.peer.core.core import PeerCore
-from meshq.peer.core.desks import GROUPS
 from meshq.peer.core.events import (
     BatchesFetched,
     Event,
     FetchBatches,
+    Mended,
     PayloadsDeleted,
     PayloadsRead,
     ReadPayloads,
@@ -38,13 +38,12 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.hosts import Tail
-from meshq.peer.core.lookups import LOOKUPS
 from meshq.replication.saved import bare_until
 from meshq.replication.words import Item, LogRead
 from meshq.security.directory import DataDirectory, Loaded
 from meshq.store.reads import SlotImage
 from meshq.store.store import Store
-from meshq.streams.publish import check_payload, payload_key_of
+from meshq.streams.publish import check_payload, decode_publish, payload_key_of
 from meshq.streams.slot import applied_index
 
 log = logging.getLogger(__name__)
@@ -119,7 +118,7 @@ def tail_of(store: Store, slot: Slot, image: SlotImage) -> Tail:
 
 
 def item_of(store: Store, entry: Entry) -> Item:
-    """The entry with its payload. Raises: StoreCorrupt when that is not there."""
+    """The entry with its payload. Raises: PayloadCorrupt when that is not there, or another one."""
     key = payload_key_of(entry)
     if key is None:
         return Item(entry)
@@ -127,14 +126,18 @@ def item_of(store: Store, entry: Entry) -> Item:
         data = store.read_payload(key)
         check_payload(entry, data)
     except MeshqError as e:
-        raise StoreCorrupt(f"entry {entry.index} is on disk and its payload is not: {e}") from None
+        text, crc = (
+            f"entry {entry.index} is on disk and its payload is not: {e}",
+            decode_publish(entry.body).payload_crc,
+        )
+        raise PayloadCorrupt(text, key.partition, key.base_offset, stored=key, crc=crc) from None
     return Item(entry, data)
 
 
 def read_ranges(
     store: Store, ranges: Sequence[tuple[PartitionKey, int, int]], bytes_max: int
 ) -> tuple[list[StoredBatch], bool]:
-    """Batches of these ranges in their order, and whether those are all. Raises: StoreError."""
+    """Batches of these ranges in their order, and whether those are all. Raises: PayloadCorrupt."""
     batches: list[StoredBatch] = []
     left = bytes_max
     for partition, offset, end in ranges:
@@ -143,7 +146,7 @@ def read_ranges(
                 return batches, False
             found = store.read_batches(partition, offset, end=end, bytes_max=left)
             if not found or found[0].base_offset > offset:
-                raise StoreCorrupt(f"offset {offset} of partition {partition.partition} is missing")
+                raise PayloadCorrupt("it is missing", partition, offset)
             batches += found
             left -= sum(len(b.data) for b in found)
             offset = found[-1].base_offset + found[-1].count
@@ -172,17 +175,11 @@ def _entries(store: Store, slot: Slot, start: int):  # type: ignore[no-untyped-d
         start = page[-1].index + 1
 
 
-def is_awaited(core: PeerCore, read: FetchBatches | SeekTime) -> bool:
-    """False when it was unread meanwhile, or read again from elsewhere."""
-    session, sub = read.fetch.sub if isinstance(read, FetchBatches) else read.sub
-    if session[0] == GROUPS:
-        return core.consuming.desks.is_awaited(read)
-    if session[0] == LOOKUPS:
-        return True
-    if isinstance(read, FetchBatches):
-        return core.ctx.deliveries.is_awaited(read.fetch)
-    state = core.ctx.sessions.states.get(session)
-    return state is not None and state.seeks.get((sub, read.partition)) == read
+def log_mended(told: Mended) -> None:
+    if told.error is None:
+        log.warning("Fetched from another peer: %s", told.damage, extra={"event": "BatchMended"})
+    else:
+        log.error("Damaged, and not mended: %s", told.error, extra={"event": "BatchDamaged"})
 
 
 class DiskShell:
@@ -293,13 +290,13 @@ class DiskShell:
     def read_log(self, read: ReadSlotLog) -> None:
         """For a node that is behind. What can't be read is not sent: it is asked for again later."""
         items: list[Item] = []
-        damaged = False
+        damage: StoreCorrupt | None = None
         try:
             items = read_log(self.store, read.slot, read.prev.index + 1, read.bytes_max)
         except (MeshqError, lmdb.Error) as e:
             log.warning("Slot %s cannot be read for a peer: %s", read.slot, e, extra={"event": "LogUnread"})
-            damaged = isinstance(e, StoreCorrupt)
-        event = SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(items)), damaged)
+            damage = e if isinstance(e, StoreCorrupt) else None
+        event = SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(items)), damage)
         self._loop.call_soon(self._guarded, self._tell, event)
 
     def read_rows(self, read: ReadRows) -> None:
@@ -309,9 +306,11 @@ class DiskShell:
     def read_payloads(self, read: ReadPayloads) -> None:
         """A piece of a snapshot. What can't be read is not sent: it is asked for again later."""
         batches, complete = list[StoredBatch](), False
+        damage: PayloadCorrupt | None = None
         try:
             batches, complete = read_ranges(self.store, read.ranges, read.bytes_max)
         except (MeshqError, lmdb.Error) as e:
             log.error("Slot %s has damage: %s", read.slot, e, extra={"event": "SnapshotUnread"})
-        event = PayloadsRead(read.slot, read.to, tuple(batches), complete)
+            damage = e if isinstance(e, PayloadCorrupt) else None
+        event = PayloadsRead(read.slot, read.to, tuple(batches), complete, damage)
         self._loop.call_soon(self._guarded, self._tell, event)

@@ -36,6 +36,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     mDNS and those remembered; `mdns`: announce and look for peers; `auto_create`: publishing to an unknown
     topic makes it, with one partition; `begin_empty`: start though the store is lost, its records too;
     `evacuate_after_s`: a peer that this one has missed for so long is replaced in the slots led here;
+    `move_bytes_s`: how much it sends of slots that move to others, a second;
     `weight`: this peer's share of the slots, beside 1 of an ordinary one (0: none); `zone`: what fails as one
     with it (a rack, a room, a power line), none of its own when empty; `witness_bytes_max`: most that a
     witness stores, instead of `store_bytes_max`.
@@ -53,6 +54,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = limits.DISK_RESERVE_BYTES
     begin_empty: bool = False
     evacuate_after_s: Annotated[int, Meta(ge=1)] = 300
+    move_bytes_s: Annotated[int, Meta(ge=64 * limits.KIB)] = limits.MOVE_BYTES_S
     weight: Annotated[float, Meta(ge=0, le=1_000)] = 1.0
     zone: Annotated[str, Meta(max_length=63, pattern=ZONE)] = ""
 

@@ -33,6 +33,7 @@ from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
 from meshq.peer.core.events import (
     LOCAL,
+    ClockTold,
     CloseLink,
     DeletePayloads,
     Effect,
@@ -40,6 +41,7 @@ from meshq.peer.core.events import (
     FetchBatches,
     HintMembership,
     LinkProbeWanted,
+    Mended,
     MessageArrived,
     OpenLink,
     PeerLeft,
@@ -61,7 +63,7 @@ from meshq.peer.core.events import (
     TellRolledBack,
     Ticked,
 )
-from meshq.peer.disk import DiskShell, is_awaited, refuse_lost_store, restore
+from meshq.peer.disk import DiskShell, log_mended, refuse_lost_store, restore
 from meshq.peer.doors import Door
 from meshq.peer.endpoints import listen, tcp
 from meshq.peer.feed import Feed
@@ -216,6 +218,7 @@ class PeerShell:
             s.auto_create,
             s.record_bytes_max,
             evacuate_after_s=s.evacuate_after_s,
+            move_bytes_s=s.move_bytes_s,
             weight=s.weight,
             zone=s.zone,
         )
@@ -224,9 +227,7 @@ class PeerShell:
             me, found_registry(papers), settings=settings, random_id=lambda: os.urandom(16), rng=rng
         )
         restore(self.core, self.store)
-        self.disk = DiskShell(
-            self.store, self._loop, self.tell, self._fail, lambda read: is_awaited(self.core, read)
-        )
+        self.disk = DiskShell(self.store, self._loop, self.tell, self._fail, self.core.fetching.is_awaited)
 
     def _make_gateway(self, context: Any) -> None:
         identity = self.papers.identity
@@ -374,8 +375,12 @@ class PeerShell:
                     self.neighbours.handle(LinkCarried(effect.payload, effect.peer))
                 case ResumeWrites():
                     self.store.resume()
+                case Mended():
+                    log_mended(effect)
                 case TellRolledBack():
                     self._log_rolled_back(effect.peer)
+                case ClockTold(event, text, wrong):
+                    log.log(logging.WARNING if wrong else logging.INFO, "%s", text, extra={"event": event})
                 case PeerLeft():
                     self._on_left()
                 case StopPeer():
@@ -410,8 +415,9 @@ class PeerShell:
             self.sockets.send(effect)
 
     def _tick(self) -> None:
-        self._wound_at = inf
+        self._wound_at = -inf  # not in between: what was due is due until the last event
         self._guarded(self._on_tick)
+        self._wound_at = inf
         self._wind()
 
     def _wind(self) -> None:

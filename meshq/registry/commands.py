@@ -47,12 +47,17 @@ class CreateTopic(Command, frozen=True, tag=3):
 
 
 class SetTopic(Command, frozen=True, tag=4):
-    """New settings of a topic; partitions can only grow. None leaves a setting as it is."""
+    """New settings of a topic; partitions can only grow. None leaves a setting as it is.
+
+    `change`: drawn by who proposes it, so that a repeated proposal does not take back what was set in between
+    (feature level 2; empty: applied as often as it comes).
+    """
 
     topic_id: Id16
     partitions: Partitions | None = None
     record_bytes_max: RecordBytes | None = None
     copies_min: CopiesMin | None = None
+    change: Annotated[bytes, Meta(max_length=16)] = b""
 
 
 class DeleteTopic(Command, frozen=True, tag=5):

@@ -35,6 +35,7 @@ from meshq.registry.commands import (
 from meshq.ring import RingPeer, owners, slot_of, witnesses_of
 from meshq.topics import check_topic, source_of
 
+SET_MAX = 4_096  # changes of topics' settings that are not made twice; as many wait at most at a few peers
 DELETED_MAX = 65_536  # topics' ids that are not made again; a proposal is repeated within seconds
 GENESIS_DISK = bytes(16)  # the id of the disk that a founding peer begins with, so that genesis can name it
 
@@ -130,6 +131,7 @@ class Registry:
         self.topics: dict[TopicId, TopicInfo] = {}
         self._by_name: dict[str, TopicInfo] = {}
         self._names: list[str] = []  # sorted, for listing in pages
+        self._set: dict[bytes, int] = {}  # changes of topics and when; the newest ones, SET_MAX
         self._deleted: dict[TopicId, None] = {}  # the newest ones; bounded by DELETED_MAX
         self._verify = verify
         for certificate in founders:
@@ -229,9 +231,12 @@ class Registry:
         return None
 
     def made_at(self, command: AnyCommand) -> int | None:
-        """The index at which this very topic is as it was last set: its proposal came before, and its answer
-        was lost. Its id says so, because whoever proposes a topic draws one.
+        """The index at which this very topic is as it was last set, or at which this very change was made:
+        its proposal came before, and its answer was lost. Its id says so, because whoever proposes it draws
+        one.
         """
+        if isinstance(command, SetTopic):
+            return self._set.get(command.change)
         if not isinstance(command, CreateTopic):
             return None
         info = self.topics.get(TopicId(command.topic_id))
@@ -385,11 +390,20 @@ class Registry:
         return old
 
     def _set_topic(self, command: SetTopic, index: int) -> list[Change]:
+        if self.made_at(command) is not None:
+            return []
         old = self._check_set(command)
+        self._note_set(command.change, index)
         partitions = command.partitions or old.partitions
         size = command.record_bytes_max or old.record_bytes_max
         copies = command.copies_min or old.copies_min
         return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size, copies))]
+
+    def _note_set(self, change: bytes, index: int) -> None:
+        if change:
+            self._set[change] = index
+            if len(self._set) > SET_MAX:
+                del self._set[next(iter(self._set))]
 
     def _delete_topic(self, command: DeleteTopic) -> list[Change]:
         """With the dead letters of its groups."""

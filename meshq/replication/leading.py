@@ -163,6 +163,17 @@ class Leading:
         if not p.waiting and (news or p.round_sent < self._reads.round):
             self._send_empty(node, p)
 
+    def catching_up(self) -> set[Node]:
+        """Followers that are sent what is not in memory any more, or of which nothing is known yet: few as
+        the entries may be that they lack, those may be large.
+        """
+        log = self._state.log
+        return {
+            node
+            for node, p in self.followers.items()
+            if not p.match or p.pace is Pace.SNAPSHOT or p.match < p.next <= log.base.index
+        }
+
     def _has_room(self, p: Progress) -> bool:
         t = self._state.settings
         return p.bytes < t.in_flight_bytes and p.count < t.in_flight_count
@@ -282,6 +293,8 @@ class Leading:
 
     def _advance(self) -> None:
         s = self._state
+        if s.commit >= s.log.last.index:
+            return
         match = {node: p.match for node, p in self.followers.items()}
         match[s.me] = s.log.durable
         index = s.config.committed(match)

@@ -191,6 +191,10 @@ class Replica:
         match[self._state.me] = self._state.log.durable
         return match
 
+    def catching_up(self) -> set[Node]:
+        """A leader's view: who is far from level, whatever `match` says."""
+        return self._leading.catching_up()
+
     def copies(self) -> dict[Node, int]:
         """The same of those that keep payloads: who a receipt counts."""
         return {node: index for node, index in self.match().items() if not self._state.knows_witness(node)}

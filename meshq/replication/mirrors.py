@@ -39,8 +39,11 @@ class Mirrors:
         supports: Collection[PeerId],
         *,
         now: float,
+        older: Collection[Node] = (),
     ) -> None:
-        """Who is one now. `match`: what each node has on disk; `supports`: peers treated as alive."""
+        """Who is one now. `match`: what each node has on disk; `supports`: peers treated as alive; `older`:
+        who is not level, however few entries it lacks.
+        """
         if len(config.voters) > 1 or config.is_joint or not config.learners:
             self.nodes.clear()
             self._behind.clear()
@@ -54,7 +57,7 @@ class Mirrors:
                 self._behind.pop(node, None)
             elif self._behind.get(node, (-1, 0.0))[0] != have:
                 self._behind[node] = have, now
-            if have + LEVEL_COUNT >= decided:
+            if have + LEVEL_COUNT >= decided and node not in older:
                 level.add(node)
         stuck = {n for n, (_, since) in self._behind.items() if now >= since + self.patience_s}
         self.nodes = ((self.nodes & there) | level) - stuck

@@ -40,6 +40,7 @@ class Situation:
     settled: bool  # its newest configuration is committed, and the leader serves
     match: Mapping[Node, int]
     last: int
+    older: Collection[Node] = ()  # that are sent what is in memory no more: not level
     unfit: Collection[Node] = ()  # not to lead now: full, rolled back, or it did not take the lead lately
 
 
@@ -181,7 +182,7 @@ def next_step(
 
 
 def _behind(s: Situation, node: Node) -> bool:
-    return s.match.get(node, 0) + LEVEL_COUNT < s.last
+    return node in s.older or s.match.get(node, 0) + LEVEL_COUNT < s.last
 
 
 def _is_where(

@@ -115,6 +115,8 @@ class Support:
         return {peer for peer, p in self._partners.items() if p.got}
 
     def deadline(self) -> float:
+        if not self._partners:
+            return inf
         ends = (t for p in self._partners.values() for t in self._ends(p))
         return min(self._beat_at, min(ends, default=inf))
 

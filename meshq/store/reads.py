@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshq.batch import HEADER_BYTES, Buffer, read_header
-from meshq.entries import ASIDE_ROW, GENESIS_CHAIN, Entry, PayloadKey, StoredBatch, decode_entry, follows
+from meshq.entries import (
+    ASIDE_ROW,
+    GENESIS_CHAIN,
+    Entry,
+    PayloadCorrupt,
+    PayloadKey,
+    StoredBatch,
+    decode_entry,
+    follows,
+)
 from meshq.errors import RemoteProtocolError, StoreCorrupt, UsageError
 from meshq.ids import PartitionKey, Slot
 from meshq.store.environment import Databases
@@ -100,14 +109,14 @@ def read_rows(dbs: Databases, slot: Slot) -> dict[bytes, bytes]:
 
 
 def read_payload(dbs: Databases, key: PayloadKey) -> bytes:
-    """The payload under exactly this key. Raises: StoreCorrupt when it is not there, or not sound."""
+    """The payload under exactly this key. Raises: PayloadCorrupt when it is not there, or not sound."""
     name = payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count)
     with dbs.env.begin(buffers=True) as txn:
         data = txn.get(name, db=dbs.payloads)
         wanted = BatchKey(key.base_offset, key.timestamp_ms, key.count)
-        fault = "it is not there" if data is None else _fault_of(data, wanted)
+        fault = "it is not there" if data is None else fault_of(data, wanted)
         if data is None or fault:
-            raise StoreCorrupt(f"{_show(key.partition)}, offset {key.base_offset}: {fault}")
+            raise PayloadCorrupt(fault, key.partition, key.base_offset, stored=key)
         return bytes(data)
 
 
@@ -144,7 +153,7 @@ def read_batches(
     """Batches from the one that holds `offset` (or the next one there is), whose base offset is below `end`.
 
     The first one comes whatever its size. Good batches before a bad one are returned; the next read raises.
-    Raises: StoreCorrupt naming partition and offset.
+    Raises: PayloadCorrupt.
     """
     batches: list[StoredBatch] = []
     size = 0
@@ -155,11 +164,12 @@ def read_batches(
             size += len(data)
             if batches and size > bytes_max:
                 break
-            fault = _fault_of(data, key)
+            fault = fault_of(data, key)
             if fault and batches:
                 break
             if fault:
-                raise StoreCorrupt(f"{_show(partition)}, offset {key.base_offset}: {fault}")
+                stored = PayloadKey(partition, key.base_offset, key.timestamp_ms, key.count)
+                raise PayloadCorrupt(fault, partition, key.base_offset, stored=stored)
             batches.append(StoredBatch(partition, key.base_offset, key.count, key.timestamp_ms, bytes(data)))
             key = parse_payload_key(partition, cursor.key()) if cursor.next() else None
     return batches
@@ -261,7 +271,7 @@ def _at_or_after(cursor: Any, partition: PartitionKey, offset: int) -> BatchKey 
     return parse_payload_key(partition, cursor.key())
 
 
-def _fault_of(data: Buffer, key: BatchKey) -> str:
+def fault_of(data: Buffer, key: BatchKey) -> str:
     """What is wrong with a stored batch; empty when it is sound."""
     try:
         header = read_header(data)
@@ -272,7 +282,3 @@ def _fault_of(data: Buffer, key: BatchKey) -> str:
     if zlib.crc32(memoryview(data)[HEADER_BYTES:]) != header.body_crc:
         return "a batch body whose checksum does not match"
     return ""
-
-
-def _show(partition: PartitionKey) -> str:
-    return f"partition {partition.partition} of topic {partition.topic_id.hex()}"

@@ -119,7 +119,7 @@ class Store:
         return reads.read_rows(self._dbs, slot)
 
     def read_payload(self, key: PayloadKey) -> bytes:
-        """Raises: StoreCorrupt when it is not there or damaged."""
+        """Raises: PayloadCorrupt when it is not there or damaged."""
         self._check_open()
         return reads.read_payload(self._dbs, key)
 
@@ -136,7 +136,7 @@ class Store:
     ) -> list[StoredBatch]:
         """Batches from the one that holds `offset` on, with a base offset below `end`; at least one if any.
 
-        Raises: StoreCorrupt naming partition and offset, when the first batch to return is the bad one.
+        Raises: PayloadCorrupt when the first batch to return is the bad one.
         """
         self._check_open()
         return reads.read_batches(

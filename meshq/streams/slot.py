@@ -197,7 +197,7 @@ class SlotStream:
             case EntryKind.DEAD_LETTER:
                 letters = decode_letters(entry.body)
                 moved = self.groups.apply_body(letters.moved, entry.index)
-                if any(refused is None or refused for refused in moved.refused):
+                if any(moved.refused):  # what there is no group for any more was a dead letter all the same
                     raise InternalError(f"slot {self.slot}: entry {entry.index} buries what is not dying")
                 return Moved(moved, self._apply_publish(entry, letters))
             case EntryKind.NOOP | EntryKind.CONFIG:

@@ -3,8 +3,8 @@
 A socket's FD says "something changed", once: it is edge-triggered, and any call on the socket may swallow
 the edge (a send works off the socket's mailbox too). So there are two rules. A turn reads until the socket
 answers EAGAIN, which libzmq does only after it has emptied the mailbox: from there the next change is a new
-edge. And whoever sends outside a turn calls `poke()`, which runs one more turn soon, once for a whole burst
-of sends.
+edge (asking for EVENTS does the same, and costs a fifth of an exception). And whoever sends outside a turn
+calls `sent()`, which asks, and runs one more turn soon when something came meanwhile.
 
 A turn is bounded, in messages and in time (a message may cost a millisecond to handle); what is left waits
 for the next one, so that a flood on one socket leaves time for the others. `zmq.asyncio` would do the same
@@ -28,6 +28,11 @@ TURN_S: Final = 0.005  # after so long the others get their turn too; one messag
 VIEW_FROM_BYTES: Final = 4 * 1024  # received frames from this size on are not copied
 LEND_FROM_BYTES: Final = 64 * 1024  # sent frames from this size on: below it, lending costs more than a copy
 KEY_BYTES: Final = 32
+# As numbers: combining pyzmq's flags costs more than it looks.
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +48,7 @@ class Drain:
         self, socket: zmq.Socket[bytes], read: Callable[[], bool], *, after: Callable[[], None] | None = None
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._socket = socket
         self._read = read
         self._after = after
         self._soon: asyncio.Handle | None = None
@@ -51,8 +57,13 @@ class Drain:
         self._loop.add_reader(self._fd, self._turn)
         self.poke()  # what came before this moment has had its edge
 
+    def sent(self) -> None:
+        """Something was sent: look again soon if that swallowed the news of something to read."""
+        if self._soon is None and has_input(self._socket):
+            self.poke()
+
     def poke(self) -> None:
-        """Look again soon: something was sent, or the socket's options were changed."""
+        """Look again soon."""
         if self._soon is None and not self._closed:
             self._soon = self._loop.call_soon(self._turn)
 
@@ -81,19 +92,26 @@ class Drain:
             self._after()
 
 
+def has_input(socket: zmq.Socket[bytes]) -> bool:
+    """Whether a message waits; when none does, the next one is a new edge."""
+    return bool(socket.getsockopt(_EVENTS) & _POLLIN)  # type: ignore[operator]
+
+
 def receive(socket: zmq.Socket[bytes], frames_max: int) -> list[zmq.Frame] | None:
     """One whole message: its frames, `[]` when there were more than `frames_max` (all dropped), None when
     none waits.
 
     libzmq hands a message over only when its last frame is there, so the rest never has to be waited for.
     """
+    if not has_input(socket):
+        return None
     try:
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        frame = socket.recv(_NOBLOCK, copy=False)
     except zmq.Again:
         return None
     frames = [frame]
     while frame.more:
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        frame = socket.recv(_NOBLOCK, copy=False)
         if len(frames) <= frames_max:
             frames.append(frame)
     return frames if len(frames) <= frames_max else []
@@ -107,8 +125,7 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer]) -> None:
     """
     last = len(frames) - 1
     for i, frame in enumerate(frames):
-        flags = zmq.NOBLOCK if i == last else zmq.NOBLOCK | zmq.SNDMORE
-        socket.send(frame, flags, copy=len(frame) < LEND_FROM_BYTES)
+        socket.send(frame, _NOBLOCK if i == last else _MORE, copy=len(frame) < LEND_FROM_BYTES)
 
 
 def content(frame: zmq.Frame) -> Buffer:

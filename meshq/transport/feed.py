@@ -117,7 +117,7 @@ class FeedServer:
         """To everybody approved for a prefix of the first frame; at most once, never waits."""
         if not self._closed:
             send(self._socket, frames)
-            self._drain.poke()
+            self._drain.sent()
 
     def disconnect(self, key: bytes) -> int:
         """Cut the connections under this key that have subscribed (say, it was revoked); returns how many."""

@@ -113,12 +113,13 @@ class Link:
         """
         if not self._up:
             return False
-        self._drain.poke()
         try:
             send(self._socket, frames)
         except zmq.Again:
             self._full = True
+            self._drain.poke()
             return False
+        self._drain.sent()
         return True
 
     def writable(self) -> bool:

@@ -99,10 +99,10 @@ class RouterServer:
         alone."""
         if self._closed:
             return Sent.GONE
-        self._drain.poke()
         try:
             send(self._socket, [session, *frames])
         except zmq.ZMQError as e:
+            self._drain.poke()
             if e.errno == errno.EAGAIN:
                 self.counters["full"] += 1
                 return Sent.FULL
@@ -110,6 +110,10 @@ class RouterServer:
                 self.counters["gone"] += 1
                 return Sent.GONE
             raise
+        if self._waiting:
+            self._drain.poke()  # what they wait for may have been swallowed
+        else:
+            self._drain.sent()
         return Sent.OK
 
     def call_when_writable(self, callback: Callable[[], None]) -> None:

@@ -58,6 +58,26 @@ def test_a_host_joins_with_a_token_once_and_the_peers_see_each_other(tmp_path: P
             joined.end()
 
 
+def test_a_peer_stands_where_its_join_put_it(tmp_path: Path) -> None:
+    with one_peer(tmp_path) as peer:
+        token = peer.meshq("invite").ok().decode().strip()
+        meshq("join", token, "--data", tmp_path / "b", "--weight", -1).failed(2, "weight")
+        place = ("--weight", 2.5, "--zone", "attic")
+        meshq("join", token, "--data", tmp_path / "b", "--name", "b", *place).ok()
+        joined = start_peer(tmp_path / "b", free_base_port())
+        try:
+            wait_until(lambda: _place(peer, "b") == (2.5, "attic"), what="it stands there")
+            joined.meshq("status", "--check", "clock").ok()
+            assert b"already" in joined.meshq("upgrade").ok()
+        finally:
+            joined.end()
+
+
+def _place(peer: Peer, name: str) -> tuple[float, str]:
+    rows = json.loads(peer.meshq("peers", "--json").ok())
+    return next(((r["weight"], r["zone"]) for r in rows if r["name"] == name), (-1.0, ""))
+
+
 def _peers_alive(peer: Peer, count: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = json.loads(peer.meshq("peers", "--json").ok())
     return rows if sum(r["state"] == "alive" and r["link"] in ("self", "up") for r in rows) == count else []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +93,48 @@ def test_sensor_peer_publishes_this_hosts_load_through_a_peer_of_its_own(tmp_pat
         assert all({"load1", "load5", "load15", "tasks", "at"} <= v.keys() for v in values)
         sensor.signal(2)
         assert sensor.wait() == 0
+
+
+def test_orders_are_charged_once_and_what_makes_no_sense_is_a_dead_letter(peer: Peer, tmp_path: Path) -> None:
+    program, ledger = EXAMPLES / "orders.py", tmp_path / "ledger.db"
+    with running(tmp_path, program, "place", 6, "--data", peer.data, program=()) as placing:
+        assert placing.wait() == 0, placing.err
+    about = ["--ledger", ledger, "--failing", 2, "--data", peer.data]
+    with running(tmp_path, program, "work", *about, program=()) as one, running(
+        tmp_path, program, "work", *about, program=()
+    ) as two:  # fmt: skip
+        wait_until(lambda: (one.out + two.out).count(b": charged") >= 5, what="all are charged")
+        wait_until(lambda: b"nobody can be charged -1" in one.out + two.out, what="it is rejected")
+    with contextlib.closing(sqlite3.connect(ledger)) as db:
+        assert db.execute("SELECT count(*), count(DISTINCT customer) FROM charges").fetchone() == (5, 5)
+
+    def read() -> bytes:
+        with running(tmp_path, program, "letters", "--data", peer.data, program=()) as reading:
+            assert reading.wait() == 0, reading.err
+            return bytes(reading.out)
+
+    wait_until(lambda: b"1 dead letters" in read(), what="the letter is there")
+    assert b"shop.orders/0@5 nobody can be charged -1 cents" in read()
+    assert b"payment away, attempt 2" in one.out + two.out
+
+
+def test_worker_pool_does_calls_again_until_they_can_be_done(peer: Peer, tmp_path: Path) -> None:
+    program, late = EXAMPLES / "worker_pool.py", tmp_path / "late"
+    here = tmp_path / "here"
+    here.write_bytes(b"one two three")
+    with running(tmp_path, program, "work", "--data", peer.data, program=()) as worker:
+        says(worker, b"working")
+        arguments = ["call", "sha256", here, late, "--wait", "--data", peer.data]
+        with running(tmp_path, program, *arguments, program=()) as caller:
+            says(caller, hashlib.sha256(b"one two three").hexdigest().encode())
+            says(worker, b"attempt 1: ")
+            late.write_bytes(b"x")
+            says(caller, hashlib.sha256(b"x").hexdigest().encode())
+            assert caller.wait() == 0, caller.err
+        with running(tmp_path, program, "call", "sha256", "no/path", "--data", peer.data, program=()):
+            says(worker, b"rejected: no/path is not an absolute path")
+    letter = peer.meshq("sub", "_dead.workers.pool.calls", "--from", "earliest", "--count", 1, "--json")
+    assert json.loads(letter.ok())["headers"]["meshq-reason"].startswith("Reject: no/path is not")
 
 
 def test_plain_req_publishes_with_a_receipt(credentials: Path, tmp_path: Path) -> None:

@@ -270,3 +270,18 @@ def test_a_restart_is_told_apart_from_another_address() -> None:
     assert not change.restarted
     (change,) = [x for x in hear(m, 3, records=[signed(2, boot=2)]) if isinstance(x, MemberChanged)]
     assert change.restarted
+
+
+def test_what_a_peer_says_of_its_place_and_its_software_is_told_with_it() -> None:
+    m = knowing()
+    made = msgspec.structs.replace(record(2), level=3, weight=2.5, zone="attic")
+    hear(m, 2, records=[wire.sign_record(made, sign_as(peer_id(2)))])
+    assert (of(m, 2).level, of(m, 2).weight, of(m, 2).zone) == (3, 2.5, "attic")
+
+
+def test_a_record_of_before_there_were_levels_says_nothing_of_them() -> None:
+    m = knowing()
+    body = msgspec.msgpack.encode([1, *msgspec.to_builtins(record(2), builtin_types=(bytes,))[1:8]])
+    data = wire._SIGNED_AS + body
+    hear(m, 2, records=[Signed(body, sign_as(peer_id(2))(data))])
+    assert (of(m, 2).state, of(m, 2).level, of(m, 2).weight) == (State.ALIVE, 1, None)

@@ -110,6 +110,21 @@ async def test_what_cannot_be_done_ends_with_the_dead_letters(
         assert all(r.headers["meshq-origin"].startswith(b"jobs/%d@" % r.partition) for r in letters)
         with pytest.raises(meshq.Forbidden):
             await peers[0].publish("_dead.g.jobs", b"forged")
+        rows = await peers[0].group_show("jobs", "g")
+        assert [(r.partition, r.lag, r.cursor) for r in rows] == [(p, 0, rows[p].end) for p in range(4)]
+        assert (sum(r.acked for r in rows), sum(r.dead for r in rows)) == (4, 4)
+        assert [(g.topic, g.dead) for g in await peers[2].groups()] == [("jobs", 4)]
+        assert (await peers[1].group_redrive("jobs", "g")).redriven == 4
+        async with peers[0].subscribe("jobs", group="g", max_deliver=2) as jobs:
+            again = [await asyncio.wait_for(anext(jobs), 10) for _ in range(4)]
+            assert {(r.value, r.attempts) for r in again} == {(v, 1) for v in found}
+            for record in again:
+                await record.ack()
+            with pytest.raises(meshq.Refused, match="members"):
+                await peers[2].group_delete("jobs", "g")
+        await peers[2].group_delete("jobs", "g")
+        with pytest.raises(meshq.UnknownGroup):
+            await peers[1].group_show("jobs", "g")
 
 
 @pytest.mark.deadline(60)
@@ -173,9 +188,36 @@ async def test_terms_that_make_no_sense(directories: Directories) -> None:
     async with running(directories(1)) as (peer,):
         for options in (
             {"group": "a b"},
-            {"group": "g", "mode": "keyed"},
+            {"group": "g", "mode": "other"},
             {"group": "g", "ack_wait": 0},
             {"group": "g", "max_deliver": 0},
         ):
             with pytest.raises(meshq.UsageError):
                 peer.subscribe("jobs", **options)
+
+
+@pytest.mark.deadline(60)
+async def test_keyed_a_key_is_worked_on_in_order_also_when_it_comes_back(directories: Directories) -> None:
+    async with running(directories(1)) as (peer,):
+        await asyncio.gather(*(peer.publish("jobs", b"%d" % i, key=b"%d" % (i % 3)) for i in range(30)))
+        done: dict[bytes, list[int]] = {b"0": [], b"1": [], b"2": []}
+        refused: set[bytes] = set()
+
+        async def work() -> None:
+            async with peer.subscribe("jobs", group="g", mode="keyed", credit_records=8) as jobs:
+                while sum(map(len, done.values())) < 30:
+                    try:
+                        record = await asyncio.wait_for(anext(jobs), 0.2)
+                    except TimeoutError:
+                        continue
+                    if int(record.value) % 4 == 0 and record.value not in refused:
+                        refused.add(record.value)
+                        await record.nack(delay=0.01)
+                        continue
+                    assert record.key is not None
+                    done[record.key].append(int(record.value))
+                    await record.ack()
+
+        await asyncio.gather(work(), work())
+        assert done == {b"%d" % k: list(range(k, 30, 3)) for k in range(3)}
+        assert len(refused) == 8

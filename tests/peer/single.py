@@ -12,7 +12,7 @@ from meshq import batch
 from meshq.batch import Buffer
 from meshq.entries import Entry, Payload, StoredBatch
 from meshq.errors import MeshqError
-from meshq.ids import SYSTEM_SLOT, PartitionKey, Session, Slot, TopicId
+from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, Session, Slot, TopicId
 from meshq.messages import Ask, Failure, Hello, Message, Produce, ProduceItem, Read, ReadItem, TopicInfo
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
@@ -104,7 +104,8 @@ class Single:
         if SYSTEM_SLOT in self.entries or SYSTEM_SLOT in self.rows:
             rows = self.rows.get(SYSTEM_SLOT, {})
             self.core.restore_registry(rows, self.entries.get(SYSTEM_SLOT, []))
-        for slot in sorted((set(self.rows) | set(self.entries)) - {SYSTEM_SLOT}):
+        self.core.restore_local(self.rows.get(LOCAL_SLOT, {}))
+        for slot in sorted((set(self.rows) | set(self.entries)) - {SYSTEM_SLOT, LOCAL_SLOT}):
             log, rows = self.entries.get(slot, []), self.rows.get(slot, {})
             applied = applied_index(rows)
             tail = [Item(x, self._payload(x)) for x in log if x.index > applied]

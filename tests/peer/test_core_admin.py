@@ -44,13 +44,18 @@ def shown(peer: Single) -> Any:
 def test_status_says_who_where_and_how_full() -> None:
     peer = linked()
     peer.make_topic()
-    status = peer.ask("status")
+    peer.send(Ask(99, "status"))
+    (ask,) = asked_b(peer)
+    assert ask.what == "health"
+    peer.tell(e.LinkMessage(B, Answer(ask.request, {"of": "another version"})))
+    status = shown(peer)
     assert (status["name"], status["peers"], status["peers_reachable"], status["topics"]) == ("a", 2, 2, 1)
     assert status["registry"] == {
         "holder": "a", "version": 2, "reachable": True, "voters": ["a"],
     }  # fmt: skip
     assert status["slots"]["total"] == SLOTS
     assert status["slots"]["written"] == 0
+    assert status["health"]["peers_asked"] == 2
     assert status["disk"]["pending_bytes"] == 0
 
 

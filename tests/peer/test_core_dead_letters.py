@@ -50,10 +50,10 @@ def letters(peer: Single, name: str = NAME, partition: int = 0) -> list[tuple[by
     return found
 
 
-def state_of(peer: Single) -> GroupState:
-    (state,) = [
-        s for h in peer.core.slots.hosts.values() for k in h.stream.groups if (s := h.stream.groups.get(k))
-    ]
+def state_of(peer: Single, group: str = "g") -> GroupState:
+    hosts = peer.core.slots.hosts.values()
+    (state,) = [h.stream.groups.get(k) for h in hosts for k in h.stream.groups if k.group == group]
+    assert state is not None
     return state
 
 

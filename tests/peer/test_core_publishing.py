@@ -12,7 +12,8 @@ from meshq.ids import Slot
 from meshq.limits import PRODUCER_RECEIPTS_KEPT
 from meshq.messages import Failure, Produce, Produced, ProduceItem
 from meshq.peer.core import events as e
-from meshq.peer.core import saving, slots
+from meshq.peer.core import room, saving
+from meshq.peer.core.core import LONE_TICK_S
 from meshq.registry import commands
 from meshq.ring import slot_of
 from tests.peer.single import SLOTS, Single, identity, key_of, make_batch
@@ -179,7 +180,7 @@ def test_what_waits_for_the_disk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     peer = ready()
     info = peer.make_topic()
     size = len(make_batch(b"x"))
-    monkeypatch.setattr(slots, "PENDING_BYTES_MAX", 3 * size)
+    monkeypatch.setattr(room, "PENDING_BYTES_MAX", 3 * size)
     peer.hold = True
     for n in range(3):
         assert peer.produce(info, b"x", request=n) == []
@@ -229,7 +230,7 @@ def test_a_deletion_that_the_disk_refused_is_done_later() -> None:
     peer.hold = False
     assert not peer.take(e.DeletePayloads)
     peer.tick(2.0)
-    peer.tick(0.1)
+    peer.tick(LONE_TICK_S)
     assert [x.partition for x in peer.take(e.DeletePayloads)] == [key_of(info)]
 
 

@@ -34,13 +34,20 @@ class History:
 class Worker(Client):
     """Works on what it is handed: most of it well, some of it badly, some of it never."""
 
+    mode = QUEUE
+
+    @staticmethod
+    def key(number: int, place: int) -> bytes | None:
+        """Of a record in batch `number`."""
+        return None
+
     def __init__(self, world: World, history: History, number: int) -> None:
         super().__init__(world, seed_peer=number % len(world.hosts))
         self.history, self.good = history, False
         self.member = bytes([number]) * 16
 
     def take_part(self, sub: int = 1) -> None:
-        group = facts.Group("g", self.member, QUEUE, ACK_WAIT_MS, MAX_DELIVER)
+        group = facts.Group("g", self.member, self.mode, ACK_WAIT_MS, MAX_DELIVER)
         start = facts.Start(EARLIEST)
         self.tell(facts.SubscribeRequested(sub, "t", start, 100_000, 30, 1_000_000 + sub, (), group))
 
@@ -108,33 +115,39 @@ def is_done(world: World, info: TopicInfo) -> bool:
     return all(state is not None and state.floor == end for state, end in states)
 
 
-def letters_of(world: World, info: TopicInfo) -> list[Place]:
-    """Where the dead letters are from, one each, as every host's disk has them."""
+def letters_of(world: World, info: TopicInfo) -> tuple[list[Place], list[Place]]:
+    """Where the dead letters are from that were put back, and those that were not."""
     dead = world.hosts[0].core.ctx.registry.topic("_dead.g.t")
+    back: list[Place] = []
     found: list[Place] = []
     for partition in range(PARTITIONS if dead is not None else 0):
         assert dead is not None
         key = PartitionKey(TopicId(dead.topic_id), partition)
         world.run(lambda k=key: is_level(world, k))  # type: ignore[misc]
-        for record in committed_records(world.hosts[0], key):
+        state, _ = state_of(world, info, partition)
+        assert state is not None
+        for number, record in enumerate(committed_records(world.hosts[0], key)):
             origin = (record.headers or {})["meshq-origin"].decode()
             assert origin.startswith(f"t/{partition}@")
-            found.append((partition, int(origin.partition("@")[2])))
-    return found
+            place = partition, int(origin.partition("@")[2])
+            (back if number < state.redriven else found).append(place)
+    return back, found
 
 
-def play(seed: int) -> tuple[World, History, TopicInfo]:
+def play(seed: int, kind: type[Worker]) -> tuple[World, History, TopicInfo]:
     world = World(seed, peers=1 + seed % 3)
     writer, rng, history = Client(world), world.rng, History()
     made = {"topic": "t", "partitions": PARTITIONS}
     writer.wait(writer.ask(lambda t, d: facts.AskRequested(t, "topic.create", made, d)))
     info = writer.wait(writer.ask(lambda t, d: facts.TopicWanted(t, "t", d)))
-    workers = [Worker(world, history, n) for n in range(3)]
+    workers = [kind(world, history, n) for n in range(3)]
     for n, worker in enumerate(workers):
         world.at(rng.uniform(0, 0.5) * n, worker.take_part)
 
     def publish(number: int) -> None:
-        records = [batch.RawRecord(None, b"%d.%d" % (number, i)) for i in range(1 + number % 7)]
+        records = [
+            batch.RawRecord(kind.key(number, i), b"%d.%d" % (number, i)) for i in range(1 + number % 7)
+        ]
         body = batch.seal(records, base_timestamp_ms=0)
         writer.ask(lambda t, d: facts.BatchSealed(t, 1, info, number % PARTITIONS, body, d, 8))
 
@@ -151,6 +164,9 @@ def play(seed: int) -> tuple[World, History, TopicInfo]:
         leaver, at = rng.choice(workers), rng.uniform(0.3, 1.5)
         world.at(at, lambda: leaver.tell(facts.Unsubscribed(1)))
         world.at(at + rng.uniform(0, 0.5), lambda: leaver.take_part(2))
+    for _ in range(rng.randrange(4)):
+        args = {"topic": "t", "group": "g", "limit": rng.choice([1, 3, 100])}
+        world.at(rng.uniform(0.5, 2.5), lambda a=args: redrive(rng.choice(workers), a))  # type: ignore[misc]
     world.run_for(2.5)
     for host in world.hosts:
         if not host.up:
@@ -163,11 +179,16 @@ def play(seed: int) -> tuple[World, History, TopicInfo]:
     return world, history, info
 
 
-def check_seed(seed: int) -> None:
-    world, history, info = play(seed)
-    total, letters = 0, letters_of(world, info)
-    assert len(set(letters)) == len(letters), "each letter once"
+def redrive(client: Client, args: dict[str, object]) -> None:
+    client.ask(lambda t, d: facts.AskRequested(t, "group.redrive", args, d), 5.0)
+
+
+def check_seed(seed: int, kind: type[Worker] = Worker) -> tuple[World, History, TopicInfo]:
+    world, history, info = play(seed, kind)
+    total, (redriven, letters) = 0, letters_of(world, info)
+    assert len(set(letters)) == len(letters), "each letter once, and then not before it was put back"
     assert not history.done & set(letters), "what was acknowledged is no dead letter"
+    assert set(redriven) <= history.done | history.unknown | set(letters), "what was put back was handed out"
     for partition in range(PARTITIONS):
         key = PartitionKey(TopicId(info.topic_id), partition)
         world.run(lambda k=key: is_level(world, k))  # type: ignore[misc]
@@ -186,6 +207,7 @@ def check_seed(seed: int) -> None:
         rows = [h[slot].stream.groups for h in slots if slot in h]
         states = [{k: s.encode() for k in table if (s := table.get(k)) is not None} for table in rows]
         assert all(s == states[0] for s in states), "the same on every replica"
+    return world, history, info
 
 
 @pytest.mark.parametrize("seed", range(12))

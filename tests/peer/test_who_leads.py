@@ -81,6 +81,38 @@ def test_while_all_are_full_publishing_is_refused_and_goes_on_when_two_have_room
     assert isinstance(bench.send(), Accepted)
 
 
+def test_a_leader_with_room_refuses_at_once_while_the_others_have_none() -> None:
+    """Its own disk would take the record, and then it would wait there for nothing."""
+    bench = Bench(1, 3)
+    assert isinstance(bench.send(), Accepted)
+    leader, last = bench.leader, bench.replica(bench.leader).last.index
+    for host in bench.others:
+        host.disk.full = True
+    bench.world.run(lambda: len(leader.core.slots.full) == 2)
+    refused = bench.send(timeout=3.0)
+    assert isinstance(refused, DiskFull) and "too few of the voters" in str(refused)
+    assert bench.leader is leader and bench.replica(leader).last.index == last, "nothing was appended"
+    bench.others[0].disk.full = False
+    assert isinstance(bench.send(), Accepted), "two of three are enough"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_peer_that_stops_hands_over_to_one_that_has_room(seed: int) -> None:
+    bench = Bench(seed, 3)
+    world, stopping = bench.world, bench.leader
+    full, roomy = bench.others
+    full.disk.full = True
+    world.run(lambda: full.identity.peer_id in stopping.core.slots.full)
+    led = {h.slot for h in stopping.core.slots.led()}
+    end, left = world.now + 2.0, 1
+    while left and world.now < end:  # as the shell does it
+        left, effects = stopping.core.hand_over(now=world.now, wall_ms=world.wall_ms())
+        stopping._do(effects)
+        world.run_for(0.02)
+    assert left == 0
+    assert {roomy} == {h for h in world.hosts for s in led if h.core.slots.hosts[s].leads}
+
+
 def test_hand_overs_that_come_to_nothing_are_tried_ever_less_often() -> None:
     """It cannot lead and nobody knows why, so each costs the slot a second."""
     bench = Bench(1, 3)

@@ -13,115 +13,31 @@ import random
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from meshq import messages
 from meshq.batch import RawRecord, read_header, read_records
 from meshq.client import facts
 from meshq.client.core import ClientCore
-from meshq.entries import ASIDE_ROW, Entry, Payload, PayloadKey, StoredBatch, Write
+from meshq.entries import PayloadCorrupt, StoredBatch
 from meshq.errors import DiskFull, MeshqError, StoreCorrupt, StoreError
-from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, PeerId, Slot
+from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId
 from meshq.levels import LEVEL_KNOWN
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
 from meshq.peer.core.core import PeerCore
-from meshq.peer.core.hosts import Tail
+from meshq.peer.disk import read_log, read_ranges, restore
 from meshq.peer.papers import verifier
 from meshq.registry import commands
-from meshq.registry.state import GENESIS_DISK, Registry
-from meshq.replication.saved import bare_until
+from meshq.registry.state import Registry
 from meshq.replication.words import Item, LogRead
 from meshq.security.authority import Authority
 from meshq.security.certificates import WITNESS, Certificate, issue
 from meshq.security.identity import Identity
-from meshq.streams.publish import check_payload, payload_key_of
-from meshq.streams.slot import applied_index
+from tests.peer.disk import Disk
 
 WALL_MS = 1_700_000_000_000
 ROOM = 1 << 40
-
-
-@dataclass
-class Disk:
-    """What is synced, and the writes on their way."""
-
-    log: dict[Slot, dict[int, Entry]] = field(default_factory=lambda: defaultdict(dict))
-    rows: dict[Slot, dict[bytes, bytes]] = field(default_factory=lambda: defaultdict(dict))
-    payloads: dict[PartitionKey, list[Payload]] = field(default_factory=lambda: defaultdict(list))
-    aside: dict[Slot, dict[bytes, bytes]] = field(default_factory=lambda: defaultdict(dict))
-    waiting: list[Write] = field(default_factory=list)
-    full: bool = False
-    room: int = 1 << 40  # for records
-    id: bytes = GENESIS_DISK
-    epoch: int = 0
-    damaged: set[tuple[Slot, int]] = field(default_factory=set)  # entries that cannot be read
-
-    def item(self, entry: Entry, bare: int = 0) -> Item:
-        """The entry with its payload."""
-        key = payload_key_of(entry)
-        if key is None or entry.index <= bare:
-            return Item(entry)
-        stored = self.payloads[key.partition]
-        found = [p for p in stored if where_of(p) == where_of(key)]
-        check_payload(entry, found[0].data)
-        return Item(entry, found[0].data)
-
-    def sync(self) -> list[int]:
-        for write in self.waiting:
-            self._replace(write)
-            if write.truncate_from is not None:
-                kept = {i: x for i, x in self.log[write.slot].items() if i < write.truncate_from}
-                self.log[write.slot] = kept
-            for gone in write.dropped:
-                self._delete(gone)
-            for entry in write.entries:
-                self.log[write.slot][entry.index] = entry
-            for payload in write.payloads:
-                self._delete(payload)  # the same key holds one
-                self.payloads[payload.partition].append(payload)
-            for key, value in write.rows:
-                if value is None:
-                    self.rows[write.slot].pop(key, None)
-                else:
-                    self.rows[write.slot][key] = value
-            if write.trim_below is not None:
-                self.log[write.slot] = {
-                    i: x for i, x in self.log[write.slot].items() if i >= write.trim_below
-                }
-        tokens = [write.token for write in self.waiting]
-        self.waiting.clear()
-        return tokens
-
-    def _replace(self, write: Write) -> None:
-        """What a write says of snapshots, as store/apply.py does it."""
-        slot, aside = write.slot, self.aside[write.slot]
-        if write.clear_aside is not None:
-            for key in [k for k in aside if k.startswith(write.clear_aside)]:
-                del aside[key]
-        if write.replace is not None:
-            kept = {k: v for k, v in self.rows[slot].items() if k in write.replace}
-            state = {k[len(ASIDE_ROW) :]: v for k, v in aside.items() if k.startswith(ASIDE_ROW)}
-            self.rows[slot] = kept | state
-            self.log[slot] = {}
-            aside.clear()
-            for key in write.doubtful:
-                stored, end = self.payloads[key.partition], key.base_offset + key.count
-                over = [
-                    p for p in stored if p.base_offset < end and p.base_offset + p.count > key.base_offset
-                ]
-                if any(where_of(p) != where_of(key) for p in over):
-                    self._delete(key)
-        aside.update(write.aside)
-
-    def _delete(self, gone: PayloadKey | Payload) -> None:
-        stored = self.payloads[gone.partition]
-        stored[:] = [p for p in stored if where_of(p) != where_of(gone)]
-
-
-def where_of(x: PayloadKey | Payload) -> tuple[int, int, int]:
-    return x.base_offset, x.timestamp_ms, x.count
 
 
 class World:
@@ -225,6 +141,7 @@ class Host:
         self.disk = Disk()
         self.up = self.has_left = False
         self.settings = world.settings
+        self.clock_ms = 0  # how far its wall clock is off
         self.stopped_by: MeshqError | None = None  # by its own word, and it is not started again
         self.run = 0
         self.core: PeerCore
@@ -256,7 +173,7 @@ class Host:
             me, registry, settings=self.settings, random_id=lambda: w.rng.randbytes(16), rng=w.rng
         )
         self._restore()
-        self._do(self.core.start(now=w.now, wall_ms=w.wall_ms(), room_bytes=ROOM))
+        self._do(self.core.start(now=w.now, wall_ms=self.wall_ms(), room_bytes=ROOM))
         run, self._wound_at = self.run, 0.0
         w.at(0, lambda: self._tick(run))
         for other in w.hosts:
@@ -264,26 +181,7 @@ class Host:
                 self.tell(other.seen())
 
     def _restore(self) -> None:
-        if SYSTEM_SLOT in self.disk.log or SYSTEM_SLOT in self.disk.rows:
-            entries = [x for _, x in sorted(self.disk.log[SYSTEM_SLOT].items())]
-            self.core.restore_registry(self.disk.rows[SYSTEM_SLOT], entries)
-        self.core.restore_local(self.disk.rows[LOCAL_SLOT])
-        for slot in sorted({*self.disk.rows, *self.disk.log, *self.disk.aside} - {SYSTEM_SLOT, LOCAL_SLOT}):
-            rows = self.disk.rows[slot]
-            self.core.restore_slot(slot, rows, tail=self._tail(slot), aside=self.disk.aside[slot])
-
-    def _tail(self, slot: Slot) -> Tail:
-        """Entries behind the state, up to the first one that is `damaged`."""
-        log, items = self.disk.log[slot], list[Item]()
-        start = applied_index(self.disk.rows[slot]) + 1
-        for index in range(start, max(log, default=0) + 1):
-            if (slot, index) in self.disk.damaged:
-                keys = (payload_key_of(x) for i, x in log.items() if i > index)
-                lost = tuple(k for k in keys if k is not None)
-                self.disk.damaged.discard((slot, index))
-                return Tail(items, max(log), StoreCorrupt("damaged"), lost)
-            items.append(self.disk.item(log[index], bare_until(self.disk.rows[slot])))
-        return Tail(items)
+        restore(self.core, self.disk)  # type: ignore[arg-type]
 
     def declare(self, settings: CoreSettings) -> None:
         """What its member record says from now on, when the others have heard it."""
@@ -296,6 +194,9 @@ class Host:
         return e.MemberSeen(
             self.identity.peer_id, (address,), True, level=s.level, weight=s.weight, zone=s.zone
         )
+
+    def wall_ms(self) -> int:
+        return self.world.wall_ms() + self.clock_ms
 
     def bury(self) -> None:
         """It is down, and membership says so."""
@@ -344,7 +245,7 @@ class Host:
     def tell(self, event: e.Event) -> None:
         if self.up:
             try:
-                effects = self.core.handle(event, now=self.world.now, wall_ms=self.world.wall_ms())
+                effects = self.core.handle(event, now=self.world.now, wall_ms=self.wall_ms())
             except StoreError:  # the peer stops, and is started again as systemd does it
                 self.counted["stopped"] += 1
                 self.crash()
@@ -370,7 +271,7 @@ class Host:
                     if len(self.disk.waiting) == 1:
                         self.world.at(self.world.rng.uniform(0.001, 0.03), lambda: self._sync(run))
                 case e.FetchBatches():
-                    self.world.at(0.0005, lambda f=effect.fetch: self._fetch(f, run))
+                    self.world.at(0.0005, lambda f=effect: self._fetch(f, run))
                 case e.SeekTime():
                     self.world.at(0, lambda s=effect: self._seek(s, run))
                 case e.ReadSlotLog():
@@ -410,42 +311,37 @@ class Host:
         else:
             self.tell(e.WritesDone(self.disk.sync(), self.disk.room))
 
-    def _fetch(self, fetch: Any, run: int) -> None:
+    def _fetch(self, effect: e.FetchBatches, run: int) -> None:
         if run != self.run:
             return
-        found, size = [], 0
-        for p in sorted(self.disk.payloads[fetch.partition], key=lambda p: p.base_offset):
-            if (
-                p.base_offset + p.count > fetch.offset
-                and p.base_offset < fetch.end
-                and size < fetch.bytes_max
-            ):
-                found.append(StoredBatch(p.partition, p.base_offset, p.count, p.timestamp_ms, bytes(p.data)))
-                size += len(p.data)
-        self.tell(e.BatchesFetched(fetch, found))
+        f, found = effect.fetch, list[StoredBatch]()
+        try:
+            if self.core.fetching.is_awaited(effect):
+                found = self.disk.read_batches(f.partition, f.offset, end=f.end, bytes_max=f.bytes_max)
+        except StoreError as damage:
+            self.tell(e.BatchesFetched(f, damage))
+        else:
+            self.tell(e.BatchesFetched(f, found))
 
     def _read_log(self, read: e.ReadSlotLog, run: int) -> None:
-        log = self.disk.log[read.slot]
-        found = []
-        for i in itertools.takewhile(log.__contains__, itertools.count(read.prev.index + 1)):
-            found.append(self.disk.item(log[i]))
-        self._answer(run, e.SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(found[:64]))))
+        found, damage = list[Item](), None
+        try:
+            found = read_log(self.disk, read.slot, read.prev.index + 1, read.bytes_max)  # type: ignore[arg-type]
+        except StoreCorrupt as why:
+            damage = why
+        self._answer(run, e.SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(found)), damage))
 
     def _answer(self, run: int, event: e.Event) -> None:
         if run == self.run:
             self.tell(event)
 
     def _read_payloads(self, read: e.ReadPayloads, run: int) -> None:
-        found: list[StoredBatch] = []
-        for partition, offset, end in read.ranges:
-            for p in sorted(self.disk.payloads[partition], key=lambda p: p.base_offset):
-                if p.base_offset + p.count > offset and p.base_offset < end:
-                    if sum(len(b.data) for b in found) >= read.bytes_max:
-                        self._answer(run, e.PayloadsRead(read.slot, read.to, found, False))
-                        return
-                    data = bytes(p.data)
-                    found.append(StoredBatch(p.partition, p.base_offset, p.count, p.timestamp_ms, data))
-        self._answer(run, e.PayloadsRead(read.slot, read.to, found, True))
+        found, complete, damage = list[StoredBatch](), False, None
+        try:
+            found, complete = read_ranges(self.disk, read.ranges, read.bytes_max)  # type: ignore[arg-type]
+        except PayloadCorrupt as why:
+            damage = why
+        self._answer(run, e.PayloadsRead(read.slot, read.to, tuple(found), complete, damage))
 
     def _seek(self, seek: e.SeekTime, run: int) -> None:
         stored = sorted(self.disk.payloads[seek.partition], key=lambda p: p.base_offset)

@@ -257,6 +257,26 @@ def test_partitions_only_grow_and_a_setting_not_named_stays() -> None:
     assert (change.info.partitions, change.info.record_bytes_max) == (6, 7)
 
 
+def test_a_change_that_is_proposed_again_does_not_take_back_what_was_set_in_between() -> None:
+    registry = make_registry()
+    apply(registry, create(1, "orders", 4))
+    first = SetTopic(topic_id(1), copies_min=2, change=b"first")
+    assert registry.made_at(first) is None
+    apply(registry, first, SetTopic(topic_id(1), copies_min=3, change=b"second"))
+    assert apply(registry, first) == []
+    assert registry.topics[topic_id(1)].copies_min == 3
+    assert registry.made_at(first) == 2, "who repeats it is told where it was made"
+
+
+def test_changes_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "SET_MAX", 2)
+    registry = make_registry()
+    apply(registry, create(1, "orders", 4))
+    changes = [SetTopic(topic_id(1), record_bytes_max=n, change=b"%d" % n) for n in (1, 2, 3)]
+    apply(registry, *changes)
+    assert [registry.made_at(c) for c in changes] == [None, 3, 4]
+
+
 @given(st.sets(st.from_regex(r"[a-c]{1,3}", fullmatch=True)), st.integers(1, 4))
 def test_names_come_in_pages_in_order_and_each_once(names: set[str], page: int) -> None:
     registry = make_registry()

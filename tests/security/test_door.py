@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from meshq.errors import Overloaded, RemoteProtocolError, SecurityError, UsageError
 from meshq.ids import PeerId
+from meshq.levels import BASE, LEVEL_KNOWN
 from meshq.limits import DOOR_FRAME_BYTES_MAX, PEERS_MAX
 from meshq.security import door, genesis
 from meshq.security.authority import Authority
@@ -60,6 +61,7 @@ def check(
     names: Mapping[str, PeerId] = REGISTERED,
     connection_key: bytes = JOINER.curve_public,
     now: float = NOW,
+    level: int = BASE,
 ) -> PendingJoin:
     request = door.decode_request(data)
     assert isinstance(request, JoinRequest)
@@ -71,6 +73,7 @@ def check(
         connection_key=connection_key,
         serial=SERIAL,
         now=now,
+        level=level,
     )
 
 
@@ -294,3 +297,18 @@ def test_an_answer_to_another_question_is_a_protocol_error() -> None:
 
 def test_nonces_differ() -> None:
     assert len(door.new_nonce()) == 16 and door.new_nonce() != door.new_nonce()
+
+
+def test_software_that_is_too_old_for_the_mesh_is_not_let_in() -> None:
+    assert check(REQUEST, level=LEVEL_KNOWN)
+    with pytest.raises(UsageError, match="install a newer meshq"):
+        check(REQUEST, level=LEVEL_KNOWN + 1)
+
+
+def test_a_mesh_that_newer_software_made_is_not_joined() -> None:
+    made = msgspec.msgpack.decode(GENESIS.body, type=genesis.Genesis)
+    newer = msgspec.structs.replace(made, level=LEVEL_KNOWN + 1)
+    body = msgspec.msgpack.encode(newer)
+    reply = reply_to(REQUEST, genesis=genesis.SignedGenesis(body, AUTHORITY.sign(genesis.DOMAIN, body)))
+    with pytest.raises(UsageError, match="install a newer meshq"):
+        door.accept_reply(TOKEN, JOINER, reply, NOW)

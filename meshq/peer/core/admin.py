@@ -13,13 +13,19 @@ from typing import Any
 from meshq import limits
 from meshq.errors import Forbidden, MeshqError, UnknownTopic, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Session, TopicId, show_id
+from meshq.levels import CHANGES
 from meshq.messages import Answer, Ask, Failure, TopicInfo
+from meshq.peer.core.arguments import number_of, text_of
+from meshq.peer.core.clocks import Clocks
 from meshq.peer.core.context import Context
 from meshq.peer.core.declared import Declared
 from meshq.peer.core.draining import PLACEMENT, Draining
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.grouping import PART, Grouping
+from meshq.peer.core.health import HEALTH, Health
 from meshq.peer.core.journal import Journal, show_incarnation, udp_blocked
 from meshq.peer.core.links import LinkFacts, Links
+from meshq.peer.core.mending import BATCH, Mending
 from meshq.peer.core.recovering import FACTS, SLOTS, Recovering
 from meshq.peer.core.registrar import LEVEL, Registrar
 from meshq.peer.core.sessions import is_peers
@@ -46,7 +52,11 @@ class Admin:
     fan_out: FanOut
     draining: Draining
     recovering: Recovering
+    mending: Mending
     declared: Declared
+    grouping: Grouping
+    health: Health
+    clocks: Clocks
 
     def on_ask(self, session: Session, principal: Principal, message: Ask) -> None:
         """Raises: Forbidden, UsageError and what the request itself raises."""
@@ -79,28 +89,33 @@ class Admin:
             "peers": len(registry.peers),
             "peers_reachable": len(self.links.reachable()),
             "topics": len(registry.topics),
-            "slots": self._slots_status(),
+            "slots": {},
+            "clock": self.clocks.facts(self._records_ahead_ms()),
             "disk": {"room_bytes": self.ctx.disk.room_bytes, "pending_bytes": self.ctx.disk.pending_bytes},
             "sessions": len(self.ctx.sessions.states),
             "readers": self.ctx.deliveries.count(),
             "counters": dict(sorted((self.ctx.counters | self.ctx.outside).items())),
         }
-        self.ctx.send(session, Answer(message.request, value))
 
-    def _slots_status(self) -> dict[str, int]:
-        """Of the mesh, and of those that this peer leads: how many lack a copy, or are moving."""
-        alive = self.slots.supports | {self.ctx.me.peer}
+        def done(health: dict[str, Any]) -> None:
+            slots = self._slots_status(health)
+            self.ctx.send(session, Answer(message.request, {**value, "slots": slots, "health": health}))
+
+        self.health.look(done)
+
+    def _records_ahead_ms(self) -> int:
+        """How far the newest entry led here is in the future: so long times in its slot stand still."""
+        newest = max((h.replica.log.last_timestamp_ms for h in self.slots.led()), default=0)
+        return newest - self.ctx.mesh_ms
+
+    def _slots_status(self, health: dict[str, Any]) -> dict[str, int]:
+        """Here, and of the whole mesh what is not as it should be."""
         hosts = [h for h in self.slots.hosts.values() if h.slot != SYSTEM_SLOT]
-        led = [h for h in hosts if h.leads]
-        lacking = sum(any(n.peer not in alive for n in h.replica.config.nodes()) for h in led)
-        moving = sum(h.replica.config.is_joint or not h.replica.is_settled for h in led)
         return {
             "total": self.ctx.registry.slots,
             "replicas": len(hosts),
-            "led": len(led),
-            "under_replicated": lacking,
-            "moving": moving,
-            "leaderless": sum(h.replica.leader is None for h in hosts),
+            "led": sum(h.leads for h in hosts),
+            **{k: len(health[k]) for k in ("under_replicated", "moving", "leaderless", "led_out_of_reach")},
             "written": self.slots.written(),
         }
 
@@ -119,6 +134,7 @@ class Admin:
                     **(self._own_state() if here else _state(link, self.ctx.me.name, registered.facts.name)),
                     "address": addresses[0] if addresses else None,
                     "addresses": list(addresses),
+                    "clock_offset_ms": self.clocks.ahead_ms(peer),
                     "link": "self" if here else (link.state.value if link else "down"),
                     "reason": link.reason if link and link.state.value == "down" else None,
                     "slots": counts[peer],
@@ -151,8 +167,8 @@ class Admin:
         self.journal.on_ask(session, message)
 
     def _topics(self, session: Session, principal: Principal, message: Ask) -> None:
-        pattern = check_pattern(_text(message, "pattern", "#"))
-        after = _text(message, "after", "")
+        pattern = check_pattern(text_of(message, "pattern", "#"))
+        after = text_of(message, "after", "")
         rows: list[dict[str, Any]] = []
         for name in self.ctx.registry.names(after):
             info = self.ctx.registry.topic(name)
@@ -223,16 +239,40 @@ class Admin:
     def _recover_slots(self, session: Session, _: Principal, message: Ask) -> None:
         self.recovering.on_ask_slots(session, message)
 
+    def _batch(self, session: Session, _: Principal, message: Ask) -> None:
+        self.mending.on_ask(session, message)
+
     def _upgrade(self, session: Session, _: Principal, message: Ask) -> None:
         self.declared.on_ask(session, message)
+
+    def _health(self, session: Session, _: Principal, message: Ask) -> None:
+        self.health.on_ask_facts(session, message)
 
     def _placement(self, session: Session, _: Principal, message: Ask) -> None:
         self.draining.on_ask_placement(session, message)
 
+    def _groups(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_groups(session, principal, message)
+
+    def _group_show(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_show(session, principal, message, self._topic(message))
+
+    def _group_reset(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_reset(session, principal, message, self._topic(message))
+
+    def _group_redrive(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_redrive(session, principal, message, self._topic(message))
+
+    def _group_delete(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_delete(session, principal, message, self._topic(message))
+
+    def _group_part(self, session: Session, principal: Principal, message: Ask) -> None:
+        self.grouping.on_part(session, principal, message)
+
     # ------------------------------------------------------------------------------------- changing
     def _topic_create(self, session: Session, _: Principal, message: Ask) -> None:
-        name = check_topic(_text(message, "topic"))
-        partitions = _number(message, "partitions", self.ctx.settings.partitions, limits.PARTITIONS_MAX)
+        name = check_topic(text_of(message, "topic"))
+        partitions = number_of(message, "partitions", self.ctx.settings.partitions, limits.PARTITIONS_MAX)
         size = _record_bytes(message, self.ctx.settings.record_bytes_max)
         copies = self._copies_min(message, 1)
         command = CreateTopic(name, self.ctx.random_id(), partitions, size, copies)
@@ -242,16 +282,17 @@ class Admin:
         info = self._topic(message)
         args = message.args
         partitions = (
-            _number(message, "partitions", 1, limits.PARTITIONS_MAX) if "partitions" in args else None
+            number_of(message, "partitions", 1, limits.PARTITIONS_MAX) if "partitions" in args else None
         )
         size = _record_bytes(message, 1) if "record_bytes_max" in args else None
         copies = self._copies_min(message, 1) if "copies_min" in args else None
         if partitions is None and size is None and copies is None:
             raise UsageError("nothing to set: give `partitions`, `record_bytes_max` or `copies_min`")
-        self._commit(session, message, SetTopic(info.topic_id, partitions, size, copies), info.name)
+        change = self.ctx.random_id() if self.ctx.registry.level >= CHANGES else b""
+        self._commit(session, message, SetTopic(info.topic_id, partitions, size, copies, change), info.name)
 
     def _copies_min(self, message: Ask, default: int) -> int:
-        return _number(message, "copies_min", default, self.ctx.registry.replicas)
+        return number_of(message, "copies_min", default, self.ctx.registry.replicas)
 
     def _topic_delete(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
@@ -279,9 +320,10 @@ class Admin:
     def tick(self) -> None:
         self.journal.tick()
         self.fan_out.tick()
+        self.grouping.tick()
 
     def _topic(self, message: Ask) -> TopicInfo:
-        name = check_topic(_text(message, "topic"))
+        name = check_topic(text_of(message, "topic"))
         info = self.ctx.registry.topic(name)
         if info is None:
             raise UnknownTopic(f"there is no topic {name!r}: `meshq topics` lists those there are")
@@ -298,6 +340,12 @@ _HANDLERS: dict[str, _Handler] = {
     "topic.create": Admin._topic_create,
     "topic.set": Admin._topic_set,
     "topic.delete": Admin._topic_delete,
+    "groups": Admin._groups,
+    "group.show": Admin._group_show,
+    "group.reset": Admin._group_reset,
+    "group.redrive": Admin._group_redrive,
+    "group.delete": Admin._group_delete,
+    PART: Admin._group_part,
     "client.register": Admin._client_register,
     "peer.leave": Admin._peer_leave,
     "peer.stay": Admin._peer_stay,
@@ -308,12 +356,14 @@ _HANDLERS: dict[str, _Handler] = {
     FACTS: Admin._recover_facts,
     SLOTS: Admin._recover_slots,
     PLACEMENT: Admin._placement,
+    HEALTH: Admin._health,
+    BATCH: Admin._batch,
     "offsets": Admin._offsets,
     LEVEL: Admin._registry_level,
 }
-_OPEN_TO_ALL = {"topics", "topic.show"}
+_OPEN_TO_ALL = {"topics", "topic.show", "groups", "group.show"}
 # Parts of what a peer does with the others. What they take for granted was looked at by the peer that asks.
-_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL}
+_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, HEALTH, BATCH, PART}
 
 
 def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:
@@ -336,7 +386,8 @@ def _state(link: LinkFacts | None, here: str, there: str) -> dict[str, Any]:
 def _left(peer: PeerId, facts: CertificateFacts) -> dict[str, Any]:
     """One that has left, with the fields of the others."""
     nothing = (
-        "weight", "zone", "level", "since_ms", "incarnation", "evidence", "udp", "rtt_ms", "address", "reason"
+        "weight", "zone", "level", "since_ms", "incarnation", "evidence", "udp", "rtt_ms", "address",
+        "reason", "clock_offset_ms",
     )  # fmt: skip
     return {
         "name": facts.name,
@@ -364,19 +415,5 @@ def _describe(info: TopicInfo) -> dict[str, Any]:
     }
 
 
-def _text(message: Ask, name: str, default: str | None = None) -> str:
-    value = message.args.get(name, default)
-    if not isinstance(value, str):
-        raise UsageError(f"`{message.what}` needs `{name}`, a text")
-    return value
-
-
-def _number(message: Ask, name: str, default: int, most: int) -> int:
-    value = message.args.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise UsageError(f"`{name}` must be a number from 1 to {most}")
-    return value
-
-
 def _record_bytes(message: Ask, default: int) -> int:
-    return _number(message, "record_bytes_max", default, limits.RECORD_BYTES_CEILING)
+    return number_of(message, "record_bytes_max", default, limits.RECORD_BYTES_CEILING)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from meshq.errors import MeshqError, StoreCorrupt
+from meshq.errors import MeshqError, StoreCorrupt, Unavailable
 from meshq.ids import PartitionKey, Slot, TopicId
 from meshq.messages import TopicInfo
 from meshq.peer.core.context import Context
@@ -24,6 +24,7 @@ from meshq.peer.core.lookups import Found
 from meshq.peer.core.slots import Slots
 from meshq.registry.commands import AnyCommand, CreateTopic, SetTopic
 from meshq.ring import slot_of
+from meshq.streams.groups.desk import QueueDesk
 from meshq.streams.groups.letters import LETTERS_BYTES, write_letters
 from meshq.streams.groups.words import Bury, GroupBody
 from meshq.topics import dead_letters_of
@@ -55,7 +56,9 @@ class Burying:
     def look(self, part: Part) -> None:
         """In each turn that something happened to this group."""
         desk = part.desk
-        if desk is None or not desk.state.dying or part.burial is not None or self.ctx.now < part.bury_at:
+        if not isinstance(desk, QueueDesk) or not desk.state.dying or part.burial is not None:
+            return
+        if part.ending or self.ctx.now < part.bury_at:
             return
         source = self.ctx.topic(part.key.partition.topic_id)
         graves = self._graves(part, source) if source is not None else None
@@ -77,7 +80,9 @@ class Burying:
         try:
             if isinstance(found, MeshqError):
                 raise found
-            assert part.desk is not None
+            assert isinstance(part.desk, QueueDesk)
+            if part.ending:
+                raise Unavailable("the group is being deleted")
             letters = write_letters(source.name, number, part.key.group, part.desk.state.dying, found)
             if letters is None:
                 raise StoreCorrupt(f"what is dying in partition {number} is not on this disk")

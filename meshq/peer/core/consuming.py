@@ -28,6 +28,7 @@ from meshq.errors import (
     UsageError,
 )
 from meshq.ids import PartitionKey, Ref, Session, Slot, TopicId
+from meshq.levels import DEAD_LETTERS, check_in_use
 from meshq.limits import (
     ACK_WAIT_MS_MAX,
     CREDIT_BYTES_MAX,
@@ -35,18 +36,20 @@ from meshq.limits import (
     GROUP_IN_FLIGHT_MAX,
     GROUP_MEMBERS_MAX,
     GROUPS_PER_SLOT_MAX,
+    ORDERED_MEMBERS_MAX,
+    SETTLE_RANGES_MAX,
 )
 from meshq.messages import Join, ReadItem, ReadStarted, Settle, SettleItem, Started, Unread
 from meshq.peer.core.burying import Burying
 from meshq.peer.core.context import Context
-from meshq.peer.core.desks import GROUPS, Desks, Part
+from meshq.peer.core.desks import GROUPS, Desk, Desks, Part
 from meshq.peer.core.events import SeekTime, TimeSought
 from meshq.peer.core.publishing import check_partition, find_topic, led_slot
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal
-from meshq.streams.groups.desk import Member, QueueDesk
-from meshq.streams.groups.state import GroupState
-from meshq.streams.groups.table import GroupKey
+from meshq.streams.groups.desk import Member
+from meshq.streams.groups.ordered import OrderedDesk
+from meshq.streams.groups.table import AnyState, GroupKey
 from meshq.streams.groups.words import Mode, Open, Verdict
 from meshq.topics import dead_letters_of
 
@@ -89,6 +92,7 @@ class Consuming:
                 raise UsageError(f"this subscription takes part in group {joined.group!r}")
             joined.member.records_max = min(message.in_flight, GROUP_IN_FLIGHT_MAX)
             joined.member.bytes_max = min(message.in_flight_bytes, CREDIT_BYTES_MAX)
+            self.on_heard(ref)
             self.desks.stir_all(joined.member)
         except MeshqError as e:
             for item in message.items:
@@ -116,15 +120,18 @@ class Consuming:
                 f"{message.group[:300]!r} is not a group's name: letters, digits, _ and -, "
                 f"at most {GROUP_BYTES_MAX}"
             )
-        if message.mode != Mode.QUEUE:
-            raise UsageError("this version of meshq has no other groups than `queue` ones")
+        if message.mode not in tuple(Mode):
+            raise UsageError("a group's mode is `queue`, `ordered` or `keyed`")
+        if message.mode == Mode.ORDERED and message.max_deliver:
+            raise UsageError("an ordered group has no `max_deliver`")
         if not 1 <= message.ack_wait_ms <= ACK_WAIT_MS_MAX:
             raise UsageError(f"`ack_wait` is between 1 ms and {ACK_WAIT_MS_MAX // 1000} s")
         self.ctx.sessions.states[ref[0]].check_subscription(False)
         # Whose it is goes into it: nobody can take another's place by saying its number.
         member_id = blake2b(principal.key + message.member, digest_size=16).digest()
         member = Member(ref, member_id, 0, 0)
-        opened = Open(message.mode, message.ack_wait_ms, message.max_deliver, 0)
+        limited = self.ctx.registry.level >= DEAD_LETTERS  # till then as often as it takes
+        opened = Open(message.mode, message.ack_wait_ms, message.max_deliver if limited else 0, 0)
         joined = self._joined[ref] = _Joined(member, message.group, opened)
         return joined
 
@@ -147,11 +154,10 @@ class Consuming:
                 part.opening.append(joined.member)
             joined.member.keys.add(key)
             return None
-        if len(part.desk.members) >= GROUP_MEMBERS_MAX:
-            raise Overloaded(f"group {joined.group!r} has as many members here as it may")
         self._check_settings(part, part.desk.state, joined)
+        started = self._take_part(part, part.desk, joined)
         joined.member.keys.add(key)
-        return self._take_part(part, part.desk, joined.member)
+        return started
 
     def _begin(self, key: GroupKey, slot: Slot, joined: _Joined, item: ReadItem) -> Part:
         groups = self.slots.hosts[slot].stream.groups
@@ -178,7 +184,7 @@ class Consuming:
         self.desks.add(part, replace(joined.opened, start=start))
         return part
 
-    def _check_settings(self, part: Part, state: GroupState, joined: _Joined) -> None:
+    def _check_settings(self, part: Part, state: AnyState, joined: _Joined) -> None:
         """Who joins last says what holds for the group. Raises: UsageError for another mode."""
         o = joined.opened
         if o.mode != state.mode:
@@ -189,11 +195,23 @@ class Consuming:
         if (o.ack_wait_ms, o.max_deliver) != (state.ack_wait_ms, state.max_deliver):
             self.desks.add(part, o)
 
-    def _take_part(self, part: Part, desk: QueueDesk, member: Member) -> Started:
-        desk.on_join(member)
+    def _take_part(self, part: Part, desk: Desk, joined: _Joined) -> Started:
+        """Raises: Overloaded."""
+        member, partition, lease = joined.member, part.key.partition, 0
+        desk.now = self.ctx.now
+        if isinstance(desk, OrderedDesk):
+            if member.id not in desk.roster and len(desk.roster) >= ORDERED_MEMBERS_MAX:
+                raise Overloaded(f"group {joined.group!r} has as many members as an ordered one may")
+            lease = desk.on_join(member, joined.opened.ack_wait_ms / 1000)
+            if lease:
+                self.desks.leases.push_from(member.ref, partition, desk.state.next, desk.end)
+            self.desks.take_notices(part)
+        else:
+            if len(desk.members) >= GROUP_MEMBERS_MAX:
+                raise Overloaded(f"group {joined.group!r} has as many members here as it may")
+            desk.on_join(member)
         self.desks.stir(part.key)
-        partition = part.key.partition
-        return Started(partition.topic_id, partition.partition, desk.state.floor, desk.end)
+        return Started(partition.topic_id, partition.partition, desk.state.floor, desk.end, lease=lease)
 
     def on_sought(self, event: TimeSought) -> None:
         """Where a group begins that begins at a time."""
@@ -208,10 +226,17 @@ class Consuming:
 
     def _on_opened(self, part: Part) -> None:
         opening, part.opening = part.opening, []
-        for member in opening:
-            if part.desk is not None:
-                started = self._take_part(part, part.desk, member)
-                self.ctx.send(member.ref[0], ReadStarted(member.ref[1], [started]))
+        for joined in [j for m in opening if (j := self._joined.get(m.ref)) is not None and j.member is m]:
+            session, sub = joined.member.ref
+            try:
+                assert part.desk is not None
+                self._check_settings(part, part.desk.state, joined)
+                started = self._take_part(part, part.desk, joined)
+            except MeshqError as e:
+                self._leave(joined, [part.key], for_good=False)
+                self.ctx.end_read(session, sub, part.key.partition, e)
+            else:
+                self.ctx.send(session, ReadStarted(sub, [started]))
 
     # ------------------------------------------------------------------------------------- leaving
     def on_unread(self, session: Session, message: Unread) -> bool:
@@ -220,10 +245,25 @@ class Consuming:
         if joined is None:
             return False
         gone = {GroupKey(PartitionKey(TopicId(t), p), joined.group) for t, p in message.items}
-        self._leave(joined, joined.member.keys & gone if gone else set(joined.member.keys), for_good=True)
+        keys = joined.member.keys & gone if gone else set(joined.member.keys)
+        self._leave(joined, keys, for_good=True, closes=not gone)
         if not gone:
             del self._joined[session, message.sub]
         return True
+
+    def on_heard(self, ref: Ref) -> None:
+        """The heartbeat of a member."""
+        joined = self._joined.get(ref)
+        if joined is None:
+            return
+        joined.member.heard = self.ctx.now
+        if joined.member.was_silent:  # and is back on the same connection
+            for key in joined.member.keys:
+                part = self.desks.parts.get(key)
+                if part is not None and isinstance(part.desk, OrderedDesk):
+                    part.desk.roster.join(joined.member, joined.opened.ack_wait_ms / 1000, self.ctx.now)
+            joined.member.was_silent = False
+            self.desks.stir_all(joined.member)
 
     def on_session_gone(self, session: Session) -> None:
         """It may be back: what it holds stays its own for as long as was agreed."""
@@ -231,7 +271,11 @@ class Consuming:
             joined = self._joined.pop(ref)
             self._leave(joined, set(joined.member.keys), for_good=False)
 
-    def _leave(self, joined: _Joined, keys: Iterable[GroupKey], *, for_good: bool) -> None:
+    def _leave(
+        self, joined: _Joined, keys: Iterable[GroupKey], *, for_good: bool, closes: bool = False
+    ) -> None:
+        """`closes`: the whole subscription. Nothing less makes anybody leave an ordered group, whose members
+        are the same in all partitions."""
         for key in keys:
             joined.member.keys.discard(key)
             part = self.desks.parts.get(key)
@@ -239,7 +283,8 @@ class Consuming:
                 part.opening = [m for m in part.opening if m is not joined.member]
                 if part.desk is not None:
                     part.desk.now = self.ctx.now
-                    part.desk.on_leave(joined.member, for_good=for_good)
+                    ordered = isinstance(part.desk, OrderedDesk)
+                    part.desk.on_leave(joined.member, for_good=closes if ordered else for_good)
                 self.desks.stir(key)
         self.desks.stir_all(joined.member)  # what it held there is room elsewhere
 
@@ -268,9 +313,14 @@ class Consuming:
 
     # ------------------------------------------------------------------------------------- settling
     def on_settle(self, session: Session, message: Settle) -> None:
+        self.on_heard((session, message.sub))
         joined = self._joined.get((session, message.sub))
+        left = SETTLE_RANGES_MAX
         for item in message.items:
             try:
+                left -= len(item.ranges)
+                if left < 0:
+                    raise Overloaded("that is much for one message", retry_after_ms=20)
                 if joined is None:
                     raise Unavailable("this subscription has not joined its group here", retry_after_ms=50)
                 self._settle(session, joined, item)
@@ -287,12 +337,27 @@ class Consuming:
         if any(first >= end for first, end, _ in item.ranges):
             raise RemoteProtocolError("a range of records that has none")
         part.desk.now = self.ctx.now
+        if isinstance(part.desk, OrderedDesk):
+            self._settle_ordered(session, part, part.desk, joined.member, item)
+            return
         if item.verdict == messages.EXTEND:
             refused = part.desk.extend(joined.member, item.ranges)
             self.desks.answer(session, item.request, list(refused))
             return
+        if item.verdict == messages.REJECT:
+            check_in_use(self.ctx.registry.level, DEAD_LETTERS, "rejecting a record")
         if item.verdict not in _VERDICTS:
             raise RemoteProtocolError(f"records cannot be settled by {item.verdict}")
         delay_ms = None if item.delay_ms is None else min(item.delay_ms, ACK_WAIT_MS_MAX)
         op = part.desk.settle(joined.member, Verdict(item.verdict), item.ranges, delay_ms, item.reason)
+        self.desks.add(part, op, (session, item.request))
+
+    def _settle_ordered(
+        self, session: Session, part: Part, desk: OrderedDesk, member: Member, item: SettleItem
+    ) -> None:
+        if item.verdict not in (messages.ACK, messages.RELEASE):
+            raise UsageError("in an ordered group records are acknowledged, or their partition is given back")
+        if item.verdict == messages.ACK and any(end > desk.end for _, end, _ in item.ranges):
+            raise RemoteProtocolError("an acknowledgement of records that there are not")
+        op = desk.settle(member, Verdict(item.verdict), item.ranges, None)
         self.desks.add(part, op, (session, item.request))

@@ -10,7 +10,7 @@ from meshq.batch import Buffer
 from meshq.errors import Forbidden, MeshqError
 from meshq.ids import PartitionKey, PeerId, Session, Slot, TopicId
 from meshq.levels import LEVEL_KNOWN
-from meshq.limits import RECORD_BYTES_MAX
+from meshq.limits import MOVE_BYTES_S, RECORD_BYTES_MAX
 from meshq.messages import ReadEnded, ServerMessage, TopicInfo, failure
 from meshq.peer.core.disk import Disk
 from meshq.peer.core.events import Effect, SendSession
@@ -48,6 +48,7 @@ class CoreSettings:
     record_bytes_max: int = RECORD_BYTES_MAX
     partitions: int = 8  # of topics made by `topic create`
     evacuate_after_s: float = 300.0  # a peer that was away for so long is replaced
+    move_bytes_s: int = MOVE_BYTES_S  # copies that this peer sends to new homes, in all
     weight: float | None = None  # what this peer wants on the ring; None: what its certificate says
     zone: str = ""
     level: int = LEVEL_KNOWN  # the highest feature level that this software knows
@@ -62,6 +63,8 @@ class Context:
     out: list[Effect] = field(default_factory=list)
     now: float = 0.0
     wall_ms: int = 0
+    mesh_ms: int = 0  # the same, or what it should be: the time of records
+    clock_trusted: Callable[[], bool] = lambda: True  # whether this host's clock may decide what expires
     principals: dict[bytes, tuple[Principal, int]] = field(default_factory=dict)  # until the registry changes
     my_addresses: tuple[str, ...] = ()
     my_incarnation: tuple[int, int] = (0, 0)

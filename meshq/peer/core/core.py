@@ -34,6 +34,7 @@ from meshq.messages import (
 from meshq.peer.core.absences import Absences
 from meshq.peer.core.admin import Admin
 from meshq.peer.core.changes import Changes
+from meshq.peer.core.clocks import Clocks
 from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
 from meshq.peer.core.declared import Declared
@@ -71,13 +72,19 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.fetching import Fetching
+from meshq.peer.core.group_parts import GroupParts
+from meshq.peer.core.grouping import Grouping
+from meshq.peer.core.health import Health
 from meshq.peer.core.hosts import Host, Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
 from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.membership import MembershipView
+from meshq.peer.core.mending import Mending
 from meshq.peer.core.naming import Naming
+from meshq.peer.core.pacing import Pacing
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing
 from meshq.peer.core.reading import Reading
@@ -102,6 +109,7 @@ if TYPE_CHECKING:
     import random
 
 TICK_S = 0.1
+LONE_TICK_S = 0.5  # with nobody to wait for
 RECHECK_S = 1.0  # how long an expired certificate may go on reading
 PRESENTED_MAX = 64  # certificates shown at the door and not registered here yet; the oldest makes room
 
@@ -137,6 +145,7 @@ class PeerCore:
             ctx.count,
         )
         self.publishing = Publishing(ctx, self.slots)
+        self.slots.pacing = Pacing(ctx.settings.move_bytes_s)
         self.slots.on_stored, self.slots.on_refused = self._on_stored, self._on_refused
         self.consuming = Consuming(ctx, self.slots, rng)
         self.slots.on_group = self.consuming.desks.on_applied
@@ -149,6 +158,8 @@ class PeerCore:
         self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
         self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
         self.membership = MembershipView(ctx, self.links, self.liveness)
+        self.clocks = Clocks(ctx, self.membership.journal)
+        ctx.clock_trusted = self.clocks.is_trusted
         self.changes = Changes(self)
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
@@ -157,11 +168,18 @@ class PeerCore:
         self.naming = Naming(ctx, self.registrar)
         self.declared = Declared(ctx, self.links, self.registrar)
         fan_out = FanOut(ctx, self.links)
+        self.mending = Mending(ctx, self.slots, fan_out)
+        self.fetching = Fetching(ctx, self.slots, self.reading, self.consuming, self.mending)
         self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
+        self.health = Health(ctx, self.slots, self.placing, fan_out)
         self.admin = Admin(
             ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
+            self.mending,
             self.declared,
+            Grouping(ctx, fan_out, self.registrar, GroupParts(ctx, self.slots, self.consuming.desks)),
+            self.health,
+            self.clocks,
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0
@@ -177,6 +195,7 @@ class PeerCore:
         """What this peer keeps for itself; before any slot. Raises: StoreCorrupt."""
         self.disks.restore(rows)
         self.slots.frozen = self.disks.is_rolled_back
+        self.clocks.restore(rows)
 
     def restore_slot(
         self, slot: Slot, rows: Mapping[bytes, bytes], *, tail: Tail, aside: Mapping[bytes, bytes]
@@ -194,6 +213,7 @@ class PeerCore:
         self._set_time(now, wall_ms)
         self.ctx.since_ms = wall_ms
         self.ctx.disk.room_bytes = room_bytes
+        self.clocks.start()
         self.tell_peers()
         self.slots.hosting.begin([SYSTEM_SLOT], now=now)
         self.slots.hosting.begin((Slot(i) for i in range(self.ctx.registry.slots)), now=now)
@@ -202,7 +222,8 @@ class PeerCore:
 
     def _set_time(self, now: float, wall_ms: int) -> None:
         self.ctx.now, self.ctx.wall_ms = now, wall_ms
-        self.slots.now, self.slots.wall_ms, self.ctx.disk.now = now, wall_ms, now
+        self.ctx.mesh_ms = self.clocks.on_time(now, wall_ms)
+        self.slots.now, self.slots.wall_ms, self.ctx.disk.now = now, self.ctx.mesh_ms, now
 
     def tell_peers(self) -> None:
         self.liveness.on_peers_changed()
@@ -246,15 +267,12 @@ class PeerCore:
                 self.ctx.disk.on_failed(event.error, event.room_bytes)
                 self.changes.look_for_deleted = True  # a deletion may be among what was taken back
             case BatchesFetched():
-                if event.fetch.sub[0][0] == GROUPS:
-                    self.consuming.desks.on_fetched(event)
-                elif event.fetch.sub[0][0] == LOOKUPS:
-                    self.ctx.lookups.on_fetched(event)
-                else:
-                    self.reading.on_fetched(event)
+                self.fetching.on_fetched(event)
             case TimeSought():
                 if event.seek.sub[0][0] == GROUPS:
                     self.consuming.on_sought(event)
+                elif event.seek.sub[0][0] == LOOKUPS:
+                    self.ctx.lookups.on_sought(event)
                 else:
                     self.reading.on_sought(event)
             case LinkMessage():
@@ -268,11 +286,11 @@ class PeerCore:
             case LinkProbeWanted():
                 self.links.probe(event.peer, event.payload)
             case SlotLogRead():
-                self.slots.on_log_read(event.slot, event.read, damaged=event.damaged)
+                self.fetching.on_log_read(event)
             case RowsRead():
                 self.slots.on_rows_read(event.slot, event.to, event.rows)
             case PayloadsRead():
-                self.slots.on_payloads_read(event)
+                self.fetching.on_payloads_read(event)
             case PayloadsDeleted():
                 self.slots.on_payloads_deleted(event.slot, event.partition)
             case SessionClosed():
@@ -295,22 +313,29 @@ class PeerCore:
         self.consuming.desks.tick()
         if self.ctx.now < self._next_tick - TICK_S / 2:
             return  # what is nearly due is done with a beat: every waking costs an idle host
-        self._next_tick = self.ctx.now + TICK_S
+        self._next_tick = self.ctx.now + (LONE_TICK_S if self._is_lone() else TICK_S)
         self.links.tick()
         self.registrar.tick()
         self.changes.tick()
         self.absences.tick()
         self.declared.tick()
+        self.health.tick()
+        self.clocks.tick()
         self.placing.tick()
         self.leaving.tick()
         self.draining.tick()
         self.disks.tick()
         self.admin.tick()
+        self.mending.tick()
         self.ctx.sessions.tick(self.ctx.now)
         self.publishing.receipts.tick()
         if self.ctx.now >= self._recheck_at:
             self._recheck_at = self.ctx.now + RECHECK_S
             self.ctx.recheck_sessions()
+
+    def _is_lone(self) -> bool:
+        """Whether nobody else belongs to the mesh, and nothing waits to be tried again."""
+        return not self.links.states and len(self.ctx.known_peers()) <= 1 and not self.registrar.is_busy
 
     def hand_over(self, *, now: float, wall_ms: int) -> tuple[int, list[Effect]]:
         """Before a clean stop: let others lead. How many slots still have to be given away; ask again."""
@@ -322,6 +347,7 @@ class PeerCore:
         """Write all state rows (before a clean stop)."""
         self._set_time(now, wall_ms)
         self.slots.saving.checkpoint_all()
+        self.clocks.save()
         return self._take()
 
     def _take(self) -> list[Effect]:
@@ -337,8 +363,8 @@ class PeerCore:
         self.whereabouts.flush()
         self.replicating.flush()
         self.publishing.receipts.flush()
+        self.consuming.desks.flush()  # first: who is pushed records of a partition knows that it is its own
         self.reading.flush()
-        self.consuming.desks.flush()
         out = self.ctx.out[:]
         self.ctx.out.clear()
         return out
@@ -381,6 +407,7 @@ class PeerCore:
 
     def _on_welcome(self, peer: PeerId, message: Welcome) -> None:
         self.disks.judge(peer, message.disk, message.epoch, message.boot)
+        self.clocks.on_heard(peer, message.now_ms)
         if message.rolled_back:
             self.disks.on_told(peer)
 
@@ -413,7 +440,8 @@ class PeerCore:
                 if not self.registrar.on_answer(message):
                     self.admin.on_answer(peer, message)
             case Pong():
-                self.links.on_pong(peer, message.token)
+                round_trip_s = self.links.on_pong(peer, message.token)
+                self.clocks.on_heard(peer, message.now_ms, round_trip_s=round_trip_s)
             case _:
                 pass  # Routes: every peer computes its own
 

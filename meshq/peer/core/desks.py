@@ -16,16 +16,20 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from meshq.entries import EntryKind
-from meshq.errors import MeshqError, StoreCorrupt
+from meshq.errors import MeshqError, Unavailable
 from meshq.ids import PartitionKey, Ref, Session, Slot
 from meshq.messages import HandItem, HandOut, Settled
 from meshq.peer.core.context import Context
 from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime
+from meshq.peer.core.leases import Leases
 from meshq.peer.core.slots import Slots
 from meshq.streams.delivery import Fetch
 from meshq.streams.groups.desk import Hand, Member, QueueDesk, Stock, Want
+from meshq.streams.groups.keyed import KeyedDesk
+from meshq.streams.groups.ordered import OrderedDesk
+from meshq.streams.groups.ordered_state import OrderedState
 from meshq.streams.groups.table import GroupApplied, GroupKey
-from meshq.streams.groups.words import GroupBody, Op, Settle, encode_group
+from meshq.streams.groups.words import GroupBody, Mode, Op, Settle, encode_group
 from meshq.streams.slot import Stored
 
 if TYPE_CHECKING:
@@ -38,6 +42,9 @@ PUSH_ITEMS: Final = 64
 POSTPONED_S: Final = 0.05
 PUSH_BYTES: Final = 1024 * 1024
 Refused = list[tuple[int, int]]  # records for which it does not hold
+Done = Callable[[Refused | MeshqError], None]
+Asker = Ref | Done  # who hears of an operation: a session's request, or a part of this peer
+Desk = QueueDesk | OrderedDesk
 
 
 @dataclass(slots=True, eq=False)
@@ -53,21 +60,22 @@ class Part:
 
     key: GroupKey
     slot: Slot
-    desk: QueueDesk | None = None
+    desk: Desk | None = None
     opening: list[Member] = field(default_factory=list)  # who waits for it; GROUP_MEMBERS_MAX
     ops: list[Op] = field(default_factory=list)  # of this turn
-    asked: list[tuple[Ref, int]] = field(default_factory=list)  # whose they are, with their places in `ops`
-    proposed: deque[tuple[int, list[tuple[Ref, int]]]] = field(default_factory=deque)  # by index
+    asked: list[tuple[Asker, int]] = field(default_factory=list)  # whose they are, and their places in `ops`
+    proposed: deque[tuple[int, list[tuple[Asker, int]]]] = field(default_factory=deque)  # by index
     want: Want | None = None
     burial: Burial | None = None  # under way
     bury_at: float = 0.0  # not before: it could not be done
+    ending: bool = False  # a deletion of the group is under way
     seek: SeekTime | None = None  # where the group begins is looked up
 
     def wake(self) -> float:
         """When it wants to be looked at, if nothing else calls for that."""
         if self.desk is None:
             return inf
-        waits = self.burial is None and bool(self.desk.state.dying)
+        waits = self.burial is None and not self.ending and bool(self.desk.state.dying)
         return min(self.desk.deadline(), self.bury_at) if waits else self.desk.deadline()
 
 
@@ -80,6 +88,7 @@ class Desks:
     rng: random.Random
     on_opened: Callable[[Part], None]
     on_failed: Callable[[Part, MeshqError], None]
+    leases: Leases = field(init=False)
     bury: Callable[[Part], None] = field(init=False)  # what is dying there (burying.py)
     parts: dict[GroupKey, Part] = field(default_factory=dict)  # GROUPS_PER_SLOT_MAX a slot
     _of_partition: dict[PartitionKey, dict[GroupKey, None]] = field(default_factory=dict)
@@ -88,6 +97,9 @@ class Desks:
     _hands: list[tuple[GroupKey, Hand]] = field(default_factory=list)  # of this turn
     _postponed: dict[GroupKey, None] = field(default_factory=dict)
     _wake: float = inf
+
+    def __post_init__(self) -> None:
+        self.leases = Leases(self.ctx, self.stir)
 
     def begin(self, key: GroupKey, slot: Slot) -> Part:
         """With a desk, if the log knows the group."""
@@ -99,16 +111,18 @@ class Desks:
 
     def drop(self, part: Part) -> None:
         self.parts.pop(part.key, None)
+        if isinstance(part.desk, OrderedDesk):
+            self.leases.drop(part.key, part.desk)
         self._stirred.pop(part.key, None)
         of_partition = self._of_partition.get(part.key.partition, {})
         of_partition.pop(part.key, None)
         if not of_partition:
             self._of_partition.pop(part.key.partition, None)
 
-    def add(self, part: Part, op: Op, ref: Ref | None = None) -> None:
-        """To be proposed in this turn. `ref` is answered when it counts, or cannot be known to."""
-        if ref is not None:
-            part.asked.append((ref, len(part.ops)))
+    def add(self, part: Part, op: Op, asker: Asker | None = None) -> None:
+        """To be proposed in this turn. `asker` is answered when it counts, or cannot be known to."""
+        if asker is not None:
+            part.asked.append((asker, len(part.ops)))
         part.ops.append(op)
         self.stir(part.key)
 
@@ -127,11 +141,15 @@ class Desks:
     def of_partition(self, partition: PartitionKey) -> list[Part]:
         return [self.parts[key] for key in self._of_partition.get(partition, ())]
 
-    def _make_desk(self, part: Part) -> QueueDesk:
+    def _make_desk(self, part: Part) -> Desk:
         state = self.slots.hosts[part.slot].stream.groups.get(part.key)
         assert state is not None
         end = self.slots.partition(part.slot, part.key.partition).end
-        part.desk = QueueDesk(state, end, self.ctx.now, self.rng)
+        if isinstance(state, OrderedState):
+            part.desk = self.leases.make_desk(part.key, state, end)
+        else:
+            kind = KeyedDesk if state.mode == Mode.KEYED else QueueDesk
+            part.desk = kind(state, end, self.ctx.now, self.rng)
         self.stir(part.key)
         return part.desk
 
@@ -149,16 +167,27 @@ class Desks:
         desk.now = self.ctx.now
         full = [m for m in desk.members.values() if not m.room()]
         self._hands += [(part.key, hand) for hand in desk.on_applied(applied.body.ops, applied.index)]
+        self.take_notices(part)
         if part.proposed and part.proposed[0][0] == applied.index:
-            for (session, request), place in part.proposed.popleft()[1]:
+            for asker, place in part.proposed.popleft()[1]:
                 refused, op = applied.refused[place], applied.body.ops[place]
                 if refused is None and isinstance(op, Settle):  # the group is gone
                     refused = tuple((first, end) for first, end, _ in op.ranges)
-                self.answer(session, request, list(refused or ()))
+                if callable(asker):
+                    asker(list(refused or ()))
+                else:
+                    self.answer(*asker, list(refused or ()))
+        if self.slots.hosts[part.slot].stream.groups.get(part.key) is not desk.state:
+            self.on_failed(part, Unavailable(f"group {part.key.group!r} was deleted", retry_after_ms=50))
+            return
         for member in full:
             if member.room():
                 self.stir_all(member)
         self.stir(part.key)
+
+    def take_notices(self, part: Part) -> None:
+        if isinstance(part.desk, OrderedDesk) and part.desk.notices:
+            self.leases.take_notices(part.key, part.desk)
 
     def on_refused(self, slot: Slot, error: MeshqError) -> None:
         """Nothing of what was under way in this slot came into its log, or nobody knows."""
@@ -168,9 +197,13 @@ class Desks:
                 self.on_failed(part, error)
 
     def refuse(self, part: Part, error: MeshqError) -> None:
-        asked = [ref for _, refs in part.proposed for ref, _ in refs] + [ref for ref, _ in part.asked]
-        for session, request in asked:
-            self.ctx.fail(session, request, error)
+        asked = [x for _, askers in part.proposed for x, _ in askers] + [x for x, _ in part.asked]
+        for asker in asked:
+            if callable(asker):
+                asker(error)
+            else:
+                self.ctx.fail(*asker, error)
+        part.ending = False
         part.proposed.clear()
         part.ops.clear()
         part.asked.clear()
@@ -201,10 +234,9 @@ class Desks:
         want = part.want
         if (f.offset, f.end) != (want.offset, want.end):
             return
-        if isinstance(event.batches, MeshqError) or not event.batches:
+        if isinstance(event.batches, MeshqError):
             self.ctx.count("corrupt_reads")
-            hole = StoreCorrupt(f"offset {f.offset} of partition {f.partition.partition} is not on this disk")
-            self.on_failed(part, event.batches if isinstance(event.batches, MeshqError) else hole)
+            self.on_failed(part, event.batches)
             return
         part.desk.now, part.want = self.ctx.now, None
         part.desk.on_fetched(want, event.batches)
@@ -212,6 +244,7 @@ class Desks:
 
     # ------------------------------------------------------------------------------------ each turn
     def tick(self) -> None:
+        self.leases.tick()
         if self.ctx.now < self._wake:
             return
         self._wake = inf
@@ -245,6 +278,7 @@ class Desks:
         if desk is not None:
             desk.now = self.ctx.now
             more, want = desk.take()
+            self.take_notices(part)
             ops = [*ops, *more]
             if want is not None:
                 part.want = want
@@ -264,6 +298,7 @@ class Desks:
             self.drop(part)
 
     def flush(self) -> None:
+        self.leases.flush()
         for session, results in self._settled.items():
             for i in range(0, len(results), 1_024):
                 self.ctx.send(session, Settled(results[i : i + 1_024]))

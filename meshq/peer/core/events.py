@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from meshq.batch import Buffer
-from meshq.entries import StoredBatch, Write
-from meshq.errors import MeshqError
+from meshq.entries import PayloadCorrupt, StoredBatch, Write
+from meshq.errors import MeshqError, StoreCorrupt
 from meshq.ids import PartitionKey, PeerId, Session, Slot
 from meshq.messages import AnyMessage, ServerMessage
 from meshq.replication.quorum import Node
@@ -77,7 +77,7 @@ class SlotLogRead:
 
     slot: Slot
     read: LogRead
-    damaged: bool = False  # what was asked for is on the disk, and unreadable
+    damage: StoreCorrupt | None = None  # why there is no more of it, although it is on the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,7 @@ class PayloadsRead:
     to: Node
     batches: Sequence[StoredBatch]
     complete: bool
+    damage: PayloadCorrupt | None = None  # why there is no more of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +328,23 @@ class TellRolledBack:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockTold:
+    """Something about this host's clock, for whoever reads the log."""
+
+    event: str
+    text: str
+    wrong: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """A damaged batch was found on this disk; with `error` it still is."""
+
+    damage: PayloadCorrupt
+    error: MeshqError | None
+
+
+@dataclass(frozen=True, slots=True)
 class PeerLeft:
     """The mesh has let this peer go: nothing is here any more that others need. It stops."""
 
@@ -349,5 +367,5 @@ class Settle:
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadSlotLog | ReadRows
     | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | TellMembership
-    | PeersRegistered | TellRolledBack | PeerLeft | StopPeer | Settle
+    | PeersRegistered | TellRolledBack | ClockTold | Mended | PeerLeft | StopPeer | Settle
 )  # fmt: skip

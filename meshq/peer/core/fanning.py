@@ -26,6 +26,7 @@ class _Asked:
     answers: Answers
     deadline: float
     done: Callable[[Answers], None]
+    enough: Callable[[dict[str, Any]], bool] | None
 
 
 @dataclass
@@ -41,11 +42,15 @@ class FanOut:
         done: Callable[[Answers], None],
         *,
         each: Mapping[PeerId, dict[str, Any]] | None = None,
+        within_s: float = FAN_OUT_S,
+        enough: Callable[[dict[str, Any]], bool] | None = None,
     ) -> None:
-        """`each`: only these are asked, with these arguments besides. Raises: Overloaded."""
+        """`each`: only these are asked, with these arguments besides. `enough`: whether this answer is all
+        that is wanted, so that the others are not waited for. Raises: Overloaded.
+        """
         if len(self._asked) >= FAN_OUTS_MAX:
             raise Overloaded("this peer asks others as much as it may", retry_after_ms=200)
-        asked = _Asked(set(), [], self.ctx.now + FAN_OUT_S, done)
+        asked = _Asked(set(), [], self.ctx.now + within_s, done, enough)
         for peer in sorted(self.links.reachable() - {self.ctx.me.peer}):
             if each is not None and peer not in each:
                 continue
@@ -62,13 +67,21 @@ class FanOut:
             return
         asked.waiting.discard(answer.request)
         if isinstance(answer, Answer) and isinstance(answer.value, dict):
-            asked.answers.append({k: v for k, v in answer.value.items() if isinstance(k, str)})
+            value = {k: v for k, v in answer.value.items() if isinstance(k, str)}
+            asked.answers.append(value)
+            if asked.enough is not None and asked.enough(value):
+                self._forget(asked)
         if not asked.waiting:
             asked.done(asked.answers)
+
+    def _forget(self, asked: _Asked) -> None:
+        """Answers that still come are not waited for."""
+        for other in asked.waiting:
+            self._asked.pop(other, None)
+        asked.waiting.clear()
 
     def tick(self) -> None:
         for request, asked in list(self._asked.items()):
             if asked.deadline <= self.ctx.now and request in self._asked:
-                for other in asked.waiting:
-                    self._asked.pop(other, None)
+                self._forget(asked)
                 asked.done(asked.answers)

@@ -65,6 +65,10 @@ class Journal:
         """Something about this peer's own view."""
         self._add(noticed.event, noticed.facts)
 
+    def on_clock(self, event: str, facts: Mapping[str, Any]) -> None:
+        """What is thought of this host's clock."""
+        self._add(event, {"name": self.ctx.me.name, "id": show_id(self.ctx.me.peer), **facts})
+
     def _add(self, event: str, facts: Mapping[str, Any]) -> None:
         self._last += 1
         self._kept.append({"seq": self._last, "at_ms": self.ctx.wall_ms, "event": event, **facts})

@@ -218,6 +218,9 @@ class Links:
             if payload:
                 self.ctx.out.append(SendPeer(peer, CarryGossip(payload)))
 
-    def on_pong(self, peer: PeerId, token: int) -> None:
+    def on_pong(self, peer: PeerId, token: int) -> float:
+        """The round trip, in seconds."""
         self.ctx.out.append(HintMembership(peer, "answered"))
-        self.states[peer].rtt_ms = round((self.ctx.now * 1e6 - token) / 1e3, 3)
+        round_trip_s = self.ctx.now - token / 1e6
+        self.states[peer].rtt_ms = round(round_trip_s * 1e3, 3)
+        return round_trip_s

@@ -75,7 +75,7 @@ class Naming:
         pages = [topics[i : i + PAGE] for i in range(0, len(topics), PAGE)] or [[]]
         for number, page in enumerate(pages):
             complete = number == len(pages) - 1
-            self.ctx.send(session, TopicsChanged(message.request, self.ctx.wall_ms, page, [], complete))
+            self.ctx.send(session, TopicsChanged(message.request, self.ctx.mesh_ms, page, [], complete))
 
     def _candidates(self, watching: Watching) -> list[str]:
         fixed = watching.pattern.split("*")[0].split("#")[0]
@@ -99,7 +99,7 @@ class Naming:
             for request, watching in state.watches.items():
                 if _means(watching, info.name):
                     topics, ids = ([], [info.topic_id]) if gone else ([info], [])
-                    self.ctx.send(session, TopicsChanged(request, self.ctx.wall_ms, topics, ids))
+                    self.ctx.send(session, TopicsChanged(request, self.ctx.mesh_ms, topics, ids))
 
 
 def _means(watching: Watching, name: str) -> bool:

@@ -99,11 +99,16 @@ def decode_piece(data: Buffer) -> RowsPiece | BatchesPiece:
 
 
 def _payload(b: _Batch) -> Payload:
-    header = read_header(b.data)
-    if zlib.crc32(memoryview(b.data)[HEADER_BYTES:]) != header.body_crc:
-        raise RemoteProtocolError("a snapshot with a batch whose checksum does not match")
     partition = PartitionKey(TopicId(b.topic_id), b.partition)
-    return Payload(partition, b.base_offset, header.count, b.timestamp_ms, b.data)
+    return sound_payload(partition, b.base_offset, b.timestamp_ms, b.data)
+
+
+def sound_payload(partition: PartitionKey, base_offset: int, timestamp_ms: int, data: bytes) -> Payload:
+    """A batch that came from another peer, to be stored. Raises: RemoteProtocolError."""
+    header = read_header(data)
+    if zlib.crc32(memoryview(data)[HEADER_BYTES:]) != header.body_crc:
+        raise RemoteProtocolError("a batch whose checksum does not match")
+    return Payload(partition, base_offset, header.count, timestamp_ms, data)
 
 
 _encoder = msgspec.msgpack.Encoder()

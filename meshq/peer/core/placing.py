@@ -56,7 +56,7 @@ class Placing:
             self._rested = None
             self._look_at_ring()
         self._look_at_disks()
-        alive, nodes = self.slots.supports | {self.ctx.me.peer}, self._nodes()
+        alive, nodes = self.slots.supports | {self.ctx.me.peer}, self.nodes()
         found = self._data_steps(alive, nodes) + self._system_steps(alive, nodes)
         self._round_at = self.ctx.now + (MOVING_S if found else ROUND_S)
         self._take(found)
@@ -124,8 +124,11 @@ class Placing:
     def _situation(self, host: Host) -> Situation:
         r = host.replica
         unfit = {n for n in r.config.voters if n.peer in self._unfit} | r.left_alone(self.ctx.now)
-        return Situation(host.slot, self.slots.me, r.config, r.is_settled, r.match(), r.last.index, unfit)
+        return Situation(
+            host.slot, self.slots.me, r.config, r.is_settled, r.match(), r.last.index, r.catching_up(), unfit
+        )
 
-    def _nodes(self) -> dict[PeerId, Node]:
+    def nodes(self) -> dict[PeerId, Node]:
+        """The disk that each peer has, of those that were met."""
         nodes = {peer: Node(peer, x.disk) for peer, x in self.links.states.items() if x.disk}
         return {**nodes, self.ctx.me.peer: self.slots.me}

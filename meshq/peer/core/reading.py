@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meshq import messages
-from meshq.entries import StoredBatch
-from meshq.errors import Forbidden, MeshqError, RemoteProtocolError, StoreCorrupt
+from meshq.errors import Forbidden, MeshqError, RemoteProtocolError
 from meshq.ids import PartitionKey, Session, TopicId
 from meshq.limits import CREDIT_BYTES_MAX
 from meshq.messages import (
@@ -127,16 +126,12 @@ class Reading:
             state.drop_reader(message.sub, partition)
 
     def on_fetched(self, event: BatchesFetched) -> None:
-        fetch = event.fetch
-        batches: Sequence[StoredBatch] = ()
-        error = event.batches if isinstance(event.batches, MeshqError) else _hole(fetch, event.batches)
-        if error is None and not isinstance(event.batches, MeshqError):
-            batches = event.batches
-        elif error is not None and self.ctx.deliveries.is_awaited(
-            fetch
-        ):  # not one unread or deleted meanwhile
-            self.ctx.count("corrupt_reads")
-            self.ctx.end_read(fetch.sub[0], fetch.sub[1], fetch.partition, error)
+        fetch, batches = event.fetch, event.batches
+        if isinstance(batches, MeshqError):
+            if self.ctx.deliveries.is_awaited(fetch):  # not one unread or deleted meanwhile
+                self.ctx.count("corrupt_reads")
+                self.ctx.end_read(fetch.sub[0], fetch.sub[1], fetch.partition, batches)
+            batches = ()
         self._fetch(self.ctx.deliveries.on_fetched(fetch, batches))
 
     def on_partition_gone(self, partition: PartitionKey, error: MeshqError) -> None:
@@ -158,14 +153,3 @@ class Reading:
 
     def _fetch(self, fetches: Sequence[Fetch]) -> None:
         self.ctx.out.extend(FetchBatches(fetch) for fetch in fetches)
-
-
-def _hole(fetch: Fetch, batches: Sequence[StoredBatch]) -> StoreCorrupt | None:
-    """Committed offsets that are not on the disk are damage, and are never skipped silently."""
-    if batches and batches[0].base_offset <= fetch.offset < batches[0].base_offset + batches[0].count:
-        return None
-    p = fetch.partition
-    return StoreCorrupt(
-        f"offset {fetch.offset} of partition {p.partition} is committed but not on this peer's disk: "
-        "stop the peer and restore its data directory"
-    )

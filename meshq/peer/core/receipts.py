@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from meshq.errors import DiskFull, MeshqError, NotEnoughCopies, OutcomeUnknown, Overloaded
+from meshq.errors import MeshqError, NotEnoughCopies, OutcomeUnknown, Overloaded
 from meshq.ids import PeerId, Ref, Session, Slot
 from meshq.limits import RECEIPTS_WAITING_MAX
 from meshq.messages import ACKS_NONE, Accepted, Produced, TopicInfo
@@ -27,7 +27,7 @@ from meshq.peer.core.context import Context
 from meshq.peer.core.hosts import Host
 from meshq.peer.core.slots import Slots
 from meshq.replication.mirrors import Mirrors
-from meshq.replication.quorum import Config, Node
+from meshq.replication.quorum import Node
 
 WAIT_S: Final = 30.0
 RECEIPTS_PER_MESSAGE: Final = 1_024
@@ -53,18 +53,16 @@ class Receipts:
 
     # --------------------------------------------------------------------------------- what happens
     def check(self, slot: Slot, info: TopicInfo) -> None:
-        """Before anything is appended. Raises: NotEnoughCopies, DiskFull, Overloaded."""
+        """Before anything is appended. Raises: NotEnoughCopies, Overloaded."""
         if self._count >= RECEIPTS_WAITING_MAX:
             raise Overloaded(
                 f"{self._count} batches wait here until other peers have them too", retry_after_ms=200
             )
-        config = self.slots.hosts[slot].replica.config
-        if self.slots.full:
-            self._check_room(slot, config)
         if info.copies_min <= 1:
             return
+        host = self.slots.hosts[slot]
         there = self._there() | {self.ctx.me.peer}
-        able = sum(node.peer in there for node in config.keepers())
+        able = sum(node.peer in there for node in host.replica.config.keepers())
         if able < info.copies_min:
             raise NotEnoughCopies(
                 f"topic {info.name!r} wants {info.copies_min} copies of a record, and {able} of the peers "
@@ -151,20 +149,10 @@ class Receipts:
             self._mirrors.pop(host.slot, None)
             return None
         mirrors = self._mirrors.setdefault(host.slot, Mirrors())
-        mirrors.look(replica.config, match, replica.commit_index, self._there(), now=self.ctx.now)
+        older = replica.catching_up()
+        there = self._there()
+        mirrors.look(replica.config, match, replica.commit_index, there, now=self.ctx.now, older=older)
         return mirrors
-
-    def _check_room(self, slot: Slot, config: Config) -> None:
-        """What a majority that is there has no room for would wait, and grow, until some is made."""
-        there = {n for n in config.nodes() if n.peer in self.slots.supports or n.peer == self.ctx.me.peer}
-        full = {n for n in there if n.peer in self.slots.full}
-        if config.has_majority(there) and not config.has_majority(there - full):
-            names = sorted(self.ctx.registry.peers[n.peer].facts.name for n in full)
-            raise DiskFull(
-                f"slot {slot} has no majority with room for records, since the disk of {', '.join(names)} is "
-                "full: add space there, or start the peers that are away (`meshq peers`)",
-                retry_after_ms=1_000,
-            )
 
     def _there(self) -> set[PeerId]:
         """Other peers that could have a record on disk soon."""

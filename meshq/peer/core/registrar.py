@@ -205,6 +205,11 @@ class Registrar:
             del self._proposals[p]
             p.done(result)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for a command."""
+        return bool(self._proposals)
+
     def tick(self) -> None:
         for p in list(self._proposals):
             if self.ctx.now >= p.deadline:

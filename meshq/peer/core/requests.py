@@ -95,9 +95,10 @@ class Requests:
             case Produce():
                 self.core.publishing.on_produce(session, principal, message, payloads)
             case Credit():
+                self.core.consuming.on_heard((session, message.sub))
                 self.core.reading.on_credit(session, message)
             case Ping():
-                self.core.ctx.send(session, Pong(message.token))
+                self.core.ctx.send(session, Pong(message.token, self.core.ctx.wall_ms))
             case Resolve():
                 self.core.naming.on_resolve(session, principal, message)
             case Watch():

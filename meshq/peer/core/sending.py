@@ -1,8 +1,9 @@
 """Snapshots of slots led here, for followers that lack what the log no longer has.
 
 The state rows are copied in one read transaction, at the index they were saved at, and kept in memory while
-they are sent; batches are read from disk a piece at a time. The replica asks for one piece after another, so
-one is on its way to a follower; a peer sends few snapshots at a time, and who waits is asked for again.
+they are sent; batches are read from disk a piece at a time, at a bounded pace. The replica asks for one piece
+after another, so one is on its way to a follower; a peer sends few snapshots at a time, and who waits is
+asked for again.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class _Transfer:
 
     used: float
     asked: words.ReadSnapshot | None = None
+    position: int = 0  # where the newest piece begins
     parts: tuple[int, ...] = ()  # that the piece is looked for in
 
 
@@ -113,10 +115,25 @@ class Sending:
             del self._transfers[key]
         self._images.pop(host.slot, None)
 
+    def sent_bytes(self, slot: Slot, to: Node) -> int | None:
+        """Of the batches; None while no snapshot goes there. By offsets, as if a partition's batches were of
+        one size."""
+        transfer, image = self._transfers.get((slot, to)), self._images.get(slot)
+        if transfer is None or image is None:
+            return None
+        part, offset = part_of(transfer.position)
+        whole = sum(state.bytes for _, state in image.partitions[: max(part - 1, 0)])
+        if not 0 < part <= len(image.partitions):
+            return whole
+        state = image.partitions[part - 1][1]
+        share = (offset - state.low) / (state.end - state.low) if offset > state.low else 0.0
+        return whole + int(state.bytes * min(share, 1.0))
+
     # ------------------------------------------------------------------------------------- pieces
     def _send_piece(self, host: Host, transfer: _Transfer, order: words.ReadSnapshot, image: Image) -> None:
         if order.meta != image.meta:
             order = words.ReadSnapshot(order.to, image.meta, 0)
+        transfer.position = order.position
         part, offset = part_of(order.position)
         if part == 0 and offset < len(image.rows):
             self._send_rows(host, order, image, offset)
@@ -128,7 +145,8 @@ class Sending:
             return
         transfer.asked, transfer.parts = order, tuple(part for part, *_ in ranges)
         wanted = tuple((image.partitions[part - 1][0], start, end) for part, start, end in ranges)
-        self.slots.out.append(ReadPayloads(host.slot, order.to, wanted, SNAPSHOT_PIECE_BYTES))
+        read = ReadPayloads(host.slot, order.to, wanted, SNAPSHOT_PIECE_BYTES)
+        self.slots.pace(host, order.to, read)
 
     def _send_rows(self, host: Host, order: words.ReadSnapshot, image: Image, start: int) -> None:
         end, size = start, 0
@@ -160,6 +178,7 @@ class Sending:
 
     def _tell(self, host: Host, order: words.ReadSnapshot, image: Image, data: bytes, *, done: bool) -> None:
         self.slots.count("snapshot_pieces_sent")
+        self.slots.pacing.spent(len(data))
         self.slots.soon(host, words.SnapshotRead(order.to, image.meta, order.position, data, done))
 
     def _transfer(self, slot: Slot, to: Node) -> _Transfer | None:

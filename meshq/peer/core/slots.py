@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 from meshq.batch import BatchHeader, Buffer
 from meshq.entries import Entry, EntryKind
-from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, Overloaded, StoreError
+from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, StoreError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Ref, Slot, TopicId
-from meshq.limits import PENDING_BYTES_MAX
 from meshq.peer.core.disk import Disk
-from meshq.peer.core.events import DeletePayloads, Effect, PayloadsRead, ReadSlotLog
+from meshq.peer.core.events import DeletePayloads, Effect, PayloadsRead, ReadPayloads, ReadSlotLog
 from meshq.peer.core.hosts import Host, Hosting, Tail
+from meshq.peer.core.pacing import Pacing
 from meshq.peer.core.receiving import Receiving
+from meshq.peer.core.room import no_room
 from meshq.peer.core.saving import Saving
 from meshq.peer.core.sending import Sending
 from meshq.replication import words
@@ -73,6 +74,7 @@ class Slots:
     frozen: bool = False  # this disk was rolled back
     now: float = 0.0
     wall_ms: int = 0
+    pacing: Pacing = field(init=False)  # of copies on their way to a new home
     sending: Sending = field(init=False)
     receiving: Receiving = field(init=False)
     hosting: Hosting = field(init=False)
@@ -157,31 +159,21 @@ class Slots:
         body = host.stream.judge(partition, header, client_key, ref, timestamp_ms=timestamp_ms)
         if isinstance(body, BatchReceipt | MeshqError | int):
             return body
-        refusal = self._no_room(payload)
+        refusal = no_room(self, host, len(payload))
         if refusal is not None:
             return refusal
         entry = self._propose(host, EntryKind.PUBLISH, encode_publish(body, payload), payload)
         host.stream.on_proposed(entry, body, ref)
         return entry.index
 
-    def _no_room(self, payload: Buffer) -> MeshqError | None:
-        if len(payload) > self.disk.room_bytes:
-            return DiskFull(
-                "this peer's disk is at its watermark: delete topics, add space or raise `store_bytes_max`",
-                retry_after_ms=1_000,
-            )
-        if self.disk.pending_bytes + len(payload) > PENDING_BYTES_MAX:
-            return Overloaded("this peer has as much waiting for its disk as it may", retry_after_ms=50)
-        return None
-
     def bury(self, slot: Slot, partition: PartitionKey, letters: Letters, moved: GroupBody) -> int:
         """Append letters to this partition of the same slot, led here, with the end of the records they are
         of; the entry's index. Raises: DiskFull, Overloaded, NotOwner.
         """
-        refusal = self._no_room(letters.data)
+        host = self.hosts[slot]
+        refusal = no_room(self, host, len(letters.data))
         if refusal is not None:
             raise refusal
-        host = self.hosts[slot]
         body = host.stream.letters(partition, letters.count, letters.crc, moved)
         entry = self._propose(host, EntryKind.DEAD_LETTER, encode_publish(body, letters.data), letters.data)
         host.stream.on_proposed(entry, body, None)
@@ -231,7 +223,9 @@ class Slots:
         self._soon.append((host, event))
 
     def hand_over(self) -> int:
-        """Give every slot led here to another voter that is level; how many there still are to give."""
+        """Give every slot led here to another voter that is level, one with room for records if there is one;
+        how many there still are to give.
+        """
         left = 0
         for host in list(self.hosts.values()):
             replica = host.replica
@@ -239,8 +233,10 @@ class Slots:
             if replica.role is not Role.LEADER:
                 continue
             match, last = replica.match(), replica.last.index
+            there = self.supported_by - self.barred
             voters = [n for n in replica.config.voters if n not in replica.config.witnesses]
-            others = [n for n in voters if n != self.me and n.peer in self.supported_by]
+            others = [n for n in voters if n != self.me and n.peer in there]
+            others = [n for n in others if n.peer not in self.full] or others
             if others:
                 left += 1
                 best = max(others, key=lambda n: match.get(n, 0))
@@ -310,6 +306,8 @@ class Slots:
         host = self.hosts.get(slot)
         if host is None:
             return
+        if not self._decides(host, event.to):
+            self.pacing.spent(sum(len(item.payload) for item in event.items))
         if damaged and host.replica.role is Role.LEADER:
             # Who lacks it gets the state instead, and what is in the log before that is not kept.
             self.damaged += 1
@@ -370,7 +368,17 @@ class Slots:
     def _read_log(self, host: Host, effect: words.ReadLog) -> None:
         log, before = host.replica.log, effect.from_index - 1
         prev = log.position(before) or Position(before, log.term_at(before) or 0, b"")
-        self.out.append(ReadSlotLog(host.slot, effect.to, prev, effect.bytes_max))
+        read = ReadSlotLog(host.slot, effect.to, prev, effect.bytes_max)
+        self.pace(host, effect.to, read)
+
+    def pace(self, host: Host, to: Node, read: ReadSlotLog | ReadPayloads) -> None:
+        """Read for a copy when its turn comes; for one that decides at once, for records wait for it."""
+        self.pacing.when_due(lambda: self.out.append(read), lambda: self._decides(host, to), now=self.now)
+
+    @staticmethod
+    def _decides(host: Host, node: Node) -> bool:
+        config = host.replica.config
+        return node in config.voters or node in config.outgoing
 
     def _apply(self, host: Host, items: tuple[Item, ...]) -> None:
         match = host.replica.copies() if host.leads else {}
@@ -413,6 +421,7 @@ class Slots:
     # --------------------------------------------------------------------------------- housekeeping
     def tick(self) -> None:
         self.receiving.tick()
+        self.pacing.tick(now=self.now)
         if self.now >= self._wake:
             for host in list(self.hosts.values()):
                 if self.now >= host.wake:
@@ -425,7 +434,7 @@ class Slots:
 
     def wake(self) -> float:
         """When a tick is due; perhaps too early, never too late."""
-        return self._wake
+        return min(self._wake, self.pacing.wake())
 
     # ---------------------------------------------------------------------------------------- facts
     def led(self) -> Iterator[Host]:

@@ -6,4 +6,11 @@ state.py       one group in one partition, as the log tells it
 table.py       the groups of a slot, and their rows on disk
 backoff.py     how long a record waits before it is handed out again
 desk.py        the leader's side: who gets what, and what is not acknowledged in time
+keyed.py       the same in a keyed group: what waits because its key is busy
+
+ordered groups:
+  ordered_state.py   whose a partition is, as the log tells it
+  ordered.py         the leader's side: how it changes hands
+  roster.py          who takes part, as one leader sees it
+  assignment.py      who should have what
 """

@@ -26,7 +26,7 @@ from meshq.streams.groups.backoff import redelivery_delay_ms
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import GroupKey
-from meshq.streams.groups.words import LEADER, Grant, Leased, Op, Open, Range, Settle, Verdict
+from meshq.streams.groups.words import LEADER, Grant, Leased, Op, Open, Range, Redrive, Reset, Settle, Verdict
 
 if TYPE_CHECKING:
     import random
@@ -46,8 +46,12 @@ class Member:
     keys: set[GroupKey] = field(default_factory=set)  # these desks
     records: int = 0  # handed out and not settled
     bytes: float = 0.0
+    heard: float = 0.0  # when it last said anything
+    was_silent: bool = False  # for too long: its group goes on without it until it says something
 
     def room(self) -> int:
+        if self.was_silent:
+            return 0
         return max(self.records_max - self.records, 0) if self.bytes < self.bytes_max else 0
 
 
@@ -68,7 +72,7 @@ class _Held(NamedTuple):
     size: float
 
 
-class _Allotted(NamedTuple):
+class Allotted(NamedTuple):
     member: Member
     batch: Stock
     first: int
@@ -108,7 +112,7 @@ class QueueDesk:
     _fresh: deque[Stock] = field(default_factory=deque)  # dense, from the first record not handed out
     _again: list[Stock] = field(default_factory=list)  # batches of which records are back
     _wanted: Want | None = None  # under way
-    _granting: list[_Allotted] | None = None  # proposed
+    _granting: list[Allotted] | None = None  # proposed
     _left: dict[bytes, None] = field(default_factory=dict)  # members whose records are to be given back
     _unseen: list[Leased] = field(default_factory=list)  # granted to members that went meanwhile
 
@@ -206,7 +210,22 @@ class QueueDesk:
             elif isinstance(op, Open):  # with fewer deliveries, some that were back are not any more
                 for first, end in list(self.state.back.gaps(0, self.state.next)):
                     self._due.remove(first, end)
+            elif isinstance(op, Redrive):
+                for first, end in op.ranges:
+                    self._mind_back(first, end)
+            elif isinstance(op, Reset):
+                self._on_reset()
         return self._on_granted(index) if any(isinstance(op, Grant) for op in ops) else []
+
+    def _on_reset(self) -> None:
+        """Nothing is out, and what is in hand is not what comes next. A grant under way is judged as any."""
+        for first, end, held in list(self._held.runs()):
+            self._count(held, first - end)
+        self._held, self._due = Intervals(), Intervals()
+        self._fresh.clear()
+        self._again.clear()
+        self._unseen.clear()
+        self._wanted = None
 
     def on_refused(self) -> None:
         """None of what was proposed came into the log: all of it again."""
@@ -230,7 +249,7 @@ class QueueDesk:
                 self._due.remove(start, stop)
                 self._hold(start, stop, _Held(until, member.id, size))
             there = self.members.get(member.id)
-            if there is not None:
+            if there is not None and got:  # none: the group was reset meanwhile
                 hands.append(Hand(there, batch, tuple(got), index))
             else:
                 self._unseen += [(s, e, index) for s, e, _ in got]
@@ -280,12 +299,21 @@ class QueueDesk:
         count = 0
         for start, stop, held in self._held.runs():
             if held.until <= self.now and count < RANGES_MAX:
+                self._doubt(held)
                 for s, e, x in self.state.leased.runs(start, stop):
                     late.setdefault(x.attempts, []).append((s, e, x.lease))
                     count += 1
         for attempts, found in late.items():
             yield from self._returned(found, Verdict.NACK, redelivery_delay_ms(attempts, self.rng))
         self._wind()
+
+    def _doubt(self, held: _Held) -> None:
+        """Whoever said nothing at all since it was handed these is stuck, or gone. What else it were handed
+        would be lost to it too, one delivery of each, while others could do it.
+        """
+        member = self.members.get(held.member)
+        if member is not None and held.until - member.heard > self.state.ack_wait_ms / 1000 + 0.001:
+            member.was_silent = True
 
     def _returned(self, found: Sequence[Leased], verdict: Verdict, delay_ms: int) -> Iterable[Op]:
         for first, end, _ in found:
@@ -304,12 +332,12 @@ class QueueDesk:
             return
         share = ceil(sum(end - first for _, first, end in pieces) / len(takers))
         left = {m.id: min(share, m.room()) for m in takers}
-        allotted: list[_Allotted] = []
+        allotted: list[Allotted] = []
         for batch, first, end in pieces:
             while first < end and takers:
                 member = takers[0]
                 stop = min(end, first + left[member.id])
-                allotted.append(_Allotted(member, batch, first, stop))
+                allotted.append(Allotted(member, batch, first, stop))
                 left[member.id] -= stop - first
                 member.records += stop - first
                 first = stop
@@ -342,12 +370,19 @@ class QueueDesk:
         if self._wanted is not None or not any(m.room() for m in self.members.values()):
             return None
         at = self._in_hand_to()
-        due = next(((s, e) for s, e, when in self._due.runs() if when <= self.now), None)
+        due = self._first_due()
         if due is not None and not self._again and self._granting is None:
             self._wanted = Want(*due, STOCK_BYTES, True)
-        elif not self._fresh and at < self.end and self.state.pending < GROUP_PENDING_MAX:
+        elif self._wants_more() and at < self.end and self.state.pending < GROUP_PENDING_MAX:
             self._wanted = Want(at, self.end, STOCK_BYTES, False)
         return self._wanted
+
+    def _wants_more(self) -> bool:
+        """Of records that were not handed out yet."""
+        return not self._fresh
+
+    def _first_due(self) -> Range | None:
+        return next(((s, e) for s, e, when in self._due.runs() if when <= self.now), None)
 
     def _is_due(self, batch: Stock) -> bool:
         return any(at <= self.now for _, _, at in self._due.runs(batch.base_offset, batch.end))

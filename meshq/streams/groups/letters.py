@@ -9,12 +9,13 @@ A letter has the record's key, value and headers, and headers that say where it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
-from meshq.batch import RawRecord, frame, read_header, read_records, seal
+from meshq.batch import Buffer, RawRecord, frame, read_header, read_records, seal
 from meshq.entries import StoredBatch
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import Dying
@@ -23,7 +24,8 @@ from meshq.streams.publish import PublishBody
 
 REASON, ATTEMPTS, ORIGIN, GROUP = "meshq-reason", "meshq-attempts", "meshq-origin", "meshq-group"
 LETTERS_BYTES: Final = 256 * 1024  # of the records moved at a time; a single one may be larger
-LETTERS_MAX: Final = 256
+LETTERS_MAX: Final = 256  # in one entry; the rest goes into the next ones
+_ORIGIN: Final = re.compile(rb"([A-Za-z0-9_.-]+)/(\d{1,10})@(\d{1,19})")
 
 
 class LettersBody(PublishBody, frozen=True, array_like=True):
@@ -72,6 +74,19 @@ def write_letters(
                 ranges.append((offset, offset + 1))
                 size += record.size()
     return _sealed(records, ranges, timestamp_ms or 0) if records else None
+
+
+def read_origins(data: Buffer) -> list[tuple[str, int, int] | None]:
+    """Of each letter of a batch topic, partition and offset of the record it is of; None: it says none.
+
+    Raises: RemoteProtocolError.
+    """
+    return [_origin((record.headers or {}).get(ORIGIN, b"")) for record in read_records(data)]
+
+
+def _origin(text: bytes) -> tuple[str, int, int] | None:
+    found = _ORIGIN.fullmatch(text)
+    return (found[1].decode(), int(found[2]), int(found[3])) if found else None
 
 
 def _sealed(records: Sequence[RawRecord], ranges: Sequence[Range], timestamp_ms: int) -> Letters:

@@ -14,12 +14,28 @@ Durations are kept, never points in time: a new leader begins each one anew.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from meshq.streams.groups.intervals import Intervals
-from meshq.streams.groups.words import LEADER, Bury, Grant, Mode, Op, Open, Range, Settle, Verdict
+from meshq.streams.groups.words import (
+    LEADER,
+    Assign,
+    Bury,
+    Delete,
+    Grant,
+    Mode,
+    Op,
+    Open,
+    Pass,
+    Range,
+    Redrive,
+    Reset,
+    Settle,
+    Verdict,
+)
 
 MAX_DELIVER, REJECTED = "max_deliver", "rejected"  # why it is dying, when nobody gave a reason
 GRAVES_MAX = 256  # runs; the lowest is forgotten
@@ -50,7 +66,7 @@ class GroupState:
 
     __slots__ = (
         "ack_wait_ms", "acked", "back", "buried", "dying", "graves", "leased", "max_deliver", "mode", "next",
-        "redelivered",
+        "redelivered", "redriven",
     )  # fmt: skip
 
     def __init__(self, opened: Open) -> None:
@@ -64,6 +80,7 @@ class GroupState:
         self.acked = 0  # in all
         self.redelivered = 0  # handed out a second time or later
         self.buried = 0  # moved to the dead letters
+        self.redriven = 0  # dead letters below this offset of theirs were put back
         self.graves: Intervals[bool] = Intervals()  # which, of late: who acknowledges one too late is told
 
     @property
@@ -91,6 +108,16 @@ class GroupState:
                 return tuple(r for x in op.ranges for r in self._settle(op, *x))
             case Bury():
                 return tuple(r for r in op.ranges if not self._bury(*r))
+            case Reset():
+                self.next = op.start
+                self.leased, self.back, self.graves = Intervals(), Intervals(), Intervals()
+                return ()
+            case Redrive():
+                return () if self._redrive(op) else ((op.since, op.end),)
+            case Pass():
+                return () if self._pass(op.first, op.end) else ((op.first, op.end),)
+            case Delete() | Assign():
+                return ()  # not of one group's state; here each record has its own lease
 
     def _grant(self, member: bytes, first: int, end: int, index: int) -> bool:
         if first == self.next:
@@ -103,6 +130,13 @@ class GroupState:
             self.leased.set(start, stop, Lease(member, index, back.attempts + 1))
             self.redelivered += stop - start if back.attempts else 0
         return sum(stop - start for start, stop, _ in again) == end - first
+
+    def _pass(self, first: int, end: int) -> bool:
+        if first != self.next:
+            return False
+        self.back.set(first, end, Back(0, 0))
+        self.next = end
+        return True
 
     def _settle(self, op: Settle, first: int, end: int, lease: int) -> list[Range]:
         held = [
@@ -144,6 +178,25 @@ class GroupState:
             self.graves.remove(start, stop)
         return True
 
+    def _redrive(self, op: Redrive) -> bool:
+        """Records are to be handed out again, as if they had never been. What is out all the same (a reset
+        came between) stays as it is.
+        """
+        if op.since != self.redriven:
+            return False
+        self.redriven = op.end
+        for first, end in op.ranges:
+            self.graves.remove(first, end)
+            for start, stop in list(self._done(first, min(end, self.next))):
+                self.back.set(start, stop, Back(0, 0))
+        return True
+
+    def _done(self, first: int, end: int) -> Iterator[Range]:
+        """Of these, which nobody has or waits for."""
+        for a, b in self.leased.gaps(first, end):
+            for c, d in self.back.gaps(a, b):
+                yield from self.dying.gaps(c, d)
+
     def _unsettled(self, first: int, end: int) -> list[Range]:
         """What is not acknowledged. That somebody else has done it, or the same one before, is as good."""
         found = [(s, e) for s, e, _ in self.leased.runs(first, end)]
@@ -166,6 +219,7 @@ class GroupState:
                 self.buried, reasons,
                 [(s, e, x.attempts, place[x.reason]) for s, e, x in self.dying.runs()],
                 [(s, e) for s, e, _ in self.graves.runs()],
+                self.redriven,
             )
         )  # fmt: skip
 
@@ -174,7 +228,8 @@ def decode_state(data: bytes) -> GroupState:
     """Raises: msgspec.MsgspecError."""
     row = _decoder.decode(data)
     state = GroupState(Open(row.mode, row.ack_wait_ms, row.max_deliver, row.next))
-    state.acked, state.redelivered, state.buried = row.acked, row.redelivered, row.buried
+    state.acked, state.redelivered = row.acked, row.redelivered
+    state.buried, state.redriven = row.buried, row.redriven
     for first, end, member, lease, attempts in row.leased:
         state.leased.set(first, end, Lease(row.members[member], lease, attempts))
     for first, end, attempts, delay_ms in row.back:
@@ -200,6 +255,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     reasons: list[str] = []  # named by their places in `dying`
     dying: list[tuple[int, int, int, int]] = []
     graves: list[tuple[int, int]] = []
+    redriven: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

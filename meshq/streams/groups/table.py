@@ -10,11 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import msgspec
+
 from meshq.ids import PartitionKey, TopicId
+from meshq.streams.groups.ordered_state import OrderedState, decode_ordered
 from meshq.streams.groups.state import GroupState, decode_state
-from meshq.streams.groups.words import GroupBody, Open, Range, decode_group
+from meshq.streams.groups.words import Delete, GroupBody, Mode, Open, Range, decode_group
 
 ROW: Final = b"C"
+
+AnyState = GroupState | OrderedState
 
 
 class GroupKey(NamedTuple):
@@ -38,13 +43,13 @@ class GroupTable:
     """`changed(row)`: this row has to be written."""
 
     def __init__(self, changed: Callable[[bytes], None]) -> None:
-        self._states: dict[GroupKey, GroupState] = {}  # GROUPS_PER_SLOT_MAX, held by who proposes
+        self._states: dict[GroupKey, AnyState] = {}  # GROUPS_PER_SLOT_MAX, held by who proposes
         self._changed = changed
 
     def __len__(self) -> int:
         return len(self._states)
 
-    def get(self, key: GroupKey) -> GroupState | None:
+    def get(self, key: GroupKey) -> AnyState | None:
         return self._states.get(key)
 
     def __iter__(self) -> Iterator[GroupKey]:
@@ -61,8 +66,10 @@ class GroupTable:
     def _apply(self, key: GroupKey, op: object, index: int) -> tuple[Range, ...] | None:
         state = self._states.get(key)
         if isinstance(op, Open) and state is None:
-            self._states[key] = GroupState(op)
+            self._states[key] = OrderedState(op) if op.mode == Mode.ORDERED else GroupState(op)
             return ()
+        if isinstance(op, Delete):
+            return () if self._states.pop(key, None) is not None else None
         return state.apply(op, index) if state is not None else None  # type: ignore[arg-type]
 
     def drop_topic(self, topic_id: TopicId) -> None:
@@ -73,11 +80,25 @@ class GroupTable:
     # -------------------------------------------------------------------------------------- on disk
     def restore(self, row: bytes, value: bytes) -> None:
         """Raises: msgspec.MsgspecError."""
-        self._states[_key_of(row)] = decode_state(value)
+        ordered = _mode_of(value) == Mode.ORDERED
+        self._states[_key_of(row)] = decode_ordered(value) if ordered else decode_state(value)
 
     def encoded(self, row: bytes) -> bytes | None:
         state = self._states.get(_key_of(row))
         return None if state is None else state.encode()
+
+
+class _Head(msgspec.Struct, frozen=True, array_like=True):
+    """How every row begins; what follows is the mode's own."""
+
+    mode: int
+
+
+_head = msgspec.msgpack.Decoder(_Head)
+
+
+def _mode_of(row: bytes) -> int:
+    return _head.decode(row).mode
 
 
 def row_of(key: GroupKey) -> bytes:

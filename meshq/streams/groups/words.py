@@ -21,7 +21,9 @@ LEADER: Final = b""  # in the place of a member: the leader itself, whose word n
 
 
 class Mode(IntEnum):
-    QUEUE = 1
+    QUEUE = 1  # any record to any member
+    ORDERED = 2  # a partition is with one member
+    KEYED = 3  # as QUEUE, but the records of one key are with one member at a time, in order
 
 
 class Verdict(IntEnum):
@@ -63,7 +65,41 @@ class Bury(msgspec.Struct, frozen=True, array_like=True, tag=4):
     ranges: tuple[Range, ...]
 
 
-Op = Open | Grant | Settle | Bury
+class Reset(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The group goes on at `start`: no lease stands any more, and what came back is as if it had not."""
+
+    start: int
+
+
+class Redrive(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Dead letters are put back: those at [since, end) of the dead-letter partition, which are of these
+    records. Counts only where the letters below `since` have been put back and no others.
+    """
+
+    since: int
+    end: int
+    ranges: tuple[Range, ...]
+
+
+class Delete(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """There is no such group any more."""
+
+
+class Assign(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Ordered groups: the partition goes to this member, if it is nobody's, under the entry's index."""
+
+    member: bytes
+
+
+class Pass(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Keyed groups: these records, the next ones, are taken up, each for when its key is free. What of them
+    is granted is granted behind this."""
+
+    first: int
+    end: int
+
+
+Op = Open | Grant | Settle | Bury | Reset | Redrive | Delete | Assign | Pass
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):

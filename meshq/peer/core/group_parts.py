@@ -1,0 +1,275 @@
+"""A group in one partition that is led here: what there is to tell of it, and what is done to it from
+outside.
+
+Who asks has made sure that this peer leads the slot (grouping.py). Changes are proposed at the group's desk,
+as everything about it is; `tell` hears when they count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from meshq.errors import MeshqError, RemoteProtocolError, StoreCorrupt, Unavailable, UsageError
+from meshq.ids import PartitionKey, Slot, TopicId
+from meshq.levels import DEAD_LETTERS, check_in_use
+from meshq.limits import GROUP_PENDING_MAX
+from meshq.messages import TopicInfo
+from meshq.peer.core.context import Context
+from meshq.peer.core.desks import Desks, Part, Refused
+from meshq.peer.core.lookups import Found
+from meshq.peer.core.slots import Slots
+from meshq.streams.groups.letters import read_origins
+from meshq.streams.groups.state import GroupState
+from meshq.streams.groups.table import AnyState, GroupKey
+from meshq.streams.groups.words import Delete, Range, Redrive, Reset
+from meshq.streams.slot import PartitionState
+from meshq.topics import dead_letters_of
+
+Facts = dict[str, Any]
+Tell = Callable[[Facts | MeshqError], None]
+REDRIVE_BYTES: Final = 1024 * 1024  # of letters that are looked at for one entry
+_TO: Final = ("earliest", "latest", "offset", "time")
+
+
+@dataclass
+class GroupParts:
+    ctx: Context
+    slots: Slots
+    desks: Desks
+
+    def do(self, args: Facts, info: TopicInfo, slot: Slot, key: GroupKey, tell: Tell) -> None:
+        """Raises: UsageError, Unavailable."""
+        if args["do"] != "show":
+            check_in_use(self.ctx.registry.level, DEAD_LETTERS, "changing a group from outside")
+        state = self.slots.hosts[slot].stream.groups.get(key)
+        if state is None:
+            tell({"partition": key.partition.partition, "there": False})
+            return
+        match args["do"]:
+            case "show":
+                self._show(info, slot, key, state, tell)
+            case "reset":
+                self._reset(args, slot, key, state, tell)
+            case "redrive":
+                self._redrive(args, info, slot, key, state, tell)
+            case "delete":
+                self._delete(slot, key, state, tell)
+            case what:
+                raise UsageError(f"nothing that is done to groups is called {what!r}")
+
+    # --------------------------------------------------------------------------------------- looking
+    def listed(self, slot: Slot) -> list[Facts]:
+        """The groups of a slot, a row each partition."""
+        groups, rows = self.slots.hosts[slot].stream.groups, list[Facts]()
+        for key in groups:
+            state, info = groups.get(key), self.ctx.topic(key.partition.topic_id)
+            if state is not None and info is not None:
+                end = self.slots.partition(slot, key.partition).end
+                rows.append(
+                    {
+                        "topic": info.name,
+                        "group": key.group,
+                        "mode": state.mode.name.lower(),
+                        "partitions": 1,
+                        "members": self._members(key),
+                        "lag": _lag(state, end),
+                        "dead": self._letters(info, slot, key, state)[1],
+                    }
+                )
+        return rows
+
+    def _show(self, info: TopicInfo, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
+        at = self.slots.partition(slot, key.partition)
+        floor = max(state.floor, at.low)
+        facts: Facts = {
+            "partition": key.partition.partition,
+            "there": True,
+            "leader": self.ctx.me.name,
+            "mode": state.mode.name.lower(),
+            "ack_wait_ms": state.ack_wait_ms,
+            "max_deliver": state.max_deliver or None,
+            "earliest": at.low,
+            "end": at.end,
+            "cursor": state.floor,
+            "next": state.next,
+            "lag": _lag(state, at.end),
+            "lag_s": 0.0,
+            "members": self._members(key),
+            "acked": state.acked,
+            "dead": self._letters(info, slot, key, state)[1],
+            **_own(state),
+        }
+        if floor >= at.end:
+            tell(facts)
+            return
+
+        def found(batches: Found) -> None:
+            """How old the first record is that is not done."""
+            if isinstance(batches, MeshqError) or not batches:
+                facts["lag_s"] = None
+            else:
+                facts["lag_s"] = max(self.ctx.wall_ms - batches[0].timestamp_ms, 0) / 1000
+            tell(facts)
+
+        self.ctx.lookups.read(key.partition, floor, at.end, 1, found)
+
+    def _members(self, key: GroupKey) -> int:
+        part = self.desks.parts.get(key)
+        return 0 if part is None else len(part.desk.members if part.desk else part.opening)
+
+    def _letters(
+        self, info: TopicInfo, slot: Slot, key: GroupKey, state: AnyState
+    ) -> tuple[PartitionKey | None, int]:
+        """Where its dead letters are, and how many were not put back."""
+        graves = self.ctx.registry.topic(dead_letters_of(info.name, key.group))
+        if graves is None or not isinstance(state, GroupState):
+            return None, 0
+        place = PartitionKey(TopicId(graves.topic_id), key.partition.partition)
+        at = self.slots.partition(slot, place)
+        return place, max(at.end - max(state.redriven, at.low), 0)
+
+    # -------------------------------------------------------------------------------------- changing
+    def _part(self, slot: Slot, key: GroupKey) -> Part:
+        """Raises: Unavailable."""
+        part = self.desks.parts.get(key) or self.desks.begin(key, slot)
+        if part.desk is None or part.ending or self.slots.hosts[slot].replica.is_handing_over:
+            raise Unavailable("the group is just beginning, ending or moving here", retry_after_ms=200)
+        return part
+
+    def check_reset(self, args: Facts) -> None:
+        """Raises: UsageError."""
+        to, value = args.get("to"), args.get("value", 0)
+        if to not in _TO or isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise UsageError(f"`to` is one of {', '.join(_TO)}; `value` the offset, or the time in ms")
+
+    def _reset(self, args: Facts, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
+        self.check_reset(args)
+        at = self.slots.partition(slot, key.partition)
+        if args["to"] == "time":
+            self.ctx.lookups.seek(
+                key.partition, args["value"], at.end, lambda to: self._reset_to(args, slot, key, to, tell)
+            )
+            return
+        to: int = args.get("value", 0)
+        if args["to"] != "offset":
+            to = at.low if args["to"] == "earliest" else at.end
+        self._reset_to(args, slot, key, min(max(to, at.low), at.end), tell)
+
+    def _reset_to(self, args: Facts, slot: Slot, key: GroupKey, to: int, tell: Tell) -> None:
+        host = self.slots.hosts.get(slot)
+        state = host.stream.groups.get(key) if host is not None and host.leads else None
+        if state is None:
+            tell(Unavailable("the partition has another leader now", retry_after_ms=100))
+            return
+        facts = {"partition": key.partition.partition, "there": True, "from": state.floor, "to": to}
+        if args.get("dry_run"):
+            tell(facts)
+            return
+        try:
+            part = self._part(slot, key)
+        except MeshqError as e:
+            tell(e)
+        else:
+            self.desks.add(part, Reset(to), lambda result: tell(_or_error(result, facts)))
+
+    def _delete(self, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
+        part = self._part(slot, key)
+        if part.burial is not None or state.dying:
+            raise Unavailable("records are on their way to the dead letters: try again", retry_after_ms=500)
+        part.ending = True
+        facts = {"partition": key.partition.partition, "there": True}
+        self.desks.add(part, Delete(), lambda result: tell(_or_error(result, facts)))
+
+    def _redrive(
+        self, args: Facts, info: TopicInfo, slot: Slot, key: GroupKey, state: AnyState, tell: Tell
+    ) -> None:
+        if not isinstance(state, GroupState):
+            raise UsageError("a group of mode `ordered` has no dead letters")
+        number = key.partition.partition
+        place, dead = self._letters(info, slot, key, state)
+        room = GROUP_PENDING_MAX - state.pending
+        wanted = min(args["wanted"].get(str(number), 0), dead)
+        facts = {"partition": number, "there": True, "redriven": 0, "expired": 0, "left": dead}
+        if place is None or not wanted or room <= 0:
+            tell({**facts, "full": bool(wanted) and room <= 0})
+            return
+        at, since = self.slots.partition(slot, place), state.redriven
+        first = max(since, at.low)
+
+        def found(batches: Found) -> None:
+            try:
+                if isinstance(batches, MeshqError):
+                    raise batches
+                part = self._part(slot, key)
+                held = self.slots.partition(slot, key.partition)
+                end, ranges, expired = _choose(info, number, batches, first, min(wanted, room), held)
+                op = Redrive(since, end, tuple(ranges))
+                put = sum(e - s for s, e in ranges)
+                facts.update(redriven=put, expired=expired, left=dead - (end - first))
+                self.desks.add(part, op, lambda result: tell(_or_error(result, facts)))
+            except MeshqError as e:
+                tell(e)
+
+        self.ctx.lookups.read(place, first, at.end, REDRIVE_BYTES, found)
+
+
+def _choose(
+    info: TopicInfo, number: int, batches: Any, first: int, count: int, held: PartitionState
+) -> tuple[int, list[Range], int]:
+    """Up to which letter to go, which records those are of, and of how many the record is not kept any more.
+
+    Raises: RemoteProtocolError, StoreCorrupt.
+    """
+    end, offsets, expired = first, list[int](), 0
+    for batch in batches:
+        if batch.base_offset > end:
+            raise StoreCorrupt(f"dead letter {end} of partition {number} is not on this disk")
+        try:
+            origins = read_origins(batch.data)
+        except RemoteProtocolError as e:
+            raise StoreCorrupt(f"dead letter {end} of partition {number} cannot be read: {e}") from None
+        for origin in origins[end - batch.base_offset :]:
+            if end - first >= count:
+                break
+            end += 1
+            if origin is None or origin[:2] != (info.name, number) or not held.low <= origin[2] < held.end:
+                expired += 1
+            else:
+                offsets.append(origin[2])
+    ranges: list[Range] = []
+    for offset in sorted(set(offsets)):
+        if ranges and ranges[-1][1] == offset:
+            ranges[-1] = (ranges[-1][0], offset + 1)
+        else:
+            ranges.append((offset, offset + 1))
+    return end, ranges, expired
+
+
+def _own(state: AnyState) -> Facts:
+    """What there is of one mode only."""
+    if isinstance(state, GroupState):
+        return {
+            "holder": None,
+            "leased": state.leased.count,
+            "waiting_again": state.back.count,
+            "dying": state.dying.count,
+            "redelivered": state.redelivered,
+        }
+    holder = state.holder[:4].hex() or None  # of a whole partition
+    return {"holder": holder, "leased": 0, "waiting_again": 0, "dying": 0, "redelivered": 0}
+
+
+def _lag(state: AnyState, end: int) -> int:
+    """Records that are not done."""
+    pending = state.pending if isinstance(state, GroupState) else 0
+    return max(end - state.next, 0) + pending
+
+
+def _or_error(result: Refused | MeshqError, facts: Facts) -> Facts | MeshqError:
+    if isinstance(result, MeshqError):
+        return result
+    if result:
+        return Unavailable("somebody else did the same just now: look, and try again", retry_after_ms=200)
+    return facts

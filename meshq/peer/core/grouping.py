@@ -1,0 +1,346 @@
+"""Looking at groups, and changing them from outside: `groups`, `group.show`, `reset`, `redrive`, `delete`.
+
+Where a group stands is each partition's own, so whoever is asked asks all leaders, and puts together what
+they say. Every leader first has a majority confirm that it is one (so what is answered was true after the
+question came), and what is changed is an entry in the log like any other. A partition whose leader does not
+answer is an error, never left out.
+
+    Ask group.show ──> group.part to every peer ──> of the partitions led there ──> merged, or Unavailable
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from meshq.errors import Forbidden, MeshqError, Refused, Unavailable, UnknownGroup, UsageError, from_wire
+from meshq.ids import SYSTEM_SLOT, PartitionKey, Session, Slot, TopicId
+from meshq.messages import Answer, Ask, TopicInfo
+from meshq.peer.core.arguments import text_of
+from meshq.peer.core.context import Context
+from meshq.peer.core.fanning import FanOut
+from meshq.peer.core.group_parts import Facts, GroupParts
+from meshq.peer.core.registrar import Registrar
+from meshq.registry.commands import DeleteTopic
+from meshq.security.authorization import Principal
+from meshq.streams.groups.table import GroupKey
+from meshq.topics import check_pattern, dead_letters_of, matches
+
+PART: Final = "group.part"  # asked of every peer: of the partitions it leads
+LOOK_S: Final = 3.0
+CHANGE_S: Final = 10.0
+GROUPS_PAGE: Final = 1_000
+Found = dict[int, Facts]  # by partition
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """What one peer is asked of the partitions it leads: `done` gets what is known when the time is up."""
+
+    waiting: set[Any]
+    deadline: float
+    done: Callable[[dict[str, Any]], None]
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def tell(self, what: Any, facts: Any) -> None:
+        if what in self.waiting:
+            self.waiting.discard(what)
+            self.found[str(what)] = facts
+            if not self.waiting:
+                self.done(self.found)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A read that a majority has confirmed, of state that is not applied here yet."""
+
+    slot: Slot
+    index: int
+    done: Callable[[], None]
+
+
+@dataclass
+class Grouping:
+    ctx: Context
+    fan_out: FanOut
+    registrar: Registrar
+    parts: GroupParts
+    _open: dict[_Part, None] = field(default_factory=dict)  # each ends by its deadline; asked for by sessions
+    _waiting: list[_Waiting] = field(default_factory=list)
+
+    # ------------------------------------------------------------------------------------ whole groups
+    def on_show(self, session: Session, principal: Principal, message: Ask, info: TopicInfo) -> None:
+        group = _group_of(message)
+        if not principal.may_consume(info.name):
+            raise Forbidden(f"{principal.name!r} may not consume {info.name!r}: it has no capability for it")
+
+        def done(found: Found) -> None:
+            self._answer(session, message, info, group, _shown(found))
+
+        self._ask(session, message, info, {"do": "show", "group": group}, done, LOOK_S)
+
+    def on_reset(self, session: Session, _: Principal, message: Ask, info: TopicInfo) -> None:
+        group = _group_of(message)
+        kept = {k: v for k, v in message.args.items() if k in ("to", "value", "dry_run")}
+        self.parts.check_reset(kept)
+
+        def done(found: Found) -> None:
+            self._answer(session, message, info, group, _shown(found))
+
+        self._ask(session, message, info, {"do": "reset", "group": group, **kept}, done, CHANGE_S)
+
+    def on_redrive(self, session: Session, _: Principal, message: Ask, info: TopicInfo) -> None:
+        """First how many letters there are, then as many as are wanted, the lowest partitions first."""
+        group, limit = _group_of(message), message.args.get("limit")
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise UsageError("`limit` must be a number above 0")
+
+        def counted(found: Found) -> None:
+            left, wanted = limit, dict[str, int]()
+            for p in sorted(found):
+                wanted[str(p)] = min(found[p]["dead"], left) if left is not None else found[p]["dead"]
+                left = left - wanted[str(p)] if left is not None else None
+            if message.args.get("dry_run"):
+                rows = [{"partition": p, "redriven": wanted[str(p)], "expired": 0} for p in sorted(found)]
+                self._answer(session, message, info, group, rows)
+                return
+            args = {"do": "redrive", "group": group, "wanted": {p: n for p, n in wanted.items() if n}}
+            self._ask(session, message, info, args, redriven, CHANGE_S)
+
+        def redriven(found: Found) -> None:
+            self._answer(session, message, info, group, _shown(found))
+
+        self._ask(session, message, info, {"do": "show", "group": group}, counted, LOOK_S)
+
+    def on_delete(self, session: Session, _: Principal, message: Ask, info: TopicInfo) -> None:
+        """Not while somebody takes part: it would begin anew at once."""
+        group = _group_of(message)
+        letters = self.ctx.registry.topic(dead_letters_of(info.name, group))
+
+        def looked(found: Found) -> None:
+            members = max((f["members"] for f in found.values()), default=0)
+            if members:
+                raise Refused(f"group {group!r} has {members} members: close their subscriptions first")
+            self._ask(session, message, info, {"do": "delete", "group": group}, deleted, CHANGE_S)
+
+        def deleted(found: Found) -> None:
+            rows = _shown(found)
+            if letters is None:
+                self._answer(session, message, info, group, rows)
+            else:
+                self.registrar.propose(DeleteTopic(letters.topic_id), lambda r: gone(r, rows))
+
+        def gone(result: int | MeshqError, rows: list[Facts]) -> None:
+            if isinstance(result, MeshqError):
+                self.ctx.fail(session, message.request, result)
+            else:
+                self._answer(session, message, info, group, rows)
+
+        self._ask(session, message, info, {"do": "show", "group": group}, looked, LOOK_S)
+
+    def _answer(self, session: Session, message: Ask, info: TopicInfo, group: str, rows: list[Facts]) -> None:
+        value = {"topic": info.name, "group": group, "partitions": rows}
+        self.ctx.send(session, Answer(message.request, value))
+
+    def _ask(
+        self,
+        session: Session,
+        message: Ask,
+        info: TopicInfo,
+        args: dict[str, Any],
+        done: Callable[[Found], None],
+        within_s: float,
+    ) -> None:
+        """What all leaders say; `done` when none is missing and the group is there."""
+        args = {**args, "topic_id": info.topic_id, "version": info.version}
+
+        def gathered(answers: list[dict[str, Any]]) -> None:
+            found: Found = {}
+            for answer in answers:
+                found |= {int(p): x for p, x in answer.items() if p.isdecimal() and isinstance(x, dict)}
+            try:
+                self._check(info, args["group"], found)
+                done({p: facts for p, facts in found.items() if facts.get("there")})
+            except MeshqError as e:
+                self.ctx.fail(session, message.request, e)
+
+        self._gather(args, gathered, within_s)
+
+    def _check(self, info: TopicInfo, group: str, found: Found) -> None:
+        """Raises: Unavailable, UnknownGroup, and what a leader said."""
+        missing = [p for p in range(info.partitions) if p not in found]
+        if missing:
+            slots = sorted({self.ctx.slot_of(PartitionKey(TopicId(info.topic_id), p)) for p in missing})
+            raise Unavailable(
+                f"partitions {_some(missing)} of topic {info.name!r} have no leader that answers (slots "
+                f"{_some(slots)}): look at `meshq status` and `meshq peers`, then try again",
+                retry_after_ms=500,
+            )
+        failed = {p: facts["failed"] for p, facts in found.items() if "failed" in facts}
+        if failed:
+            status, name, text = failed[min(failed)]
+            rest = "" if len(failed) == len(found) else f" (partitions {_some(sorted(failed))} only)"
+            raise from_wire(status, name, f"{text}{rest}")
+        if not any(facts.get("there") for facts in found.values()):
+            raise UnknownGroup(
+                f"topic {info.name!r} has no group {group!r}: `meshq groups` lists those there are"
+            )
+
+    def _gather(
+        self, args: dict[str, Any], done: Callable[[list[dict[str, Any]]], None], within_s: float
+    ) -> None:
+        """What this peer and all others say."""
+        answers: list[dict[str, Any]] = []
+        left = 2
+
+        def came(more: Iterable[dict[str, Any]]) -> None:
+            nonlocal left
+            answers.extend(more)
+            left -= 1
+            if not left:
+                done(answers)
+
+        self.fan_out.ask(PART, args, came, within_s=within_s)
+        self._begin(args, lambda found: came([found]), within_s)
+
+    # ---------------------------------------------------------------------------------- all of them
+    def on_groups(self, session: Session, principal: Principal, message: Ask) -> None:
+        """Some of those that the asker may consume, by topic and name, behind `after`."""
+        pattern = check_pattern(text_of(message, "pattern", "#"))
+        after = message.args.get("after") or ["", ""]
+        if not isinstance(after, list) or [type(x) for x in after] != [str, str]:
+            raise UsageError("`after` is a topic and a group")
+
+        def gathered(answers: list[dict[str, Any]]) -> None:
+            confirmed = {slot for answer in answers for slot in answer.get("slots", ())}
+            missing = [slot for slot in range(self.ctx.registry.slots) if slot not in confirmed]
+            if missing:
+                text = f"slots {_some(missing)} have no leader that answers: look at `meshq status`"
+                self.ctx.fail(session, message.request, Unavailable(text, retry_after_ms=500))
+                return
+            merged = merge([row for answer in answers for row in answer["rows"]])
+            ends = [tuple(answer["last"]) for answer in answers if answer["last"]]
+            last = min(ends, default=None)  # behind it some peer has more to tell
+            keys = sorted(k for k in merged if last is None or k <= last)
+            seen = [k for k in keys if principal.may_consume(k[0])]
+            rows = [merged[k] for k in seen if pattern == "#" or matches(pattern, k[0])]
+            value = {"groups": rows, "after": list(last) if last else None}
+            self.ctx.send(session, Answer(message.request, value))
+
+        self._gather({"do": "list", "after": after}, gathered, LOOK_S)
+
+    # ------------------------------------------------------------------------------ as one of the leaders
+    def on_part(self, session: Session, _: Principal, message: Ask) -> None:
+        """Another peer asks. Raises: UsageError."""
+        within_s = LOOK_S if message.args.get("do") in ("show", "list") else CHANGE_S
+        self._begin(message.args, lambda x: self.ctx.send(session, Answer(message.request, x)), within_s)
+
+    def _begin(self, args: dict[str, Any], done: Callable[[dict[str, Any]], None], within_s: float) -> None:
+        slots = self.parts.slots
+        by_slot: dict[Slot, list[Any]] = {}
+        info = self.ctx.topic(args.get("topic_id", b""))
+        if args["do"] == "list":
+            listed, after = done, tuple(args["after"])
+            done = lambda found: listed(page(found, after))  # noqa: E731
+            by_slot = {h.slot: [h.slot] for h in slots.led() if h.slot != SYSTEM_SLOT}
+        elif info is not None and info.version >= args.get("version", 0):
+            for p in range(info.partitions):
+                slot = self.ctx.slot_of(PartitionKey(TopicId(info.topic_id), p))
+                if slot in slots.hosts and slots.hosts[slot].leads:
+                    by_slot.setdefault(slot, []).append(p)
+        part = _Part({x for xs in by_slot.values() for x in xs}, self.ctx.now + within_s, done)
+        if not part.waiting:
+            done({})
+            return
+        self._open[part] = None
+        for slot, whats in by_slot.items():
+
+            def confirmed(slot: Slot = slot, whats: list[Any] = whats) -> None:
+                for what in whats:
+                    self._look(part, args, info, slot, what)
+
+            self._confirm(slot, confirmed)
+
+    def _confirm(self, slot: Slot, done: Callable[[], None]) -> None:
+        """When a majority has said that this peer leads the slot, and what was decided then is applied."""
+
+        def read(index: int | None) -> None:
+            if index is not None:
+                self._waiting.append(_Waiting(slot, index, done))
+                self._look_at_waiting()
+
+        with suppress(MeshqError):  # it is not the leader (any more): who is answers, or nobody does
+            self.parts.slots.read(slot, read)
+
+    def _look_at_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for w in waiting:
+            host = self.parts.slots.hosts.get(w.slot)
+            if host is None or not host.leads:
+                continue
+            if host.stream.applied_index >= w.index:
+                w.done()
+            else:
+                self._waiting.append(w)
+
+    def _look(self, part: _Part, args: dict[str, Any], info: TopicInfo | None, slot: Slot, what: Any) -> None:
+        def tell(facts: Any) -> None:
+            if isinstance(facts, MeshqError):
+                facts = {"failed": [facts.status, type(facts).__name__, str(facts)]}
+            part.tell(what, facts)
+
+        try:
+            if info is None:
+                tell(self.parts.listed(slot))
+                return
+            key = GroupKey(PartitionKey(TopicId(info.topic_id), what), args["group"])
+            self.parts.do(args, info, slot, key, tell)
+        except MeshqError as e:
+            tell(e)
+
+    def tick(self) -> None:
+        self._look_at_waiting()
+        for part in list(self._open):
+            if not part.waiting:
+                del self._open[part]
+            elif self.ctx.now >= part.deadline:
+                del self._open[part]
+                part.waiting.clear()
+                part.done(part.found)
+
+
+def _group_of(message: Ask) -> str:
+    return text_of(message, "group")
+
+
+def _shown(found: Found) -> list[Facts]:
+    return [{k: v for k, v in found[p].items() if k != "there"} for p in sorted(found)]
+
+
+def _some(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+
+
+def merge(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows of one group as one."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        old = found.get((row["topic"], row["group"]))
+        if old is None:
+            found[row["topic"], row["group"]] = dict(row)
+        else:
+            old["members"] = max(old["members"], row["members"])  # the same ones in every partition
+            for name in ("partitions", "lag", "dead"):
+                old[name] += row[name]
+    return found
+
+
+def page(found: dict[str, Any], after: tuple[str, ...]) -> dict[str, Any]:
+    """Of what a peer has listed by slot: the first groups behind a place. `last`: there are more."""
+    merged = merge(row for rows in found.values() for row in rows)
+    keys = sorted(k for k in merged if k > after)
+    last = list(keys[GROUPS_PAGE - 1]) if len(keys) > GROUPS_PAGE else None
+    rows = [merged[k] for k in keys[:GROUPS_PAGE]]
+    return {"slots": sorted(map(int, found)), "rows": rows, "last": last}
