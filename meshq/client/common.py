@@ -4,14 +4,18 @@ chance.
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from itertools import count
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from meshq.client.facts import Effect
 
 if TYPE_CHECKING:
     import random
+
+
+_K = TypeVar("_K")
 
 
 class Common:
@@ -44,3 +48,31 @@ class Alarm:
             return False
         self.at = inf
         return True
+
+
+class Alarms(Generic[_K]):
+    """An Alarm for each of many: whom it rings for is known, and the others need not be looked at."""
+
+    def __init__(self) -> None:
+        self._at: dict[_K, float] = {}
+        self._heap: list[tuple[float, int, _K]] = []  # also holds moments that an earlier one replaced
+        self._numbers = count()
+
+    @property
+    def at(self) -> float:
+        return self._heap[0][0] if self._heap else inf
+
+    def by(self, key: _K, moment: float) -> None:
+        if moment < self._at.get(key, inf):
+            self._at[key] = moment
+            heappush(self._heap, (moment, next(self._numbers), key))
+
+    def rung(self, now: float) -> list[_K]:
+        """Whose time it is; theirs are unset."""
+        found = []
+        while self._heap and self._heap[0][0] <= now:
+            at, _, key = heappop(self._heap)
+            if self._at.get(key) == at:
+                del self._at[key]
+                found.append(key)
+        return found

@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 from meshq.batch import Body
 from meshq.client.backoff import delay_s
@@ -83,15 +83,22 @@ class Batch:
         return not (self.done or self.uncertain or self.request)
 
 
+class Lane(NamedTuple):
+    """Whose pipeline it is."""
+
+    number: int  # of the producer
+    topic_id: bytes
+    partition: int
+    bound: bytes = b""  # the producer id, of an outbox
+
+
 class Pipeline:
     """`why` says in words why nothing can be sent just now."""
 
-    def __init__(
-        self, common: Common, topic_id: bytes, partition: int, *, in_flight: int, why: Callable[[], str]
-    ) -> None:
+    def __init__(self, common: Common, lane: Lane, *, in_flight: int, why: Callable[[], str]) -> None:
         self._common = common
-        self.topic_id = topic_id
-        self.partition = partition
+        self.lane = lane
+        self.topic_id, self.partition = lane.topic_id, lane.partition
         self.in_flight = in_flight
         self._why = why
         self.producer_id = common.rng.randbytes(16)

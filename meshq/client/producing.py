@@ -12,9 +12,9 @@ from typing import Final
 
 from meshq import batch as batches
 from meshq.client.bound import BoundPipeline
-from meshq.client.common import Alarm, Common
+from meshq.client.common import Alarms, Common
 from meshq.client.facts import BatchSealed, Send
-from meshq.client.pipeline import FRESH_ID_AFTER_S, Batch, Pipeline
+from meshq.client.pipeline import FRESH_ID_AFTER_S, Batch, Lane, Pipeline
 from meshq.client.routing import Routing
 from meshq.errors import MeshqError, TopicGone
 from meshq.limits import MIB, PRODUCER_RECEIPTS_KEPT
@@ -22,8 +22,6 @@ from meshq.messages import Accepted, Produce, Produced, ProduceItem
 
 MESSAGE_BATCHES: Final = 64
 MESSAGE_BYTES: Final = MIB  # a message is closed once it is this big; one batch may be more
-
-_Lane = tuple[int, bytes, int, bytes]  # lane, topic id, partition; of an outbox the producer id
 
 
 class Producing:
@@ -33,14 +31,14 @@ class Producing:
         self._common = common
         self._routing = routing
         self._on_topic_gone = on_topic_gone
-        self._pipelines: dict[_Lane, Pipeline] = {}  # idle ones are dropped after FRESH_ID_AFTER_S
+        self._pipelines: dict[Lane, Pipeline] = {}  # idle ones are dropped after FRESH_ID_AFTER_S
         self._requests: dict[int, tuple[Pipeline, Batch]] = {}  # at most in_flight a pipeline
         self._stirred: dict[Pipeline, None] = {}
-        self._alarm = Alarm()
+        self._alarms = Alarms[Lane]()  # pipelines may be many thousands: one a topic and partition
         self._going: dict[bytes, list[tuple[ProduceItem, bytes]]] = {}
 
     def deadline(self) -> float:
-        return self._alarm.at
+        return self._alarms.at
 
     def needs(self, server_key: bytes) -> bool:
         owner = self._routing.owner_of
@@ -51,23 +49,22 @@ class Producing:
     # --------------------------------------------------------------------------------- what happens
     def on_sealed(self, event: BatchSealed, now: float) -> None:
         bound = event.binding
-        lane = (event.lane, event.info.topic_id, event.partition, bound.producer_id if bound else b"")
+        lane = Lane(event.lane, event.info.topic_id, event.partition, bound.producer_id if bound else b"")
         pipeline = self._pipelines.get(lane)
         if pipeline is None:
-            pipeline = self._pipelines[lane] = self._new_pipeline(event)
-            self._alarm.by(now + FRESH_ID_AFTER_S)
+            pipeline = self._pipelines[lane] = self._new_pipeline(event, lane)
+            self._alarms.by(lane, now + FRESH_ID_AFTER_S)
         batch = Batch(event.ticket, event.info, event.body, event.deadline, event.acks)
         if bound is not None:
             batch.sequence, batch.epoch, batch.uncertain = bound.sequence, bound.epoch, bound.sent_before
         pipeline.on_sealed(batch)
-        self._alarm.by(event.deadline)
+        self._alarms.by(lane, event.deadline)
         self._stirred[pipeline] = None
 
-    def _new_pipeline(self, event: BatchSealed) -> Pipeline:
+    def _new_pipeline(self, event: BatchSealed, lane: Lane) -> Pipeline:
         pipeline = (Pipeline if event.binding is None else BoundPipeline)(
             self._common,
-            event.info.topic_id,
-            event.partition,
+            lane,
             in_flight=min(event.in_flight, PRODUCER_RECEIPTS_KEPT),
             why=partial(self._why, event.info.topic_id, event.partition),
         )
@@ -119,15 +116,14 @@ class Producing:
                 self._stirred[pipeline] = None
 
     def on_tick(self, now: float) -> None:
-        if not self._alarm.rings(now):
-            return
-        for lane, pipeline in list(self._pipelines.items()):
+        for lane in self._alarms.rung(now):
+            pipeline = self._pipelines[lane]
             if pipeline.is_idle_since(now - FRESH_ID_AFTER_S):
                 del self._pipelines[lane]
                 continue
             pipeline.expire(now)
             self._stirred[pipeline] = None
-            self._alarm.by(min(pipeline.next_moment(now), now + FRESH_ID_AFTER_S))
+            self._alarms.by(lane, min(pipeline.next_moment(now), now + FRESH_ID_AFTER_S))
 
     def close(self) -> None:
         for pipeline in self._pipelines.values():
@@ -135,6 +131,7 @@ class Producing:
         self._pipelines.clear()
         self._requests.clear()
         self._stirred.clear()
+        self._alarms = Alarms()
 
     # -------------------------------------------------------------------------------------- sending
     def pump(self, now: float) -> None:
@@ -154,7 +151,7 @@ class Producing:
                     self._add(server, pipeline, batch)
                 pipeline.settle(now)
             if pipeline.retry_at > now:
-                self._alarm.by(pipeline.retry_at)
+                self._alarms.by(pipeline.lane, pipeline.retry_at)
 
     def _add(self, server: bytes, pipeline: Pipeline, batch: Batch) -> None:
         batch.request = self._common.next_request()

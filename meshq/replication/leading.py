@@ -43,6 +43,7 @@ class Leading:
         self._state = state
         self._resign = resign
         self.followers: dict[Node, Progress] = {}
+        self.matched: dict[Node, int] = {}  # by followers, when the last leadership ended
         self._snapshots = Sending(state)
         self._term_began = 0  # index of this term's first entry
         self._told_serving = False
@@ -60,7 +61,7 @@ class Leading:
         self._unsupported_since = inf
         self._reads.begin()
         self.hand_over = HandOver()
-        self.followers = {}
+        self.followers, self.matched = {}, {}
         if config is not None:
             self._append(EntryKind.CONFIG, encode_config(config), b"")
         else:
@@ -68,6 +69,10 @@ class Leading:
         self._on_config_changed()
 
     def end(self) -> None:
+        """A leader that is left out ends with that decision; receipts for what it decided last count the
+        others' copies, so those are still known.
+        """
+        self.matched = {node: p.match for node, p in self.followers.items()}
         self.followers = {}
         self._snapshots.clear()
         self._reads.end()

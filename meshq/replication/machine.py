@@ -100,6 +100,7 @@ class Replica:
         if repair_until:
             s.repair(repair_until)
             s.drop_damaged()
+        s.repair_term = hard.term
         self._elections.arm()
 
     # ---------------------------------------------------------------------------------------------- facts
@@ -186,8 +187,9 @@ class Replica:
         return min(self._state.everywhere, self._state.delivered)
 
     def match(self) -> dict[Node, int]:
-        """A leader's view: up to which index each node has its log on disk."""
-        match = {node: p.match for node, p in self._leading.followers.items()}
+        """A leader's view, or as it was last one: up to which index each node has its log on disk."""
+        leading = self._leading
+        match = {node: p.match for node, p in leading.followers.items()} or dict(leading.matched)
         match[self._state.me] = self._state.log.durable
         return match
 

@@ -28,6 +28,7 @@ class Mirrors:
     """Of one slot, at its leader."""
 
     patience_s: float = PATIENCE_S
+    level_count: int = LEVEL_COUNT
     nodes: set[Node] = field(default_factory=set)
     _behind: dict[Node, tuple[int, float]] = field(default_factory=dict)  # (what it has, since when)
 
@@ -57,7 +58,7 @@ class Mirrors:
                 self._behind.pop(node, None)
             elif self._behind.get(node, (-1, 0.0))[0] != have:
                 self._behind[node] = have, now
-            if have + LEVEL_COUNT >= decided and node not in older:
+            if have + self.level_count >= decided and node not in older:
                 level.add(node)
         stuck = {n for n, (_, since) in self._behind.items() if now >= since + self.patience_s}
         self.nodes = ((self.nodes & there) | level) - stuck

@@ -102,6 +102,7 @@ class State:
     configs: Configs
     commit: int  # known to be decided; what was handed on with Commit is `delivered`
     rank: int = 0  # this peer's place in the ring's order for the slot: only delays its campaigns
+    repair_term: int = 0  # what was acknowledged before there was damage was so in this term at the latest
     rolled_back: bool = False  # what it promised may be forgotten: it copies, and promises nothing
     may_lead: bool = True
     is_witness: bool = False  # once it is one, it lacks payloads for as long as it is a member
@@ -179,6 +180,7 @@ class State:
     def repair(self, until: int) -> None:
         """Entries up to this index are damaged and have to come again."""
         self._keep(self.hard._replace(repair_until=max(until, self.hard.repair_until)))
+        self.repair_term = self.hard.term
 
     def note_everywhere(self, index: int, *, bare: bool) -> None:
         """All keepers have the log up to here. `bare`: something of it came without its payload."""
@@ -191,8 +193,15 @@ class State:
         self.commit = self.delivered
 
     def thaw(self, have: int) -> None:
-        """A damaged log was replaced up to here: when that is where it had ended, its promises hold again."""
-        if self.hard.repair_until and have >= self.hard.repair_until:
+        """A damaged log was replaced up to here: when that is where it had ended, its promises hold again.
+
+        Or when it has an entry of a later term than any in which something can have been acknowledged here:
+        whoever led that term was elected without this node, and had all that was decided before it. What had
+        stood behind that was no more than proposed, and nobody may ever propose so much again.
+        """
+        if self.hard.repair_until and (
+            have >= self.hard.repair_until or self.log.last.term > self.repair_term
+        ):
             self._keep(self.hard._replace(repair_until=0))
 
     def _keep(self, hard: Hard) -> None:

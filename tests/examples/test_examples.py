@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import sqlite3
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from meshq import sync
 from tests.peers import Peer, Running, free_base_port, meshq, one_peer, running, wait_until
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -173,3 +177,83 @@ def test_plain_sub_reads_both_forms_of_the_feed(credentials: Path, tmp_path: Pat
             assert line.startswith(f"{topic}/0@") and line.endswith("b'k' {} b'value'")
         else:
             assert line == f"{topic} b'value'"
+
+
+def test_log_pipeline_is_taken_over_by_the_others_in_order(peer: Peer, tmp_path: Path) -> None:
+    arguments = [EXAMPLES / "log_pipeline.py", "logs.raw", "logs.parsed", "--data", peer.data]
+    hosts = [b"host%d" % n for n in range(8)]
+    with sync.connect(data=peer.data) as mesh:
+        mesh.ask("topic.create", {"topic": "logs.raw", "partitions": 4})
+
+        def publish(first: int, end: int) -> None:
+            with mesh.producer("logs.raw") as out:
+                for n, host in itertools.product(range(first, end), hosts):
+                    out.send(b"%d ERROR in %s" % (n, host), key=host)
+
+        with running(tmp_path, *arguments, "--session-timeout", 0.5, program=()) as one:
+            with running(tmp_path, *arguments, "--session-timeout", 0.5, program=()) as two:
+                says(one, b"parsing")
+                says(two, b"parsing")
+                numbers = itertools.count()
+
+                def both_have_some() -> bool:
+                    publish(n := next(numbers), n + 1)
+                    return b"logs.raw/" in one.out and b"logs.raw/" in two.out
+
+                wait_until(both_have_some, 15.0)
+                two.signal(9)
+                two.wait()
+            end = next(numbers) + 10
+            publish(end - 10, end)
+            seen: dict[bytes, list[int]] = {host: [] for host in hosts}
+            with mesh.subscribe("logs.parsed", start="earliest") as parsed:
+                while not all(end - 1 in of_host for of_host in seen.values()):
+                    line = json.loads(next(parsed).value)
+                    assert line["level"] == "ERROR"
+                    seen[line["host"].encode()].append(int(line["text"].split()[0]))
+            for of_host in seen.values():
+                first_time = list(dict.fromkeys(of_host))
+                assert first_time == list(range(end)), "in order, but for what is done again"
+            one.signal(15)
+            assert one.wait() == 0, one.err
+
+
+def test_windowed_count_survives_its_own_restart(peer: Peer, tmp_path: Path) -> None:
+    options = ("--window", 0.5, "--session-timeout", 0.5, "--data", peer.data)
+    arguments = [EXAMPLES / "windowed_count.py", "shop.sales", "shop.counts", *options]
+    with sync.connect(data=peer.data) as mesh:
+        sold = 0
+
+        def closes_a_window_behind(counting: Running, newest: int) -> bool:
+            """It is told of more and more; `newest` in ms."""
+            nonlocal sold
+            mesh.publish("shop.sales", b"1", key=(b"tea", b"milk")[sold % 3 == 0])
+            sold += 1
+            lines = counting.out.decode().rpartition("\n")[0].splitlines()
+            return any(int(line.rpartition(" ")[2]) > newest for line in lines if " in window " in line)
+
+        with running(tmp_path, *arguments, program=()) as first:
+            wait_until(lambda: closes_a_window_behind(first, 0), 20.0)
+            for _ in range(5):
+                closes_a_window_behind(first, 0)
+            first.signal(9)  # in the middle of a window
+            first.wait()
+        stopped = int(time.time() * 1000)
+        with running(tmp_path, *arguments, program=()) as second:
+            wait_until(lambda: closes_a_window_behind(second, stopped), 20.0)
+            second.signal(15)
+            assert second.wait() == 0, second.err
+        true: Counter[str] = Counter()
+        with mesh.subscribe("shop.sales", start="earliest") as sales:
+            for record in itertools.islice(sales, sold):
+                assert record.key is not None
+                true[f"{record.key.decode()}/0/{record.timestamp // 500 * 500}"] += 1
+        said: dict[str, int] = {}
+        end = mesh.ask("topic.show", {"topic": "shop.counts"})["partition"][0]["end"]
+        with mesh.subscribe("shop.counts", start="earliest") as counts:
+            for record in itertools.islice(counts, end):
+                assert record.key is not None
+                said[record.key.decode()] = json.loads(record.value)["count"]
+    closed = max(int(key.rpartition("/")[2]) for key in said)
+    assert closed > stopped - 500
+    assert said == {key: n for key, n in true.items() if int(key.rpartition("/")[2]) <= closed}

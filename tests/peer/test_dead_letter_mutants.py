@@ -131,7 +131,7 @@ def keeps_its_leases_at_a_reset(patch: Patch) -> None:
 
 
 def tells_what_no_majority_confirmed(patch: Patch) -> None:
-    patch.setattr(Grouping, "_confirm", lambda self, slot, done: done())
+    patch.setattr(Grouping, "_confirm", lambda self, slot, done, lost: done())
 
 
 def deletes_under_its_members(patch: Patch) -> None:

@@ -113,6 +113,16 @@ def test_fewer_copies_than_the_topic_asks_for_are_refused_before_anything_is_sto
     assert bench.send().copies == 3, "and goes on by itself when the peer is back"
 
 
+@pytest.mark.parametrize("peers", [1, 2])
+def test_more_copies_than_there_are_peers_is_said_with_the_command_that_mends_it(peers: int) -> None:
+    bench = Bench(peers, peers)
+    bench.info = bench.make("wide", copies_min=3)
+    error = bench.send(timeout=2.0)
+    assert isinstance(error, NotEnoughCopies)
+    assert f"the mesh has {peers} peer" in str(error) and "`copies_min`" in str(error)
+    assert f"`meshq topic set wide --copies-min {peers}`" in str(error)
+
+
 def test_a_peer_without_room_is_no_copy_to_count_on() -> None:
     bench = Bench(6, 3, copies_min=3)
     other = bench.others[0]

@@ -22,7 +22,9 @@ from meshq.replication.words import (
     Position,
     Received,
     RequestVote,
+    Role,
     Send,
+    Ticked,
     VoteReply,
 )
 
@@ -44,7 +46,7 @@ def position(item: Item) -> Position:
     return Position(item.entry.index, item.entry.term, item.entry.chain)
 
 
-def follower(*items: Item, term: int = 1, frozen: bool = False) -> Replica:
+def follower(*items: Item, term: int = 1, frozen: bool = False, repair_until: int = 0) -> Replica:
     return Replica(
         Slot(0),
         B,
@@ -55,6 +57,7 @@ def follower(*items: Item, term: int = 1, frozen: bool = False) -> Replica:
         rng=random.Random(1),
         now=0.0,
         frozen=frozen,
+        repair_until=repair_until,
     )
 
 
@@ -111,3 +114,39 @@ def test_an_acknowledgement_does_not_leave_in_another_term() -> None:
     effects += hear(b, RequestVote(2, 1, 1, transfer=True), C)
     assert messages(effects) == []
     assert messages(durable(b, effects)) == [VoteReply(2, True)]
+
+
+def test_a_leader_that_is_left_out_still_knows_who_has_what_it_decided_last() -> None:
+    a = Replica(
+        Slot(0), A, hard=Hard(0, None), log=Log(), configs=[(0, config_of([A, B, C]))], applied=0,
+        rng=random.Random(1), now=0.0, supported_by=[B.peer, C.peer],
+    )  # fmt: skip
+    durable(a, a.handle(Ticked(), now=9.0, wall_ms=0) + hear(a, VoteReply(1, True, True), B))
+    hear(a, VoteReply(1, True), B)
+    durable(a, [*a.flush(now=9.0, wall_ms=0), Persist(a._state.token, None, None, ())])
+    for node in (B, C):
+        hear(a, AppendReply(1, True, 1), node)
+    a.propose_config(config_of([B, C]), wall_ms=0)
+    decided: list[Effect] = []
+    for index in (2, 3):
+        durable(a, [*a.flush(now=9.0, wall_ms=0), Persist(a._state.token, None, None, ())])
+        for node in (B, C):
+            decided += hear(a, AppendReply(1, True, index), node)
+    assert a.role is Role.FOLLOWER
+    assert [i.entry.index for e in decided if isinstance(e, Commit) for i in e.items] == [2, 3]
+    assert a.match() == {A: 3, B: 3, C: 3}
+
+
+def test_a_repaired_log_is_level_at_its_old_end_or_with_what_a_later_leader_begins_with() -> None:
+    """In the same term a leader may count on more than it has sent again."""
+    first, second, third = items_after(GENESIS, 2, 2, 2)
+    replica = follower(first, term=2, repair_until=4)
+    hear(replica, AppendEntries(2, position(first), (second, third), 0))
+    assert replica.frozen
+    (later,) = items_after(position(third), 2)
+    same_term = follower(first, second, third, term=2, repair_until=4)
+    hear(same_term, AppendEntries(2, position(third), (later,), 0))
+    assert not same_term.frozen, "its old end"
+    (other,) = items_after(position(second), 3)
+    hear(replica, AppendEntries(3, position(second), (other,), 0))
+    assert replica.last.index == 3 and not replica.frozen

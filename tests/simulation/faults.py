@@ -197,7 +197,7 @@ class Nemesis:
 
     def full_disk(self, host: Host) -> None:
         host.full = True
-        self._later(0.5, setattr, host, "full", False)
+        self._later(self._rng.choice((0.5, 3.0)), setattr, host, "full", False)
 
     def flip(self, host: Host) -> None:
         """A bit of a stored entry: seen at the next start, or when it is read for somebody."""
@@ -237,7 +237,9 @@ class Nemesis:
 
     # ------------------------------------------------------------------------------------ a lost majority
     def recover(self, host: Host) -> None:
-        """So many are gone that slots can't go on; a person says so, and is wrong later: they come back."""
+        """So many are gone that slots can't go on; a person says so, and is wrong later: they come back. Or
+        they never went, and go on by themselves where nobody else can see it.
+        """
         world, rng = self._world, self._rng
         if world.gone or len(world.hosts) < 2:
             return
@@ -245,8 +247,20 @@ class Nemesis:
         lost = rng.sample(world.hosts, count)
         if any(world.is_bad(s, h.node) for h in world.hosts for s in range(world.plan.slots)):
             return  # a copy that is being repaired is one more loss
-        world.lose(lost)
+        if rng.random() < 0.5:
+            world.lose(lost)
+        else:
+            world.gone |= {h.number for h in lost}
+            self._cut_off(lost)
         self._later(0.5, self._try_recover, 0)
+
+    def _cut_off(self, lost: list[Host]) -> None:
+        """From the others, in the middle of what they do; until they are found again."""
+        left = [h.number for h in self._world.hosts if h not in lost]
+        for a, b in ((h.number, n) for h in lost for n in left):
+            for here, there in ((a, b), (b, a)):
+                self._world.network.cut(here, there, self._world.now)
+                self._world.network.links[here][there].udp_cut = True
 
     def _try_recover(self, tries: int) -> None:
         world = self._world
@@ -260,6 +274,7 @@ class Nemesis:
     def _found_again(self, host: Host) -> None:
         self._world.gone.discard(host.number)
         self._world.start(host)
+        self._mend([p for h in self._world.hosts for p in ((h.number, host.number), (host.number, h.number))])
 
     # ---------------------------------------------------------------------------------------------- members
     def members(self, host: Host) -> None:

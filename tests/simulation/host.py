@@ -58,6 +58,7 @@ from meshq.replication.words import (
     TellRole,
 )
 from tests.simulation.disk import NOBODY, Applied, Apply, Disk, Image, Op, Trim, Wrong, pack_state
+from tests.simulation.mirrored import Mirrored
 from tests.simulation.oracle import Oracle
 
 
@@ -87,6 +88,7 @@ class Copy:
     live: bool = True
     leads: bool = False  # and serves, as it was told
     mirrors: Mirrors = field(default_factory=Mirrors)
+    mirrored: Mirrored = field(default_factory=Mirrored)
     receipts: deque[int] = field(default_factory=deque)  # of decided entries, with mirrors or a witness
 
 
@@ -95,6 +97,7 @@ class Environment(Protocol):
     now: float
     keep_entries: int  # entries behind which the log is trimmed
     piece_bytes: int  # of a snapshot
+    mirrors: tuple[float, int]  # how long they are waited for, and who is level
 
     def send(self, host: Host, copy: Copy, to: Node, message: Message) -> None: ...
     def send_beat(self, host: Host, peer: PeerId, beat: Beat) -> None: ...
@@ -210,7 +213,10 @@ class Host:
             repair_until=repair_until,
             partial=partial,
         )
-        copy = Copy(slot, node, replica, image.applied)
+        copy = Copy(
+            slot, node, replica, image.applied,
+            mirrors=Mirrors(*self.env.mirrors), mirrored=Mirrored(*self.env.mirrors),
+        )  # fmt: skip
         self.env.set_timer(self, copy)
         return copy
 
@@ -346,11 +352,17 @@ class Host:
             return
         match, supports = r.copies(), r._state.supports
         copy.mirrors.look(r.config, match, r.commit_index, supports, now=self.local(self.env.now))
+        now = self.local(self.env.now)
+        copy.mirrored.look(r.config, match, r.commit_index, supports, now)
         while copy.receipts and copy.mirrors.have(match, copy.receipts[0]):
             index = copy.receipts.popleft()
+            if without := copy.mirrored.without(index):
+                raise Wrong(f"slot {copy.slot}: the receipt for {index} does not wait for {without}")
             on = sorted(n for n, have in match.items() if have >= index)
             self.env.oracle.on_receipt(copy.slot, r.term, index, on)
             self.env.tell(self, copy.slot, f"receipt for {index}, on {len(on)} disks")
+        if copy.receipts and not copy.mirrored.without(copy.receipts[0]):
+            raise Wrong(f"slot {copy.slot}: the receipt for {copy.receipts[0]} waits for nobody")
 
     def write_applied(self, slot: int, applied: Applied, config: object) -> None:
         self.write(slot, Apply(applied, config))

@@ -206,6 +206,14 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
             "hard = self.hard._replace(repair_until=0) if self._hard_dirty else None",
         ),
     ),
+    "repaired too early": (
+        Edit(
+            State,
+            "thaw",
+            "self.log.last.term > self.repair_term",
+            "self.log.last.term >= self.repair_term",
+        ),
+    ),
     "change before a decision": (
         Edit(
             Leading,

@@ -40,6 +40,8 @@ from meshq.entries import EntryKind
 from meshq.errors import MeshqError
 from meshq.ids import PeerId
 from meshq.replication.generations import show_term
+from meshq.replication.mirrors import PATIENCE_S
+from meshq.replication.placement import LEVEL_COUNT
 from meshq.replication.quorum import Config, Node, config_of
 from meshq.replication.state import Settings
 from meshq.replication.support import Beat
@@ -71,6 +73,7 @@ class Story:
 
     keep_entries = 1_000
     piece_bytes = 16
+    mirrors = (PATIENCE_S, LEVEL_COUNT)
 
     def __init__(self) -> None:
         self.now = 0.0

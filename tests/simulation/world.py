@@ -84,6 +84,7 @@ class World:
         self.reads = 0
         self.keep_entries = rng.randint(4, 30)
         self.piece_bytes = rng.choice((16, 24, 1 << 20))
+        self.mirrors = (rng.choice((0.2, 2.0)), rng.choice((2, 8)))
         self.teller = tell
         self.oracle = Oracle(plan.slots, self._has_it, strict=strict)
         self.network = Network(plan.hosts, plan.weather, rng)

@@ -11,11 +11,19 @@ answer is an error, never left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from meshq.errors import Forbidden, MeshqError, Refused, Unavailable, UnknownGroup, UsageError, from_wire
+from meshq.errors import (
+    Forbidden,
+    MeshqError,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+    UnknownGroup,
+    UsageError,
+    from_wire,
+)
 from meshq.ids import SYSTEM_SLOT, PartitionKey, Session, Slot, TopicId
 from meshq.messages import Answer, Ask, TopicInfo
 from meshq.peer.core.arguments import text_of
@@ -31,6 +39,7 @@ from meshq.topics import check_pattern, dead_letters_of, matches
 PART: Final = "group.part"  # asked of every peer: of the partitions it leads
 LOOK_S: Final = 3.0
 CHANGE_S: Final = 10.0
+AGAIN_S: Final = 0.1
 GROUPS_PAGE: Final = 1_000
 Found = dict[int, Facts]  # by partition
 
@@ -51,6 +60,12 @@ class _Part:
             if not self.waiting:
                 self.done(self.found)
 
+    def skip(self, what: Any) -> None:
+        if what in self.waiting:
+            self.waiting.discard(what)
+            if not self.waiting:
+                self.done(self.found)
+
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
@@ -59,6 +74,7 @@ class _Waiting:
     slot: Slot
     index: int
     done: Callable[[], None]
+    lost: Callable[[], None]
 
 
 @dataclass
@@ -69,6 +85,7 @@ class Grouping:
     parts: GroupParts
     _open: dict[_Part, None] = field(default_factory=dict)  # each ends by its deadline; asked for by sessions
     _waiting: list[_Waiting] = field(default_factory=list)
+    _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)  # one a question that waits
 
     # ------------------------------------------------------------------------------------ whole groups
     def on_show(self, session: Session, principal: Principal, message: Ask, info: TopicInfo) -> None:
@@ -153,22 +170,31 @@ class Grouping:
         done: Callable[[Found], None],
         within_s: float,
     ) -> None:
-        """What all leaders say; `done` when none is missing and the group is there."""
+        """What all leaders say; `done` when none is missing and the group is there. Where a partition is just
+        going to another leader, it is asked for again: what is asked for may be done twice.
+        """
         args = {**args, "topic_id": info.topic_id, "version": info.version}
+        found: Found = {}
+        until = self.ctx.now + within_s
 
         def gathered(answers: list[dict[str, Any]]) -> None:
-            found: Found = {}
             for answer in answers:
-                found |= {int(p): x for p, x in answer.items() if p.isdecimal() and isinstance(x, dict)}
+                found.update({int(p): x for p, x in answer.items() if p.isdecimal() and isinstance(x, dict)})
+            missing = [p for p in range(info.partitions) if _is_missing(found.get(p))]
+            left = until - self.ctx.now - AGAIN_S
+            if missing and left > 0:
+                again = {**args, "only": missing}
+                self._later.append((self.ctx.now + AGAIN_S, lambda: self._gather(again, gathered, left)))
+                return
             try:
-                self._check(info, args["group"], found)
+                self._check(info, args["group"], found, deleting=args["do"] == "delete")
                 done({p: facts for p, facts in found.items() if facts.get("there")})
             except MeshqError as e:
                 self.ctx.fail(session, message.request, e)
 
         self._gather(args, gathered, within_s)
 
-    def _check(self, info: TopicInfo, group: str, found: Found) -> None:
+    def _check(self, info: TopicInfo, group: str, found: Found, *, deleting: bool) -> None:
         """Raises: Unavailable, UnknownGroup, and what a leader said."""
         missing = [p for p in range(info.partitions) if p not in found]
         if missing:
@@ -183,7 +209,7 @@ class Grouping:
             status, name, text = failed[min(failed)]
             rest = "" if len(failed) == len(found) else f" (partitions {_some(sorted(failed))} only)"
             raise from_wire(status, name, f"{text}{rest}")
-        if not any(facts.get("there") for facts in found.values()):
+        if not any(facts.get("there") for facts in found.values()) and not deleting:
             raise UnknownGroup(
                 f"topic {info.name!r} has no group {group!r}: `meshq groups` lists those there are"
             )
@@ -202,7 +228,10 @@ class Grouping:
             if not left:
                 done(answers)
 
-        self.fan_out.ask(PART, args, came, within_s=within_s)
+        try:
+            self.fan_out.ask(PART, args, came, within_s=within_s)
+        except MeshqError:
+            came([])  # they are asked again, or said to be missing
         self._begin(args, lambda found: came([found]), within_s)
 
     # ---------------------------------------------------------------------------------- all of them
@@ -213,9 +242,18 @@ class Grouping:
         if not isinstance(after, list) or [type(x) for x in after] != [str, str]:
             raise UsageError("`after` is a topic and a group")
 
+        until = self.ctx.now + LOOK_S
+
+        def ask(within_s: float) -> None:
+            self._gather({"do": "list", "after": after}, gathered, within_s)
+
         def gathered(answers: list[dict[str, Any]]) -> None:
             confirmed = {slot for answer in answers for slot in answer.get("slots", ())}
             missing = [slot for slot in range(self.ctx.registry.slots) if slot not in confirmed]
+            left = until - self.ctx.now - AGAIN_S
+            if missing and left > 0:
+                self._later.append((self.ctx.now + AGAIN_S, lambda: ask(left)))
+                return
             if missing:
                 text = f"slots {_some(missing)} have no leader that answers: look at `meshq status`"
                 self.ctx.fail(session, message.request, Unavailable(text, retry_after_ms=500))
@@ -229,7 +267,7 @@ class Grouping:
             value = {"groups": rows, "after": list(last) if last else None}
             self.ctx.send(session, Answer(message.request, value))
 
-        self._gather({"do": "list", "after": after}, gathered, LOOK_S)
+        ask(LOOK_S)
 
     # ------------------------------------------------------------------------------ as one of the leaders
     def on_part(self, session: Session, _: Principal, message: Ask) -> None:
@@ -246,7 +284,7 @@ class Grouping:
             done = lambda found: listed(page(found, after))  # noqa: E731
             by_slot = {h.slot: [h.slot] for h in slots.led() if h.slot != SYSTEM_SLOT}
         elif info is not None and info.version >= args.get("version", 0):
-            for p in range(info.partitions):
+            for p in args.get("only") or range(info.partitions):
                 slot = self.ctx.slot_of(PartitionKey(TopicId(info.topic_id), p))
                 if slot in slots.hosts and slots.hosts[slot].leads:
                     by_slot.setdefault(slot, []).append(p)
@@ -261,26 +299,36 @@ class Grouping:
                 for what in whats:
                     self._look(part, args, info, slot, what)
 
-            self._confirm(slot, confirmed)
+            def lost(whats: list[Any] = whats) -> None:
+                for what in whats:
+                    part.skip(what)
 
-    def _confirm(self, slot: Slot, done: Callable[[], None]) -> None:
-        """When a majority has said that this peer leads the slot, and what was decided then is applied."""
+            self._confirm(slot, confirmed, lost)
+
+    def _confirm(self, slot: Slot, done: Callable[[], None], lost: Callable[[], None]) -> None:
+        """When a majority has said that this peer leads the slot, and what was decided then is applied.
+        `lost`: it does not lead it (any more); whoever does answers.
+        """
 
         def read(index: int | None) -> None:
-            if index is not None:
-                self._waiting.append(_Waiting(slot, index, done))
-                self._look_at_waiting()
+            if index is None:
+                lost()
+                return
+            self._waiting.append(_Waiting(slot, index, done, lost))
+            self._look_at_waiting()
 
-        with suppress(MeshqError):  # it is not the leader (any more): who is answers, or nobody does
+        try:
             self.parts.slots.read(slot, read)
+        except MeshqError:
+            lost()
 
     def _look_at_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for w in waiting:
             host = self.parts.slots.hosts.get(w.slot)
             if host is None or not host.leads:
-                continue
-            if host.stream.applied_index >= w.index:
+                w.lost()
+            elif host.stream.applied_index >= w.index:
                 w.done()
             else:
                 self._waiting.append(w)
@@ -302,6 +350,10 @@ class Grouping:
 
     def tick(self) -> None:
         self._look_at_waiting()
+        due = [call for at, call in self._later if at <= self.ctx.now]
+        self._later = [x for x in self._later if x[0] > self.ctx.now]
+        for call in due:
+            call()
         for part in list(self._open):
             if not part.waiting:
                 del self._open[part]
@@ -313,6 +365,11 @@ class Grouping:
 
 def _group_of(message: Ask) -> str:
     return text_of(message, "group")
+
+
+def _is_missing(facts: Facts | None) -> bool:
+    """Whether nobody who leads has answered yet, or it may do so in a moment."""
+    return facts is None or facts.get("failed", (0,))[0] in (Unavailable.status, OutcomeUnknown.status)
 
 
 def _shown(found: Found) -> list[Facts]:

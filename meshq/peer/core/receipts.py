@@ -64,10 +64,23 @@ class Receipts:
         there = self._there() | {self.ctx.me.peer}
         able = sum(node.peer in there for node in host.replica.config.keepers())
         if able < info.copies_min:
+            self._refuse_for_good(info)
             raise NotEnoughCopies(
                 f"topic {info.name!r} wants {info.copies_min} copies of a record, and {able} of the peers "
                 f"that keep slot {slot} can be reached and have room (`meshq peers` shows which are away)",
                 retry_after_ms=200,
+            )
+
+    def _refuse_for_good(self, info: TopicInfo) -> None:
+        """Raises: NotEnoughCopies where the mesh has too few peers, so that waiting for some is in vain."""
+        count, name = len(self.ctx.registry.ring_peers()), info.name
+        if count < info.copies_min:
+            there_are = f"{count} {'peer' if count == 1 else 'peers'}"
+            raise NotEnoughCopies(
+                f"topic {name!r} wants {info.copies_min} copies of a record (its `copies_min`), and the mesh "
+                f"has {there_are} that could keep one: add peers (`meshq invite`) or want fewer: "
+                f"`meshq topic set {name} --copies-min {count}`",
+                retry_after_ms=1_000,
             )
 
     def on_appended(self, slot: Slot, index: int, ref: Ref, acks: int) -> None:
