@@ -26,7 +26,7 @@ stage = @echo "== $(1)"; SECONDS=0; { $(2); } || exit 1; echo "   $(1): $${SECON
 TIMED := tests/transport tests/mesh tests/cli tests/examples tests/lab
 PYTEST = $(BIN)/python -m pytest -m 'not long' --durations=10 --durations-min=1
 
-.PHONY: help test lint format types imports docs docs-current units check-long simulate mutants simulate-membership fuzz-membership lab lab-replication demo bench bench-membership lab-deps venv clean
+.PHONY: help test lint format types imports docs docs-current units check-long simulate mutants simulate-membership fuzz-membership lab lab-replication lab-groups demo bench bench-membership lab-deps venv clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,9 @@ lab: $(READY) lab-deps  ## every test in network namespaces, and what it measure
 
 lab-replication: $(READY) lab-deps  ## peers under load and every fault, judged by their histories (root; half an hour)
 	@$(BIN)/python -m pytest tests/lab/test_replication.py
+
+lab-groups: $(READY) lab-deps  ## ordered groups of 1 to 20 members, killed, stopped and cut off (root; ten minutes)
+	@$(BIN)/python -m pytest tests/lab/test_groups.py
 
 simulate: $(READY)  ## the replicated log under faults: make simulate SEEDS=1000 FIRST=0
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)

@@ -22,11 +22,12 @@ DEAD_LETTERS: Final = (
     2  # groups' max_deliver, reject, reset, redrive, delete (DEAD_LETTER, operations 4 to 7)
 )
 WITNESSES: Final = 2  # peers that vote and keep no records
+MODES: Final = 2  # ordered and keyed groups (operations 8 and 9, Granted and Revoked)
 
 FEATURES: Final = {
     BASE: "all that 0.1.0 began with",
     2: "weights and zones of peers, as each says of itself; changes of topics that a retry does not repeat; "
-    "groups' dead letters, reset and deletion; witnesses",
+    "groups' dead letters, reset and deletion; ordered and keyed groups; witnesses",
 }
 LEVEL_KNOWN: Final = max(FEATURES)
 LEVELS: Final = 1 << 16  # there are fewer

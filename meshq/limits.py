@@ -66,6 +66,7 @@ ORDERED_MEMBERS_MAX = _limit("ORDERED_MEMBERS_MAX", 128, "members of one ordered
 GROUPS_PER_SLOT_MAX = _limit("GROUPS_PER_SLOT_MAX", 10_000, "groups of one slot, counted by partition", "`Overloaded`")
 ACK_WAIT_MS_MAX = _limit("ACK_WAIT_MS_MAX", 12 * 3_600_000, "how long a record may be out before it is handed out again (setting `ack_wait`), and the longest delay of a `nack`", "`UsageError`")
 
+GROUP_QUESTIONS_MAX = _limit("GROUP_QUESTIONS_MAX", 256, "questions about groups, and changes of them, that wait at one peer", "`Overloaded`")
 SETTLE_RANGES_MAX = _limit("SETTLE_RANGES_MAX", 32_768, "ranges of records that are settled by one message", "`Overloaded` for the rest of them")
 REASON_CHARS_MAX = _limit("REASON_CHARS_MAX", 256, "characters of the reason for which a record is rejected", "`UsageError`")
 

@@ -104,6 +104,9 @@ class OrderedSubscription(Subscription):
         """(topic, partition) of those that are this member's now."""
         return sorted((t.topic, t.partition) for t in self._tenures.values() if not t.released)
 
+    def positions(self) -> dict[tuple[str, int], int]:
+        raise UsageError("a group's position is kept by the mesh: `meshq group show TOPIC GROUP`")
+
     @property
     def is_closed(self) -> bool:
         return self._closed

@@ -188,16 +188,19 @@ class PeerSockets:
 
     # ------------------------------------------------------------------------------------------ out
     def send(self, effect: SendSession) -> None:
-        self._send(effect.session, [messages.VERB, messages.encode(effect.message), *effect.payloads])
+        frames = [messages.VERB, messages.encode(effect.message), *effect.payloads]
+        self._send(effect.session, frames, effect.message)
 
-    def _send(self, session: Session, frames: list[Buffer]) -> None:
+    def _send(
+        self, session: Session, frames: list[Buffer], message: messages.ServerMessage | None = None
+    ) -> None:
         backlog = self._backlogs.get(session)
         if backlog is None:
             sent = self._servers[session[0]].send(session[1], frames)
             if sent is Sent.OK:
                 return
             if sent is Sent.GONE:
-                self._tell(SessionClosed(session))
+                self._tell(SessionClosed(session, message))
                 return
             backlog = self._backlogs[session] = _Backlog()
             self._wait_for_room(session)

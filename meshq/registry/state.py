@@ -421,7 +421,7 @@ class Registry:
         return [TopicRemoved(info) for info in gone]
 
     def _dead_letters(self, name: str) -> list[TopicInfo]:
-        names = takewhile(lambda n: n.startswith("_dead."), self.names(from_name="_dead."))
+        names = takewhile(lambda n: n < "_dead/", self.names(from_name="_dead."))  # "/" comes behind "."
         return [self._by_name[n] for n in names if (source := source_of(n)) and source[0] == name]
 
     def _existing(self, topic_id: bytes) -> TopicInfo:

@@ -18,6 +18,7 @@ from meshq.entries import Entry, EntryKind, generation_of
 from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
 from meshq.streams.groups.letters import LettersBody, decode_letters
+from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import ROW as GROUP_ROW
 from meshq.streams.groups.table import GroupApplied, GroupTable
 from meshq.streams.groups.words import GroupBody
@@ -199,6 +200,9 @@ class SlotStream:
                 moved = self.groups.apply_body(letters.moved, entry.index)
                 if any(moved.refused):  # what there is no group for any more was a dead letter all the same
                     raise InternalError(f"slot {self.slot}: entry {entry.index} buries what is not dying")
+                state = self.groups.get(moved.key)
+                if isinstance(state, GroupState):
+                    state.on_letters(letters.base_offset)
                 return Moved(moved, self._apply_publish(entry, letters))
             case EntryKind.NOOP | EntryKind.CONFIG:
                 return None

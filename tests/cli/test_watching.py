@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,16 @@ def _goes_to_another(where: Path, a: Peer) -> None:
 
 @pytest.mark.deadline(60)
 def test_who_follows_waits_for_its_peer_and_goes_on_with_it(tmp_path: Path) -> None:
-    with (
-        one_peer(tmp_path) as peer,
-        peer.follow("events", "--past") as events,
-        peer.follow("peers", "--watch") as watched,
-    ):
+    with one_peer(tmp_path) as peer, contextlib.ExitStack() as following:
+        assert peer.process
+        peer.process.signal(signal.SIGSTOP)  # so long is an event, which shows who follows
+        until = time.monotonic() + 1.5
+        wait_until(lambda: time.monotonic() > until)
+        peer.process.signal(signal.SIGCONT)
+        events = following.enter_context(peer.follow("events", "--past"))
+        watched = following.enter_context(peer.follow("peers", "--watch"))
         wait_until(lambda: b"STATE" in watched.out, 20.0, "the list is there")
+        wait_until(lambda: b"VerdictsDiscarded" in events.out, 20.0, "events are followed")
         assert peer.stop() == 0
         wait_until(lambda: "waiting for it" in watched.err, 20.0, "that it waits")
         before = watched.out.count(b"STATE")

@@ -65,7 +65,7 @@ async def publish(options: argparse.Namespace) -> None:
                     skipped += due - sent  # what it could not send now it will not send in one burst either
                 else:
                     for n in range(sent, due):
-                        key = b"%d" % (n % KEYS)
+                        key = b"%d" % (n % options.keys)
                         pending = out.send(value_of(n), key=key)
                         queues[zlib.crc32(key) % options.partitions].put_nowait((n, pending))
                     sent = max(sent, due)
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--topic", default="numbers")
     parser.add_argument("--partitions", type=int, default=8)
     parser.add_argument("--rate", type=int, default=RATE)
+    parser.add_argument("--keys", type=int, default=KEYS)
     parser.add_argument("--count", type=int, default=-1)
     options = parser.parse_args()
     asyncio.run(publish(options) if options.what == "publish" else read(options))

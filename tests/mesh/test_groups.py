@@ -64,6 +64,13 @@ async def test_what_one_could_not_do_is_done_by_another(directories: Directories
         assert (again.value, again.attempts) == (b"1", 2)
         await again.ack()
         late = await asyncio.wait_for(anext(jobs), 5)
+        for makes_no_sense in (
+            lambda: late.nack(delay=1e9),
+            lambda: late.nack(-1),
+            lambda: late.reject("x" * 257),
+        ):
+            with pytest.raises(meshq.UsageError):
+                makes_no_sense()
         assert (late.value, late.attempts) == (b"2", 2)
         with pytest.raises(meshq.LeaseLost):
             await records[2].ack()

@@ -6,7 +6,7 @@ import time
 
 from meshq.ids import Session
 from meshq.limits import ACK_WAIT_MS_MAX, SETTLE_RANGES_MAX
-from meshq.messages import ACK, NACK, Credit, Failure, Ping, Settle, Settled, SettleItem, Unread
+from meshq.messages import ACK, NACK, Credit, Failure, HandOut, Ping, Settle, Settled, SettleItem, Unread
 from meshq.peer.core import events as e
 from tests.peer.single import Single
 from tests.peer.test_core_consuming import ONE, TWO, Got, got, join, ready, settle, where
@@ -60,6 +60,19 @@ def test_one_that_was_stuck_gets_records_again_when_it_says_a_word() -> None:
         peer.send(word)
         assert where(got(peer)) == [(0, 2, 2)]
         assert record[2] == 1
+
+
+def test_what_did_not_reach_one_that_died_goes_to_others_at_once_and_was_no_attempt() -> None:
+    peer, info = ready(2)
+    join(peer, info, max_deliver=1)
+    (push,) = [m for m in peer.heard() if isinstance(m, HandOut)]
+    join(peer, info, TWO, max_deliver=1)
+    peer.out.clear()
+    peer.tell(e.SessionClosed(ONE, push))
+    assert where(got(peer, TWO)) == [(0, 2, 1)]
+    peer.tell(e.SessionClosed(ONE, push))
+    peer.tick(1)
+    assert got(peer, TWO) == [], "it is another lease by now"
 
 
 def test_one_that_works_but_leaves_a_record_unsettled_is_not_stuck() -> None:

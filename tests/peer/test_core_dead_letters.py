@@ -259,6 +259,8 @@ def test_a_topic_is_deleted_with_the_dead_letters_of_its_groups() -> None:
     settle(peer, info, REJECT, record)
     peer.fetch()
     assert letters(peer)
+    for name in ("_dead", "_dead-x", "_dead.g.t2x"):  # its neighbours
+        peer.propose(commands.CreateTopic(name, name.encode().ljust(16, b"x"), 1, 1 << 20))
     peer.propose(commands.DeleteTopic(info.topic_id))
     assert peer.core.ctx.registry.topic(NAME) is None
     assert not any(h.stream.topics() for h in peer.core.slots.hosts.values())

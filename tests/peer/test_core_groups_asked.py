@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from meshq.levels import BASE
+from meshq.limits import GROUP_QUESTIONS_MAX
 from meshq.messages import (
     ACK,
     NACK,
@@ -25,6 +26,7 @@ from meshq.messages import (
     TopicInfo,
 )
 from meshq.peer.core import events as e
+from meshq.registry import commands
 from meshq.streams.groups.state import decode_state
 from tests.peer.single import WALL_MS, Single, elect, follow
 from tests.peer.test_core_consuming import ONE, TWO, got, join, ready, settle, where
@@ -251,6 +253,37 @@ def test_redrive_is_on_disk_and_holds_after_a_restart() -> None:
     peer.hello()
     assert group("redrive", peer)["partitions"][0]["redriven"] == 2
     assert state_of(peer).redriven == 3
+
+
+def test_letters_that_begin_anew_are_not_taken_for_those_that_were_put_back() -> None:
+    peer, info = ready(2)
+    join(peer, info, max_deliver=1)
+    buried(peer, info, 0, 1)
+    group("redrive", peer)
+    (record,) = got(peer)
+    assert settle(peer, info, ACK, (0, 1, 1, record[3])) == []
+    dead = peer.core.ctx.registry.topic("_dead.g.t")
+    assert dead is not None
+    peer.propose(commands.DeleteTopic(dead.topic_id))
+    settle(peer, info, NACK, (1, 2, 1, record[3]))
+    for _ in range(3):
+        peer.tick(1)
+        peer.fetch()
+    assert origins(letters(peer)) == ["t/0@1"]
+    assert group("redrive", peer)["partitions"][0]["redriven"] == 1
+    assert where(got(peer)) == [(1, 2, 1)]
+
+
+def test_more_questions_than_may_wait_are_refused() -> None:
+    peer = Single(founders=("a", "b", "c"))
+    elect(peer)
+    peer.hello()
+    info = peer.make_topic("t", partitions=4)
+    follow(peer)
+    for n in range(GROUP_QUESTIONS_MAX + 1):
+        peer.send(Ask(100 + n, "group.show", {"topic": info.name, "group": "g"}))
+    refused = [m for m in peer.heard() if isinstance(m, Failure)]
+    assert [m.status for m in refused] == [429]
 
 
 def test_redrive_after_a_reset_takes_nobody_away_from_who_has_it() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from meshq.ids import Session
+from meshq.levels import BASE
 from meshq.messages import (
     ACK,
     EARLIEST,
@@ -29,6 +31,7 @@ from meshq.messages import (
     Unread,
 )
 from meshq.peer.core import events as e
+from meshq.registry import commands
 from tests.peer.single import Single
 
 ONE: Session = (e.CLIENTS, b"1")
@@ -362,3 +365,31 @@ def test_a_group_has_one_mode() -> None:
     peer.hold = False
     (ended,) = [m for m in peer.heard(TWO, before) if isinstance(m, ReadEnded)]
     assert ended.name == "UsageError", "also when both came before it was in the log"
+
+
+def test_when_a_topic_grows_shares_are_even_again() -> None:
+    peer, info = ready(b"a", partitions=2)
+    join(peer, info)
+    join(peer, info, TWO)
+    for p, lease, _ in revoked(peer):
+        release(peer, info, lease, partition=p)
+    peer.propose(commands.SetTopic(info.topic_id, 6))
+    grown = peer.core.ctx.registry.topic("t")
+    assert grown is not None and grown.partitions == 6
+    for session in (ONE, TWO):
+        join(peer, grown, session)
+    for _ in range(3):
+        for session in (ONE, TWO):
+            for p, lease, over in revoked(peer, session):
+                if not over:
+                    release(peer, info, lease, session, partition=p)
+        peer.tick(0.1)
+    holders = [h.stream.groups.get(key) for h in peer.core.slots.hosts.values() for key in h.stream.groups]
+    assert sorted(Counter(state.holder for state in holders if state is not None).values()) == [3, 3]
+
+
+def test_a_mesh_whose_level_is_lower_has_queues_alone() -> None:
+    peer, info = ready(b"a")
+    peer.core.ctx.registry.level = BASE
+    (ended,) = [m for m in join(peer, info) if isinstance(m, ReadEnded)]
+    assert (ended.name, "meshq upgrade" in ended.text) == ("UsageError", True)

@@ -14,6 +14,7 @@ from meshq.ids import PartitionKey, TopicId
 from meshq.messages import ACK, EARLIEST, EXTEND, NACK, QUEUE, REJECT, RELEASE, TopicInfo
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import GroupKey
+from tests.peer import test_snapshots as snapshots
 from tests.peer.world import Client, World, committed, committed_records, is_level
 
 PARTITIONS = 3
@@ -208,6 +209,11 @@ def check_seed(seed: int, kind: type[Worker] = Worker) -> tuple[World, History, 
         states = [{k: s.encode() for k in table if (s := table.get(k)) is not None} for table in rows]
         assert all(s == states[0] for s in states), "the same on every replica"
     return world, history, info
+
+
+def test_dead_letters_travel_in_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots.squeeze(monkeypatch.setattr)
+    check_seed(5)
 
 
 @pytest.mark.parametrize("seed", range(12))

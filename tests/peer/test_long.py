@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.peer import test_exactly_once as once
+from tests.peer import test_groups_simulated as queues
 from tests.peer import test_keyed_simulated as keyed
 from tests.peer import test_ordered_simulated as ordered
 from tests.peer import test_placing as placing
@@ -26,6 +27,12 @@ def test_two_thousand_schedules_with_snapshots_in_nearly_all(monkeypatch: pytest
         once.test_a_receipt_means_once_at_its_offset_and_a_refusal_means_never(seed)
         if seed % 8 == 0:
             placing.test_a_join_loses_nothing_and_ends_where_the_ring_wants_it(seed)
+
+
+@pytest.mark.long
+def test_two_thousand_schedules_of_queue_groups() -> None:
+    for seed in range(2_000):
+        queues.check_seed(seed)
 
 
 @pytest.mark.long

@@ -28,7 +28,7 @@ from meshq.errors import (
     UsageError,
 )
 from meshq.ids import PartitionKey, Ref, Session, Slot, TopicId
-from meshq.levels import DEAD_LETTERS, check_in_use
+from meshq.levels import DEAD_LETTERS, MODES, check_in_use
 from meshq.limits import (
     ACK_WAIT_MS_MAX,
     CREDIT_BYTES_MAX,
@@ -39,7 +39,17 @@ from meshq.limits import (
     ORDERED_MEMBERS_MAX,
     SETTLE_RANGES_MAX,
 )
-from meshq.messages import Join, ReadItem, ReadStarted, Settle, SettleItem, Started, Unread
+from meshq.messages import (
+    HandOut,
+    Join,
+    ReadItem,
+    ReadStarted,
+    ServerMessage,
+    Settle,
+    SettleItem,
+    Started,
+    Unread,
+)
 from meshq.peer.core.burying import Burying
 from meshq.peer.core.context import Context
 from meshq.peer.core.desks import GROUPS, Desk, Desks, Part
@@ -47,7 +57,7 @@ from meshq.peer.core.events import SeekTime, TimeSought
 from meshq.peer.core.publishing import check_partition, find_topic, led_slot
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal
-from meshq.streams.groups.desk import Member
+from meshq.streams.groups.desk import Member, QueueDesk
 from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.table import AnyState, GroupKey
 from meshq.streams.groups.words import Mode, Open, Verdict
@@ -122,6 +132,8 @@ class Consuming:
             )
         if message.mode not in tuple(Mode):
             raise UsageError("a group's mode is `queue`, `ordered` or `keyed`")
+        if message.mode != Mode.QUEUE:
+            check_in_use(self.ctx.registry.level, MODES, "an ordered or keyed group")
         if message.mode == Mode.ORDERED and message.max_deliver:
             raise UsageError("an ordered group has no `max_deliver`")
         if not 1 <= message.ack_wait_ms <= ACK_WAIT_MS_MAX:
@@ -264,6 +276,18 @@ class Consuming:
                     part.desk.roster.join(joined.member, joined.opened.ack_wait_ms / 1000, self.ctx.now)
             joined.member.was_silent = False
             self.desks.stir_all(joined.member)
+
+    def on_unsent(self, session: Session, message: ServerMessage | None) -> None:
+        """Records that certainly did not come to who was handed them: for others, as if they had not been."""
+        joined = self._joined.get((session, message.sub)) if isinstance(message, HandOut) else None
+        if joined is None or not isinstance(message, HandOut):
+            return
+        for item in message.items:
+            key = GroupKey(PartitionKey(TopicId(item.topic_id), item.partition), joined.group)
+            part = self.desks.parts.get(key)
+            if part is not None and isinstance(part.desk, QueueDesk):
+                part.desk.on_unseen([(first, end, item.lease) for first, end, _ in item.ranges])
+                self.desks.stir(key)
 
     def on_session_gone(self, session: Session) -> None:
         """It may be back: what it holds stays its own for as long as was agreed."""

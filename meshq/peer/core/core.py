@@ -84,6 +84,7 @@ from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.membership import MembershipView
 from meshq.peer.core.mending import Mending
 from meshq.peer.core.naming import Naming
+from meshq.peer.core.overview import Overview
 from meshq.peer.core.pacing import Pacing
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing
@@ -172,14 +173,17 @@ class PeerCore:
         self.fetching = Fetching(ctx, self.slots, self.reading, self.consuming, self.mending)
         self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
         self.health = Health(ctx, self.slots, self.placing, fan_out)
+        overview = Overview(
+            ctx, self.links, self.registrar, self.slots, self.whereabouts, self.declared, self.health,
+            self.clocks,
+        )  # fmt: skip
         self.admin = Admin(
-            ctx, self.links, self.registrar, self.slots, self.whereabouts, self.membership.journal,
+            ctx, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
             self.mending,
             self.declared,
             Grouping(ctx, fan_out, self.registrar, GroupParts(ctx, self.slots, self.consuming.desks)),
-            self.health,
-            self.clocks,
+            overview,
         )  # fmt: skip
         self.requests = Requests(self)
         self._next_tick = 0.0
@@ -294,6 +298,7 @@ class PeerCore:
             case PayloadsDeleted():
                 self.slots.on_payloads_deleted(event.slot, event.partition)
             case SessionClosed():
+                self.consuming.on_unsent(event.session, event.unsent)
                 self.ctx.sessions.close(event.session)
             case MalformedArrived():
                 self.ctx.fail(event.session, 0, event.error)

@@ -38,7 +38,10 @@ class MalformedArrived:
 
 @dataclass(frozen=True, slots=True)
 class SessionClosed:
+    """`unsent`: what showed it, and certainly did not arrive."""
+
     session: Session
+    unsent: ServerMessage | None = None
 
 
 @dataclass(frozen=True, slots=True)

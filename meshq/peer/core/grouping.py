@@ -18,6 +18,7 @@ from meshq.errors import (
     Forbidden,
     MeshqError,
     OutcomeUnknown,
+    Overloaded,
     Refused,
     Unavailable,
     UnknownGroup,
@@ -25,6 +26,7 @@ from meshq.errors import (
     from_wire,
 )
 from meshq.ids import SYSTEM_SLOT, PartitionKey, Session, Slot, TopicId
+from meshq.limits import GROUP_QUESTIONS_MAX
 from meshq.messages import Answer, Ask, TopicInfo
 from meshq.peer.core.arguments import text_of
 from meshq.peer.core.context import Context
@@ -83,7 +85,7 @@ class Grouping:
     fan_out: FanOut
     registrar: Registrar
     parts: GroupParts
-    _open: dict[_Part, None] = field(default_factory=dict)  # each ends by its deadline; asked for by sessions
+    _open: dict[_Part, None] = field(default_factory=dict)  # GROUP_QUESTIONS_MAX; each ends by its deadline
     _waiting: list[_Waiting] = field(default_factory=list)
     _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)  # one a question that waits
 
@@ -161,6 +163,11 @@ class Grouping:
         value = {"topic": info.name, "group": group, "partitions": rows}
         self.ctx.send(session, Answer(message.request, value))
 
+    def _check_room(self) -> None:
+        """Raises: Overloaded."""
+        if len(self._open) + len(self._later) >= GROUP_QUESTIONS_MAX:
+            raise Overloaded("as many questions about groups wait here as may", retry_after_ms=200)
+
     def _ask(
         self,
         session: Session,
@@ -173,6 +180,7 @@ class Grouping:
         """What all leaders say; `done` when none is missing and the group is there. Where a partition is just
         going to another leader, it is asked for again: what is asked for may be done twice.
         """
+        self._check_room()
         args = {**args, "topic_id": info.topic_id, "version": info.version}
         found: Found = {}
         until = self.ctx.now + within_s
@@ -242,6 +250,7 @@ class Grouping:
         if not isinstance(after, list) or [type(x) for x in after] != [str, str]:
             raise UsageError("`after` is a topic and a group")
 
+        self._check_room()
         until = self.ctx.now + LOOK_S
 
         def ask(within_s: float) -> None:
@@ -271,7 +280,8 @@ class Grouping:
 
     # ------------------------------------------------------------------------------ as one of the leaders
     def on_part(self, session: Session, _: Principal, message: Ask) -> None:
-        """Another peer asks. Raises: UsageError."""
+        """Another peer asks. Raises: UsageError, Overloaded."""
+        self._check_room()
         within_s = LOOK_S if message.args.get("do") in ("show", "list") else CHANGE_S
         self._begin(message.args, lambda x: self.ctx.send(session, Answer(message.request, x)), within_s)
 

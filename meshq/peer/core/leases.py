@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar, assert_never
 
 from meshq.ids import PartitionKey, Ref, TopicId
-from meshq.limits import PARTITIONS_MAX
 from meshq.messages import Granted, GrantedItem, Revoked, RevokedItem
 from meshq.peer.core.context import Context
 from meshq.peer.core.events import FetchBatches
@@ -98,4 +97,4 @@ class Leases:
 
     def _partitions(self, topic_id: TopicId) -> int:
         info = self.ctx.topic(topic_id)
-        return info.partitions if info is not None else PARTITIONS_MAX
+        return info.partitions if info is not None else 0

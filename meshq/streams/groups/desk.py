@@ -217,6 +217,10 @@ class QueueDesk:
                 self._on_reset()
         return self._on_granted(index) if any(isinstance(op, Grant) for op in ops) else []
 
+    def on_unseen(self, ranges: Iterable[Leased]) -> None:
+        """They were handed out, and did not arrive."""
+        self._unseen += ranges
+
     def _on_reset(self) -> None:
         """Nothing is out, and what is in hand is not what comes next. A grant under way is judged as any."""
         for first, end, held in list(self._held.runs()):

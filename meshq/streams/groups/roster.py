@@ -35,7 +35,9 @@ class _Seat:
 
 @dataclass(slots=True, eq=False)
 class Roster:
-    """Of one group and topic. `partitions()`: how many there are now. `changed(key)`: have that desk look."""
+    """Of one group and topic. `partitions()`: how many there are now; 0: not known just now. `changed(key)`:
+    have that desk look.
+    """
 
     partitions: Callable[[], int]
     changed: Callable[[GroupKey], None]
@@ -43,6 +45,7 @@ class Roster:
     gathering_until: float = -inf
     _seats: dict[bytes, _Seat] = field(default_factory=dict)  # ORDERED_MEMBERS_MAX
     _table: list[bytes] | None = None
+    _count: int = 0  # of partitions, as last known
 
     def __len__(self) -> int:
         return len(self._seats)
@@ -92,8 +95,11 @@ class Roster:
 
     def member_for(self, partition: int) -> bytes:
         """Whose it should be; nobody's: empty."""
-        count = self.partitions()
-        if self._table is None or len(self._table) != count:
+        count = self.partitions() or self._count
+        if count != self._count:  # there are more: each desk's share is another
+            self._count = count
+            self._change()
+        if self._table is None:
             self._table = assign(self._seats, count)
         return self._table[partition] if partition < len(self._table) else b""
 

@@ -178,6 +178,12 @@ class GroupState:
             self.graves.remove(start, stop)
         return True
 
+    def on_letters(self, offset: int) -> None:
+        """They are stored from here on: below what was put back if the topic of the letters was deleted, and
+        begins anew.
+        """
+        self.redriven = min(self.redriven, offset)
+
     def _redrive(self, op: Redrive) -> bool:
         """Records are to be handed out again, as if they had never been. What is out all the same (a reset
         came between) stays as it is.
