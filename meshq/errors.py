@@ -20,6 +20,7 @@
     │   ├── NotOwner            503  this peer does not own the slot; ask the one named
     │   ├── RegistryUnavailable 503  nothing new can be registered just now
     │   ├── NotEnoughCopies     503  fewer peers can be reached than the topic's `copies_min` asks for
+    │   ├── OutboxFull          507  this producer's own outbox holds as much as it may
     │   ├── RecordsDamaged      503  damaged on the peer that was asked, and no whole copy can be had just now
     │   ├── Overloaded          429  a bound was reached; try again after `retry_after_ms`
     │   └── DiskFull            507  no room to store records; reading goes on
@@ -138,6 +139,10 @@ class Overloaded(Unavailable):
 
 
 class DiskFull(Unavailable):
+    status = 507
+
+
+class OutboxFull(Unavailable):
     status = 507
 
 

@@ -57,6 +57,11 @@ PRODUCERS_PER_SLOT_MAX = _limit("PRODUCERS_PER_SLOT_MAX", 20_000, "producer and 
 OUTBOXES_PER_SLOT_MAX = _limit("OUTBOXES_PER_SLOT_MAX", 10_000, "of those, outboxes", "`Overloaded` to new outboxes, which wait")
 PRODUCER_BUFFER_BYTES = _limit("PRODUCER_BUFFER_BYTES", 32 * MIB, "records a producer holds unacknowledged (setting `buffer_bytes`)", "`send` raises `Overloaded`, `await ready()` waits")
 
+# Outboxes
+OUTBOX_BYTES_MAX = _limit("OUTBOX_BYTES_MAX", GIB, "what an outbox holds on its own disk (setting `outbox_bytes`)", "`OutboxFull`")
+OUTBOX_TOPICS_MAX = _limit("OUTBOX_TOPICS_MAX", 1_000, "topics of one outbox", "`OutboxFull`")
+OUTBOX_BUFFER_BYTES = _limit("OUTBOX_BUFFER_BYTES", 32 * MIB, "records on their way to an outbox's disk", "`Overloaded`; `await ready()` waits")
+
 # Groups
 GROUP_BYTES_MAX = _limit("GROUP_BYTES_MAX", 64, "a group's name", "`UsageError`")
 GROUP_PENDING_MAX = _limit("GROUP_PENDING_MAX", 16_384, "records of one partition that a group has handed out and that are not acknowledged", "no new ones are handed out; those that come back are")

@@ -277,7 +277,7 @@ def test_every_verb_has_an_example() -> None:
     shown = {words[0] for words in commands(DOCS / "cli.md") if words}
     assert shown | {"completion"} >= set(_VERBS)
     assert "meshq completion" in (DOCS / "cli.md").read_text()
-    for group in ("topic", "client"):
+    for group in ("topic", "client", "outbox"):
         verbs = set(command(group).commands)  # type: ignore[attr-defined]
         assert {words[1] for words in commands(DOCS / "cli.md") if words[0] == group} == verbs
 
@@ -323,7 +323,7 @@ def test_the_python_of_the_readme_runs(home: dict[str, str], tmp_path: Path) -> 
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    client, synchronous, embedded, plain = blocks(ROOT / "README.md", "python")
+    client, synchronous, embedded, outbox, plain = blocks(ROOT / "README.md", "python")
     run("-m", "meshq", "init", "--name", "readme")
     up = subprocess.Popen(
         [sys.executable, "-m", "meshq", "up"],
@@ -339,6 +339,7 @@ def test_the_python_of_the_readme_runs(home: dict[str, str], tmp_path: Path) -> 
         assert run("-m", "meshq", *add).strip() == "app.meshq"
         assert run("-c", client).splitlines()[-1] == "orders.eu 0 10000 b'order 9999'"
         assert "0 b'4711'" in run("-c", synchronous)
+        assert run("-c", outbox).startswith("Receipt(topic='orders.eu', partition=0, offset=")
         assert "b'200'" in run("-c", plain)
         up.send_signal(signal.SIGTERM)
         assert up.wait(15) == 0

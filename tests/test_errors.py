@@ -10,8 +10,8 @@ from meshq import errors
 from meshq.errors import MeshqError, from_wire
 
 ALL = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, MeshqError)]
-# What is about one peer's own disk stays on it: elsewhere it is only a peer that failed.
-LOCAL = {"MeshqError", "StoreError", "StoreCorrupt", "WrongMesh"}
+# What is about one's own disk stays on it: elsewhere it is only a peer that failed.
+LOCAL = {"MeshqError", "StoreError", "StoreCorrupt", "WrongMesh", "OutboxFull"}
 
 
 def drawn() -> dict[str, tuple[str, int | None]]:

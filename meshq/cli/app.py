@@ -41,6 +41,7 @@ _VERBS: Final = {
     "authority": "authority:authority",
     "pub": "pub:pub",
     "sub": "sub:sub",
+    "outbox": "outbox:outbox",
     "demo": "demo:demo",
     "completion": "about:completion",
     "version": "about:version",

@@ -12,7 +12,7 @@ import contextlib
 import sys
 from collections import deque
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
@@ -21,10 +21,16 @@ from meshq.cli.output import Progress
 from meshq.cli.reach import Failed, Where, connected
 from meshq.cli.stdio import Output, read_lines
 from meshq.client.checking import Acks
+from meshq.client.outbox.terms import Terms
 from meshq.client.outgoing import PendingReceipt
 from meshq.client.producer import Producer
+from meshq.client.records import Receipt
 from meshq.errors import MeshqError, Overloaded
 from meshq.topics import check_topic
+
+if TYPE_CHECKING:
+    from meshq.client.outbox.producer import OutboxProducer
+    from meshq.client.outbox.receipts import PendingQueued
 
 STALL_S = 30.0  # how long a record may wait for its receipt
 
@@ -41,6 +47,10 @@ Compression = Literal["none", "lz4", "zstd"]
     "--acks", type=click.Choice(["quorum", "leader", "none"]), default="quorum", show_default=True,
     help="When a line counts as stored: on a majority's disks, on the leader's, or taken.",
 )  # fmt: skip
+@click.option(
+    "--outbox", type=click.Path(path_type=Path), metavar="DIR",
+    help="Put the lines on this host's disk first, and send them from there, now or when the mesh is back.",
+)  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Print `topic/partition@offset copies=N` for every line.")
 @reaching
 def pub(
@@ -50,6 +60,7 @@ def pub(
     headers: tuple[str, ...],
     compression: Compression,
     acks: Acks,
+    outbox: Path | None,
     verbose: bool,
     where: Where,
 ) -> None:
@@ -57,15 +68,23 @@ def pub(
 
     Lines end at \\n, which is stripped. An empty line is a record; the last line needs no newline.
     Exits with 1 and the counts when any line was not stored.
+
+    With --outbox a line is safe when it is on this host's disk: the verb ends with 0 then, whether the mesh
+    could be reached or not, and says how many lines still wait.
     """
     check_topic(topic)
+    if outbox is not None and acks != "quorum":
+        raise click.UsageError("an outbox asks for a quorum: leave out --acks")
     found = _headers(headers)
     with contextlib.ExitStack() as stack:
         source: BinaryIO = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
         publisher = _Publisher(
             key.encode() if key is not None else None, found, verbose=verbose, typed=source.isatty()
         )
-        asyncio.run(publisher.run(where, topic, source.fileno(), compression, acks))
+        if outbox is None:
+            asyncio.run(publisher.run(where, topic, source.fileno(), compression, acks))
+        else:
+            asyncio.run(publisher.run_outbox(where, topic, source.fileno(), compression, outbox))
 
 
 class _Publisher:
@@ -91,7 +110,29 @@ class _Publisher:
         if error is not None:
             raise error
 
-    async def _publish(self, out: Producer, fd: int) -> Failed | None:
+    async def run_outbox(
+        self, where: Where, topic: str, fd: int, compression: Compression, path: Path
+    ) -> None:
+        from meshq.cli.outbox import forward, sending
+        from meshq.client.outbox.producer import OutboxProducer
+
+        terms = Terms(compression=compression)
+        async with sending(where, path, terms, "meshq pub") as (box, mesh):
+            parked = sum(p.records for p in box.parked())
+            error = await self._publish(OutboxProducer(box, topic, timeout=STALL_S), fd)
+            left = await forward(box, mesh, where) if mesh is not None else box.status()["queued"]
+            parked = sum(p.records for p in box.parked()) - parked
+        self._progress.end(self._sent, self._bytes)
+        if left:
+            click.echo(
+                f"meshq: {left:,} records wait in {path}: `meshq outbox send {path}` sends them", err=True
+            )
+        if error is not None:
+            raise error
+        if parked:
+            raise Failed(f"{parked:,} records are parked in {path}: look with `meshq outbox show {path}`")
+
+    async def _publish(self, out: Producer | OutboxProducer, fd: int) -> Failed | None:
         printing = asyncio.create_task(self._receipts.run()) if self._receipts else None
         error: Exception | None = None
         try:
@@ -119,7 +160,7 @@ class _Publisher:
         where = f"line {self._sent + 1}: " if self._refused else ""
         return Failed(f"{where}{error}. {self._counts(failed + self._refused)}")
 
-    async def _send(self, out: Producer, lines: list[bytes]) -> None:
+    async def _send(self, out: Producer | OutboxProducer, lines: list[bytes]) -> None:
         send, key, headers, receipts = out.send, self._key, self._headers, self._receipts
         for line in lines:
             while True:
@@ -146,11 +187,11 @@ class _Receipts:
     def __init__(self) -> None:
         self.failed = 0
         self.error: MeshqError | None = None
-        self._waiting: deque[PendingReceipt] = deque()
+        self._waiting: deque[PendingReceipt | PendingQueued] = deque()
         self._stirred = asyncio.Event()
         self._ended = False
 
-    def add(self, receipt: PendingReceipt) -> None:
+    def add(self, receipt: PendingReceipt | PendingQueued) -> None:
         self._waiting.append(receipt)
         self._stirred.set()
 
@@ -165,9 +206,7 @@ class _Receipts:
             printed: list[str] = []
             while self._waiting and (self._waiting[0].done() or not printed):
                 try:
-                    r = await self._waiting[0]
-                    offset = "-" if r.offset is None else r.offset
-                    printed.append(f"{r.topic}/{r.partition}@{offset} copies={r.copies}\n")
+                    printed.append(_show(await self._waiting[0]))
                 except MeshqError as e:
                     self.failed += 1
                     self.error = self.error or e
@@ -179,6 +218,12 @@ class _Receipts:
                 output = None  # nobody wants to see them; the records are published all the same
             if not self._waiting and not self._ended:
                 await self._stirred.wait()
+
+
+def _show(r: Receipt) -> str:
+    if r.state == "queued":
+        return f"{r.topic} queued\n"
+    return f"{r.topic}/{r.partition}@{'-' if r.offset is None else r.offset} copies={r.copies}\n"
 
 
 def _headers(given: tuple[str, ...]) -> dict[str, bytes] | None:

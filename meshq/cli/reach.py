@@ -35,15 +35,20 @@ class Where:
 
 
 @contextlib.asynccontextmanager
-async def connected(where: Where, name: str = "meshq") -> AsyncIterator[Mesh]:
-    """Raises: NotReachable, UsageError, SecurityError and StoreError for the credentials file."""
+async def connected(where: Where, name: str = "meshq", *, wait: bool = True) -> AsyncIterator[Mesh]:
+    """`wait`: until a peer welcomes us.
+
+    Raises: NotReachable, UsageError, SecurityError and StoreError for the credentials file.
+    """
     async with contextlib.AsyncExitStack() as stack:
         try:
             if where.credentials is not None:
-                connection = connect(credentials=where.credentials, name=name, timeout=where.timeout)
+                connection = connect(
+                    credentials=where.credentials, name=name, timeout=where.timeout, wait=wait
+                )
             else:
                 check_running(where.data)
-                connection = connect(data=where.data, name=name, timeout=where.timeout)
+                connection = connect(data=where.data, name=name, timeout=where.timeout, wait=wait)
             mesh = await stack.enter_async_context(connection)
         except Unavailable as e:
             raise NotReachable(str(e)) from e

@@ -85,6 +85,7 @@ def _show(found: Found) -> None:
             "slots": _slots(slots),
             "disk": f"{show_bytes(disk['room_bytes'])} free, {show_bytes(disk['pending_bytes'])} on the way",
             "clock": _clock(found["clock"]),
+            "outbox": _outbox(found["outbox"]),
             "clients": f"{found['sessions']} connected, {found['readers']} partitions being read",
         }
     )
@@ -114,6 +115,15 @@ def _clock(clock: Found) -> str:
         seconds = clock["records_ahead_ms"] / 1000
         said.append(f"a clock was wrong: times of new records stand still for {seconds:,.0f} s")
     return ", ".join(said)
+
+
+def _outbox(found: Found | None) -> str | None:
+    """Of the program that the peer is in."""
+    if found is None:
+        return None
+    said = f"{found['queued']:,} queued, {found['sent']:,} sent, {found['parked']:,} parked"
+    said += f", {show_bytes(found['bytes'])} of {show_bytes(found['bytes_max'])}"
+    return f"{said}; halted: {found['halted']}" if found["halted"] else said
 
 
 def _slots(slots: dict[str, int]) -> str:

@@ -31,8 +31,9 @@ class BoundPipeline(Pipeline):
     def on_refused(self, batch: Batch, error: MeshqError, now: float) -> None:
         if isinstance(error, Forbidden):
             # What an administrator takes away he can give back, and the batch would be in doubt for ever.
-            self._common.effects.append(Doubt(batch.ticket, error))
             error = Unavailable(str(error), retry_after_ms=FORBIDDEN_AGAIN_MS)
+        if isinstance(error, Unavailable):
+            self._common.effects.append(Doubt(batch.ticket, error))
         super().on_refused(batch, error, now)
 
     def settle(self, now: float) -> None:

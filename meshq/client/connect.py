@@ -15,6 +15,7 @@ from meshq.client.facts import Seed
 from meshq.client.mesh import Mesh
 from meshq.client.sockets import SocketOpener
 from meshq.errors import Unavailable, UsageError
+from meshq.limits import OUTBOX_BYTES_MAX
 from meshq.security.credentials import Credentials
 
 RUN_FILE: Final = "run.json"  # there while a peer runs on the directory
@@ -30,11 +31,17 @@ def connect(
     data: str | Path | None = None,
     name: str = "",
     timeout: float = 10.0,
+    outbox: str | Path | None = None,
+    outbox_bytes: int = OUTBOX_BYTES_MAX,
+    wait: bool | None = None,
 ) -> Connecting:
     """`async with connect(...) as mesh`, or `mesh = await connect(...)` and later `await mesh.close()`.
 
     credentials: a file as `meshq client add` writes it; or `data`, the data directory of a peer on this host
     name: what the peers call this client in their logs
+    outbox: a directory of this host's own, to which `publish` and every producer hand their records, so that
+    they go on while the network is away (docs/outbox.md); `outbox_bytes`: what it may hold
+    wait: for the first peer; by default unless there is an outbox. Without, it goes on trying by itself
 
     Raises (when awaited): UsageError, SecurityError, StoreError for the file; Unavailable naming every
     address tried when no peer welcomes it within `timeout` seconds.
@@ -44,20 +51,39 @@ def connect(
             "connect needs either credentials= (a file from `meshq client add NAME`) or data= (the directory "
             "of a peer on this host), one of them"
         )
-    return Connecting(credentials, data, name, check_seconds(timeout, "timeout"))
+    if wait is None:
+        wait = outbox is None
+    return Connecting(
+        credentials,
+        data,
+        name,
+        check_seconds(timeout, "timeout"),
+        outbox=outbox,
+        outbox_bytes=outbox_bytes,
+        wait=wait,
+    )
 
 
 class Connecting:
     """A connection that begins when it is awaited or entered."""
 
     def __init__(
-        self, credentials: CredentialsSource | None, data: str | Path | None, name: str, timeout: float
+        self,
+        credentials: CredentialsSource | None,
+        data: str | Path | None,
+        name: str,
+        timeout: float,
+        *,
+        outbox: str | Path | None = None,
+        outbox_bytes: int = OUTBOX_BYTES_MAX,
+        wait: bool = True,
     ) -> None:
         self._credentials = credentials
         self._data = data
         self._name = name
         self._timeout = timeout
         self._mesh: Mesh | None = None
+        self._outbox, self._outbox_bytes, self._wait = outbox, outbox_bytes, wait
 
     def __await__(self) -> Generator[Any, None, Mesh]:
         return self._connect().__await__()
@@ -82,12 +108,15 @@ class Connecting:
             rng=random.Random(random.SystemRandom().getrandbits(256)),
         )
         driver = ClientDriver(core, opener)
-        mesh = Mesh(driver)
+        mesh = Mesh(driver, owner=(credentials.mesh_id, credentials.public_key))
         try:
+            if self._outbox is not None:
+                mesh.use_outbox(self._outbox, bytes_max=self._outbox_bytes)
             driver.start()
-            await mesh.connected(self._timeout)
+            if self._wait:
+                await mesh.connected(self._timeout)
         except BaseException:
-            driver.close()
+            await mesh.close(0.0)
             raise
         return mesh
 

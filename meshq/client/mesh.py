@@ -10,24 +10,39 @@ import asyncio
 import math
 import secrets
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from meshq.batch import Buffer
 from meshq.client import groups as group_asks
-from meshq.client.checking import MAX_DELIVER, Acks, Headers, check_group, check_seconds, check_start
+from meshq.client.checking import (
+    MAX_DELIVER,
+    Acks,
+    Headers,
+    check_group,
+    check_producer,
+    check_seconds,
+    check_start,
+)
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import AskRequested, HomeWanted, TopicsWanted
 from meshq.client.group import GROUP_CREDIT_RECORDS, GroupSubscription
 from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven, To
 from meshq.client.ordered_group import OnRevoke, OrderedSubscription
+from meshq.client.outbox.terms import Terms
+from meshq.client.outboxes import Outboxes
 from meshq.client.producer import Producer
 from meshq.client.records import Receipt
 from meshq.client.subscription import CREDIT_BYTES, CREDIT_RECORDS, Subscription
 from meshq.errors import MeshqError, TopicGone, UsageError
-from meshq.limits import KIB, PRODUCER_BUFFER_BYTES
+from meshq.limits import KIB, OUTBOX_BYTES_MAX, PRODUCER_BUFFER_BYTES
 from meshq.messages import TopicInfo
 from meshq.topics import check_pattern
+
+if TYPE_CHECKING:
+    from meshq.client.outbox.outbox import Outbox
+    from meshq.client.outbox.producer import OutboxProducer
 
 StartLike = Literal["latest", "earliest"] | int | datetime | None
 Mode = Literal["queue", "keyed", "ordered"]
@@ -36,12 +51,17 @@ PUBLISHERS_MAX: Final = 1_024  # topics whose shared producer is kept; an idle o
 
 
 class Mesh:
-    """Made by `connect`, or by an embedded peer over its own driver. To be used on the loop's thread."""
+    """Made by `connect`, or by an embedded peer over its own driver. To be used on the loop's thread.
 
-    def __init__(self, driver: ClientDriver) -> None:
+    `owner`: the mesh's id and this client's key, by which peers know an outbox.
+    """
+
+    def __init__(self, driver: ClientDriver, *, owner: tuple[bytes, bytes] = (b"", b"")) -> None:
         self._driver = driver
+        self._outboxes = Outboxes(driver, owner)
+        self._outbox: Outbox | None = None  # of `publish` and every producer
         self._publishers: dict[tuple[str, Acks], Producer] = {}
-        self._producers: list[Producer] = []  # as the application makes and keeps them
+        self._producers: list[Producer | OutboxProducer] = []  # as the application makes and keeps them
         self._former: list[Producer] = []  # publishers of deleted topics; at most PUBLISHERS_MAX
         self._consumers: list[
             GroupSubscription | OrderedSubscription
@@ -63,10 +83,31 @@ class Mesh:
         acks: `quorum`: on the disks of a majority, so that no minority's loss takes it; `leader`: on the
         leader's, and lost if that peer is lost just then; `none`: taken by the leader, on no disk yet
 
+        With an outbox this returns when the record is on this host's disk: a QueuedReceipt, whose
+        `committed()` waits for the mesh. `acks` and `timeout` are without meaning then.
+
         Raises: OutcomeUnknown when it was sent and not answered in `timeout` seconds. Any other error means
         that it was certainly not stored: Unavailable (try again), Forbidden, TooLarge, UsageError.
         """
         check_seconds(timeout, "timeout")
+        if self._outbox is not None:
+            out = self._outboxes.producer(self._outbox, topic, timeout)
+            while out.is_full():
+                await out.ready()
+            return await out.send(value, key=key, headers=headers)
+        return await self.publish_directly(topic, value, key=key, headers=headers, acks=acks, timeout=timeout)
+
+    async def publish_directly(
+        self,
+        topic: str,
+        value: Buffer,
+        *,
+        key: bytes | None = None,
+        headers: Headers | None = None,
+        acks: Acks = "quorum",
+        timeout: float = 30.0,
+    ) -> Receipt:
+        """`publish` past any outbox."""
         producer = self._publisher(topic, acks)
         try:
             return await self._publish(producer, value, key, headers, timeout)
@@ -90,6 +131,7 @@ class Mesh:
             within = math.ceil(max(deadline - self._driver.clock(), 0.5) * 2) / 2
         return await producer.send_within(within, value, key=key, headers=headers)
 
+    @overload
     def producer(
         self,
         topic: str,
@@ -101,10 +143,55 @@ class Mesh:
         in_flight: int = 16,
         buffer_bytes: int = PRODUCER_BUFFER_BYTES,
         timeout: float = 30.0,
-    ) -> Producer:
+        outbox: None = None,
+    ) -> Producer: ...
+
+    @overload
+    def producer(
+        self,
+        topic: str,
+        *,
+        batch_bytes: int = 256 * KIB,
+        compression: Literal["none", "lz4", "zstd"] = "none",
+        timeout: float = 30.0,
+        outbox: str | Path,
+        outbox_bytes: int = OUTBOX_BYTES_MAX,
+    ) -> OutboxProducer: ...
+
+    def producer(
+        self,
+        topic: str,
+        *,
+        linger_ms: float = 5,
+        batch_bytes: int = 256 * KIB,
+        compression: Literal["none", "lz4", "zstd"] = "none",
+        acks: Acks = "quorum",
+        in_flight: int = 16,
+        buffer_bytes: int = PRODUCER_BUFFER_BYTES,
+        timeout: float = 30.0,
+        outbox: str | Path | None = None,
+        outbox_bytes: int = OUTBOX_BYTES_MAX,
+    ) -> Producer | OutboxProducer:
         """A producer for many records. `async with` it, so that all is sent and failures are raised in the
         end.
+
+        outbox: a directory on this host; records go there first, and a receipt means that they are on its
+        disk. Producers of one connection may share it; no other process may. `outbox_bytes`: what it may hold
+
+        Raises (with an outbox): StoreError when another process has it, StoreCorrupt, DiskFull, WrongMesh.
         """
+        self._forget_done()
+        if outbox is not None or self._outbox is not None:
+            check_producer(compression, in_flight, batch_bytes, buffer_bytes)
+            opened = (
+                self._outbox
+                if outbox is None
+                else self.open_outbox(outbox, Terms(outbox_bytes, batch_bytes, compression))
+            )
+            assert opened is not None
+            made = self._outboxes.producer(opened, topic, check_seconds(timeout, "timeout"))
+            self._producers.append(made)
+            return made
         producer = Producer(
             self._driver,
             topic,
@@ -116,11 +203,26 @@ class Mesh:
             buffer_bytes=buffer_bytes,
             timeout=check_seconds(timeout, "timeout"),
         )
+        self._producers.append(producer)
+        return producer
+
+    def _forget_done(self) -> None:
         for done in [p for p in self._producers if p.is_closed and p.is_idle]:
             self._producers.remove(done)
             self._let_go(done)
-        self._producers.append(producer)
-        return producer
+
+    def use_outbox(self, path: str | Path, *, bytes_max: int = OUTBOX_BYTES_MAX) -> None:
+        """Hand all records to it from now on. Raises: StoreError, StoreCorrupt, DiskFull, WrongMesh."""
+        self._outbox = self._outboxes.open(path, Terms(bytes_max))
+
+    def open_outbox(self, path: str | Path, terms: Terms) -> Outbox:
+        """One for the producers that name it, on these terms. Raises: as `use_outbox`."""
+        return self._outboxes.open(path, terms)
+
+    @property
+    def outbox(self) -> Outbox | None:
+        """What `publish` hands its records to, if there is one: its depth, what it parked."""
+        return self._outbox
 
     @overload
     def subscribe(
@@ -294,6 +396,8 @@ class Mesh:
     async def close(self, timeout: float = 10.0) -> None:
         """Send what is waiting, at most for `timeout` seconds, then let go of everything. Idempotent.
 
+        What waits in an outbox stays there when no peer is connected, or the time is up.
+
         Raises: what a producer's `flush` would, for failed records whose callers were not told by their
         receipts.
         """
@@ -303,9 +407,12 @@ class Mesh:
         flushing = [asyncio.ensure_future(p.flush()) for p in producers]
         flushing += [asyncio.ensure_future(s.close()) for s in self._consumers]
         try:
+            end = self._driver.clock() + timeout
             if flushing:
                 await asyncio.wait(flushing, timeout=timeout)
+            await self._outboxes.drain(max(0.0, end - self._driver.clock()))
         finally:
+            await self._outboxes.close()  # first: how the driver ends things is no news for them
             self._driver.close()  # whatever is unanswered ends now, and so does each flush
         flushed = await asyncio.gather(*flushing, return_exceptions=True)
         errors = [self._untold, *flushed]
@@ -344,6 +451,6 @@ class Mesh:
             self._let_go(self._former.pop(0))
         self._former.append(publisher)
 
-    def _let_go(self, producer: Producer) -> None:
+    def _let_go(self, producer: Producer | OutboxProducer) -> None:
         error = producer.take_failures()
         self._untold = self._untold or error

@@ -27,7 +27,9 @@ OFFSETS_END = (1 << 63) - 1
 OnRevoke = Callable[[str, int], Awaitable[None] | None]
 
 
-class OrderedRecord(Record, gc=True):
+class OrderedRecord(
+    Record, gc=False
+):  # a third of the time; it is in a cycle while it waits to be taken only
     """A record of a partition that is this member's.
 
     `attempts` counts the leases in a row that began with this record: more than one, and somebody before had
@@ -213,12 +215,11 @@ class OrderedSubscription(Subscription):
             return  # it went while the batch waited
         topic, partition, at = hand.topic, hand.partition, hand.timestamp_ms
         records: list[Record] = [
-            OrderedRecord(
-                topic, partition, offset, at, r.key, r.value, r.headers or {},
-                tenure.attempts if offset == tenure.first else 1, tenure,
-            )
+            OrderedRecord(topic, partition, offset, at, r.key, r.value, r.headers or {}, 1, tenure)
             for offset, r in enumerate(read_records(hand.payload), hand.base_offset)
-        ]  # fmt: skip
+        ]
+        if hand.base_offset <= tenure.first < hand.base_offset + len(records):
+            records[tenure.first - hand.base_offset].attempts = tenure.attempts
         tenure.opened = hand.base_offset + len(records)
         if hand.first > hand.base_offset:
             del records[: hand.first - hand.base_offset]

@@ -35,3 +35,12 @@ class Receipt(NamedTuple):
     partition: int
     offset: int | None
     copies: int
+
+    @property
+    def state(self) -> str:
+        """`committed`; `accepted` where less was asked for. Of an outbox's, see QueuedReceipt."""
+        return "accepted" if self.offset is None else "committed"
+
+    async def committed(self, timeout: float | None = None) -> Receipt:
+        """Itself: what an outbox's receipt becomes later."""
+        return self

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meshq.batch import Buffer
 from meshq.client import connect as asynchronous
@@ -39,9 +39,14 @@ from meshq.client.outgoing import PendingReceipt
 from meshq.client.producer import Producer as AsyncProducer
 from meshq.client.records import Receipt, Record
 from meshq.client.subscription import Subscription as AsyncSubscription
+from meshq.client.sync_outbox import Outbox, without_async
 from meshq.errors import MeshqError, OutcomeUnknown, Overloaded, Unavailable, UsageError
 from meshq.limits import PRODUCER_BUFFER_BYTES
 from meshq.messages import TopicInfo
+
+if TYPE_CHECKING:
+    from meshq.client.outbox.producer import OutboxProducer
+    from meshq.client.outbox.receipts import PendingQueued
 
 
 def connect(
@@ -50,9 +55,12 @@ def connect(
     data: str | Path | None = None,
     name: str = "",
     timeout: float = 10.0,
+    **options: Any,
 ) -> Mesh:
-    """A connected Mesh; use it with `with`, or `close()` it. Raises: as the asynchronous `connect`."""
-    connecting = asynchronous.connect(credentials, data=data, name=name, timeout=timeout)
+    """A connected Mesh; use it with `with`, or `close()` it. Options and errors as the asynchronous
+    `connect`'s.
+    """
+    connecting = asynchronous.connect(credentials, data=data, name=name, timeout=timeout, **options)
 
     async def make() -> AsyncMesh:
         return await connecting
@@ -94,7 +102,13 @@ class Mesh:
     ) -> Receipt:
         check_seconds(timeout, "timeout")
         call = self._mesh.publish(topic, value, key=key, headers=headers, acks=acks, timeout=timeout)
-        return self._thread.call(call, timeout, unknown=True)
+        return without_async(self._thread, self._thread.call(call, timeout, unknown=True))
+
+    @property
+    def outbox(self) -> Outbox | None:
+        """What `publish` and every producer hand their records to, if it was asked for."""
+        outbox = self._mesh.outbox
+        return None if outbox is None else Outbox(self._thread, outbox)
 
     def producer(self, topic: str, **options: Any) -> Producer:
         """Options as the asynchronous one's."""
@@ -192,10 +206,10 @@ class PendingResult:
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
-        self._pending: PendingReceipt | None = None
+        self._pending: PendingReceipt | PendingQueued | None = None
         self._error: MeshqError | None = None  # it was not even taken
 
-    def taken(self, pending: PendingReceipt) -> None:
+    def taken(self, pending: PendingReceipt | PendingQueued) -> None:
         self._pending = pending
 
     def refused(self, error: MeshqError) -> None:
@@ -218,7 +232,11 @@ class Producer:
     """As the asynchronous one; `send` may be called from any thread."""
 
     def __init__(
-        self, thread: LoopThread, producer: AsyncProducer, timeout: float, buffer_bytes: int
+        self,
+        thread: LoopThread,
+        producer: AsyncProducer | OutboxProducer,
+        timeout: float,
+        buffer_bytes: int,
     ) -> None:
         self._thread = thread
         self._producer = producer
@@ -285,9 +303,10 @@ class Producer:
             return await asyncio.wait_for(result.wait(), timeout)
 
         try:
-            return self._thread.call(wait(), timeout or self._timeout, unknown=True)
+            receipt = self._thread.call(wait(), timeout or self._timeout, unknown=True)
         except TimeoutError:
             raise OutcomeUnknown(f"no receipt within {timeout} s; it may still come: ask again") from None
+        return without_async(self._thread, receipt)
 
     def __enter__(self) -> Producer:
         return self

@@ -64,10 +64,10 @@ class Known:
             self.via,
             self.evidence,
             self.rtt_s,
+            self.reach,
             r.level if r else 1,
             r.weight if r else None,
             r.zone if r else "",
-            self.reach,
         )
 
     def on_answered(self, via: str) -> bool:

@@ -52,10 +52,10 @@ class Member:
     via: str
     evidence: Evidence | None  # when suspect or dead
     rtt_s: float | None = None  # round trip of its direct answers, smoothed; None: none of this boot yet
+    reach: str = ""  # as `via`, but steady: another way than the direct one shows when it was needed in a row
     level: int = 1  # the highest feature level its software knows
     weight: float | None = None  # where it wants to stand on the ring; None: it does not say
     zone: str = ""
-    reach: str = ""  # as `via`, but steady: another way than the direct one shows when it was needed in a row
 
 
 # ------------------------------------------------------------------------------------------------- events

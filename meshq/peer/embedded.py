@@ -11,6 +11,7 @@ from typing import Any
 
 from meshq.client.mesh import Mesh
 from meshq.errors import UsageError
+from meshq.limits import OUTBOX_BYTES_MAX
 from meshq.peer.presence import data_path
 from meshq.peer.settings import load_settings
 from meshq.peer.shell import PeerShell
@@ -24,10 +25,21 @@ class Peer:
     setting of `meshq.toml` may be given by name (`port=7710, seed=["10.0.0.1"], mdns=False`). All calls of a
     connection (`publish`, `producer`, `subscribe`, `ask`, `topics`) are those of `Mesh`.
 
+    outbox: a directory of its own (not inside `data`), to which `publish` and every producer hand their
+    records first, so that they never wait for other peers (docs/outbox.md); `outbox_bytes`: what it may hold
+
     Raises, when entered: UsageError, SecurityError, StoreError.
     """
 
-    def __init__(self, data: str | Path | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        data: str | Path | None = None,
+        *,
+        outbox: str | Path | None = None,
+        outbox_bytes: int = OUTBOX_BYTES_MAX,
+        **settings: Any,
+    ) -> None:
+        self._outbox, self._outbox_bytes = outbox, outbox_bytes
         self._directory = DataDirectory(data_path(data))
         self._given = settings
         self._shell: PeerShell | None = None
@@ -38,6 +50,12 @@ class Peer:
         settings = load_settings(self._directory.settings, self._given)
         shell = PeerShell(self._directory, settings)
         await shell.start()
+        if self._outbox is not None:
+            try:
+                shell.gateway.use_outbox(self._outbox, bytes_max=self._outbox_bytes)
+            except BaseException:
+                await shell.stop()
+                raise
         self._shell = shell
         return self
 

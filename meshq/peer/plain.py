@@ -153,7 +153,9 @@ class Plain:
         answer: Callable[[list[Buffer]], None],
     ) -> None:
         try:
-            receipt = await self._gateway.publish(topic, value, key=key, headers=headers, timeout=TIMEOUT_S)
+            receipt = await self._gateway.publish_directly(
+                topic, value, key=key, headers=headers, timeout=TIMEOUT_S
+            )
         except MeshqError as e:
             self._count(f"plain_{type(e).__name__}")
             answer(_refusal(e))

@@ -241,7 +241,8 @@ class PeerShell:
         seed = Seed(identity.curve_public, (tcp(f"127.0.0.1:{self.settings.port}"),), identity.name)
         rng = random.Random(os.urandom(16))
         core = ClientCore([seed], mesh_id=self.papers.mesh_id, name=f"{identity.name} (gateway)", rng=rng)
-        self.gateway = Mesh(ClientDriver(core, self._local_links))
+        owner = self.papers.mesh_id, identity.curve_public
+        self.gateway = Mesh(ClientDriver(core, self._local_links), owner=owner)
 
     # ----------------------------------------------------------------------------------------- stop
     async def stop(self) -> None:
@@ -448,6 +449,8 @@ class PeerShell:
             "neighbours": self.neighbours.counters(),
             "feed": {"records": self.feed.records},
         }
+        outbox = self.gateway.outbox
+        self.core.ctx.outbox = outbox.status() if outbox is not None else None
         self.core.ctx.outside = tally(self.sockets, self.store, parts)
 
     def _now(self) -> float:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import zlib
 from math import inf
 
+from meshq.ids import PeerId
 from meshq.replication.generations import generation_of, next_generation
 from meshq.replication.leading import Leading
 from meshq.replication.quorum import Config, Node
@@ -209,14 +210,19 @@ class Elections:
         else:
             self._arm_again()
 
-    def on_support_given(self, leader_lost: bool) -> None:
-        """Support for some peer began or lapsed."""
+    def on_support_given(self, lost: PeerId | None) -> None:
+        """Support for the leader's peer began, or lapsed (`lost`)."""
         s = self._state
         if s.role is not Role.FOLLOWER:
             return
-        if leader_lost:
-            t = s.settings
-            self.at = min(self.at, s.now + s.rank * t.hurry_rank_s + s.rng.random() * t.hurry_s)
+        if lost is not None:
+            # In the ring's order and not at random: whoever lost a peer takes the step for all its slots in
+            # one turn, with one message to each and one sync, and others' turn comes when that is over.
+            t, ahead = s.settings, s.ahead
+            if ahead is None:
+                self.at = min(self.at, s.now + s.rng.random() * t.hurry_s)
+            else:
+                self.at = min(self.at, s.now + sum(peer != lost for peer in ahead) * t.hurry_rank_s)
         elif self.follows_a_live_leader():
             self.at = inf
 

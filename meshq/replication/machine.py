@@ -81,7 +81,7 @@ class Replica:
         rng: random.Random,
         now: float,
         settings: Settings | None = None,
-        rank: int = 0,
+        ahead: tuple[PeerId, ...] | None = None,
         supports: Iterable[PeerId] = (),
         supported_by: Iterable[PeerId] = (),
         frozen: bool = False,
@@ -89,7 +89,7 @@ class Replica:
         partial: tuple[SnapshotMeta, int] | None = None,
     ) -> None:
         self._state = s = State(
-            slot, me, settings or Settings(), rng, hard, log, Configs(configs), applied, rank=rank, now=now
+            slot, me, settings or Settings(), rng, hard, log, Configs(configs), applied, ahead=ahead, now=now
         )
         s.rolled_back = frozen
         s.supports, s.supported_by = set(supports), set(supported_by)
@@ -332,8 +332,8 @@ class Replica:
             return log.item(index).entry.timestamp_ms
         return log.last_timestamp_ms if index == log.last.index else 0
 
-    def set_rank(self, rank: int) -> None:
-        self._state.rank = rank
+    def set_ahead(self, peers: tuple[PeerId, ...] | None) -> None:
+        self._state.ahead = peers
 
     def set_may_lead(self, may_lead: bool) -> None:
         """False: a peer whose disk is full, whose clock is off or that is leaving does not campaign."""
@@ -443,7 +443,7 @@ class Replica:
         s = self._state
         (s.supports.add if given else s.supports.discard)(peer)
         if s.leader is not None and s.leader.peer == peer:
-            self._elections.on_support_given(leader_lost=not given)
+            self._elections.on_support_given(None if given else peer)
 
     def _on_persist_failed(self) -> None:
         if self._state.role is Role.LEADER:
@@ -455,7 +455,7 @@ class Replica:
         s = self._state
         if s.leader is not None and s.leader.peer == peer:
             self._elections.become_follower(s.term, None)
-            self._elections.on_support_given(leader_lost=True)
+            self._elections.on_support_given(peer)
 
     def _resign(self) -> None:
         self._elections.become_follower(self._state.term, None)

@@ -43,10 +43,10 @@ class Settings:
 
     election_s: float = 0.3  # without a known leader, the least time before a voter campaigns
     spread_s: float = 0.2  # ... and so much more at random, so that votes do not split
-    hurry_s: float = 0.05  # the same when the leader's peer is known to be gone
+    hurry_s: float = 0.05  # the same when the leader's peer is known to be gone, and nobody's turn is known
     pass_s: float = 0.15  # so long another one's campaign goes first; less than election_s
     rank_s: float = 0.1  # a voter further down the ring's order waits so much longer
-    hurry_rank_s: float = 0.02
+    hurry_rank_s: float = 0.1  # the same when the leader's peer is known to be gone; an election takes less
     quorum_s: float = 0.6  # a leader without the support of a majority steps down after this
     resend_s: float = 0.5  # a follower that did not answer is asked again
     full_s: float = 1.0  # a disk that refused is tried again
@@ -101,7 +101,7 @@ class State:
     log: Log
     configs: Configs
     commit: int  # known to be decided; what was handed on with Commit is `delivered`
-    rank: int = 0  # this peer's place in the ring's order for the slot: only delays its campaigns
+    ahead: tuple[PeerId, ...] | None = None  # in the ring's order, if it is known: only delays campaigns
     repair_term: int = 0  # what was acknowledged before there was damage was so in this term at the latest
     rolled_back: bool = False  # what it promised may be forgotten: it copies, and promises nothing
     may_lead: bool = True
@@ -138,6 +138,11 @@ class State:
     @property
     def term(self) -> int:
         return self.hard.term
+
+    @property
+    def rank(self) -> int:
+        """This peer's place in the ring's order for the slot."""
+        return len(self.ahead or ())
 
     @property
     def config(self) -> Config:

@@ -40,8 +40,9 @@ def prepare(path: Path) -> None:
         ) from e
 
 
-def lock(path: Path) -> int:
-    """Hold the directory for this process; the lock goes with the returned descriptor.
+def lock(path: Path, instead: str = "use another --data") -> int:
+    """Hold the directory for this process; the lock goes with the returned descriptor. `instead`: what else
+    to do than to stop the other one.
 
     Raises: StoreError when another process (or this one) has it open.
     """
@@ -56,7 +57,7 @@ def lock(path: Path) -> int:
     except BlockingIOError:
         holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
         os.close(fd)
-        raise StoreError(f"{path} is in use by process {holder}: stop it or use another --data") from None
+        raise StoreError(f"{path} is in use by process {holder}: stop it or {instead}") from None
     except OSError as e:
         # The number in it only helps people; without room for it the lock still holds.
         if e.errno not in FULL_ERRNOS:

@@ -38,7 +38,7 @@ from meshq.store.layout import (
 _SHORT_BYTES = 4 * MIB
 _MAP_STEP = 64 * 1024  # the largest page of any system we run on
 # py-lmdb before 2.0 carries 0.9 alone and does not know the argument.
-_ENGINE: dict[str, Any] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
+ENGINE: dict[str, Any] = {"lib_version": 0} if hasattr(lmdb.Environment, "lib_version") else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,13 @@ def open_environment(
             sync=True,
             metasync=True,
             writemap=False,
-            **_ENGINE,
+            **ENGINE,
         )
     except lmdb.Error as e:
         raise _why_not_opened(path, e) from e
     try:
         env.reader_check()
-        _check_length(path, env)
+        check_length(path, env)
         opened = _adopt(path, env, mesh_id, disk_id or os.urandom(16))
         sync_directory(path)
         return opened
@@ -140,7 +140,7 @@ def _check_ours(path: Path, found: dict[bytes, bytes], mesh_id: bytes) -> None:
         )
 
 
-def _check_length(path: Path, env: lmdb.Environment) -> None:
+def check_length(path: Path, env: lmdb.Environment) -> None:
     """A file cut short would end the process with SIGBUS when a page behind its end is read."""
     counted = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     length = (path / DATA_NAME).stat().st_size

@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from meshq.cli.app import run
 from tests.peers import Peer, Running, one_peer, wait_until
 
 
@@ -216,3 +218,59 @@ def test_a_group_goes_on_where_it_was(peer: Peer) -> None:
     assert peer.meshq("sub", "jobs", "--group", "g", "--mode", "queue", "--count", 1).ok() == b"c\n"
     assert peer.meshq("sub", "jobs", "--group", "other", "--count", 3).ok() == b"a\nb\nc\n"
     assert peer.meshq("sub", "jobs", "--mode", "queue").code == 2
+
+
+Here = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str]) -> Here:
+    """A call of the command line in this process, for those that need no more: (code, out, err)."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = run([str(w) for w in words])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def test_an_outbox_takes_lines_with_no_peer_to_be_found_and_shows_them(
+    peer: Peer, tmp_path: Path, here: Here
+) -> None:
+    box, lines, nowhere = tmp_path / "box", tmp_path / "lines", ("--data", tmp_path / "none")
+    lines.write_bytes(b"a\nb\n")
+    code, out, err = here("pub", "kept", lines, "--outbox", box, "-v", *nowhere)
+    assert (code, out) == (0, "kept queued\nkept queued\n")
+    assert "2 records wait" in err and "meshq outbox send" in err
+    shown = json.loads(here("outbox", "show", box, "--json", "--check")[1])
+    assert (shown["queued"], shown["parked"], shown["damaged"], shown["topics"]) == (2, 0, 0, ["kept"])
+    assert "queued" in here("outbox", "show", box)[1]
+    for words, code, said in (
+        (("outbox", "send", box, *nowhere), 3, "2 records wait"),
+        (("outbox", "drop", box), 2, "--all"),
+        (("outbox", "retry", box, 7), 2, "nothing is parked as 7"),
+        (("outbox", "show", tmp_path / "other"), 1, "no outbox"),
+        (("pub", "kept", "--outbox", box, "--acks", "leader"), 2, "quorum"),
+    ):
+        ended, _, err = here(*words)
+        assert (ended, said in err) == (code, True), err
+    lines.write_bytes(b"c\n")
+    assert here("--data", peer.data, "pub", "kept", lines, "--outbox", box) == (0, "", "")
+    assert read(peer, "kept", 3) == b"a\nb\nc\n"
+
+
+def test_what_is_parked_is_listed_and_sent_again_when_it_is_told(
+    peer: Peer, tmp_path: Path, here: Here
+) -> None:
+    box, lines, at = tmp_path / "box", tmp_path / "lines", ("--data", peer.data)
+    lines.write_bytes(b"x" * 11 + b"\nok\n")
+    here(*at, "topic", "create", "small", "--record-bytes-max", "10", "--partitions", "1")
+    here("pub", "small", lines, "--outbox", box, "--data", tmp_path / "none")
+    assert here(*at, "outbox", "send", box)[0] == 0
+    (parked,) = json.loads(here("outbox", "show", box, "--json")[1])["parked_batches"]
+    assert (parked["reason"], parked["records"], parked["maybe_stored"]) == ("TooLarge", 1, False)
+    here(*at, "topic", "set", "small", "--record-bytes-max", "100")
+    assert here("outbox", "retry", box, parked["id"])[0] == 0
+    assert here(*at, "outbox", "send", box)[0] == 0
+    assert read(peer, "small", 2) == b"ok\n" + b"x" * 11 + b"\n"
+    assert json.loads(here("outbox", "show", box, "--json")[1])["parked"] == 0

@@ -257,3 +257,46 @@ def test_windowed_count_survives_its_own_restart(peer: Peer, tmp_path: Path) -> 
     closed = max(int(key.rpartition("/")[2]) for key in said)
     assert closed > stopped - 500
     assert said == {key: n for key, n in true.items() if int(key.rpartition("/")[2]) <= closed}
+
+
+def test_edge_service_loses_and_doubles_nothing_with_the_mesh_away_and_itself_killed(tmp_path: Path) -> None:
+    with one_peer(tmp_path) as peer:
+        file, box = tmp_path / "edge.meshq", tmp_path / "box"
+        peer.meshq(
+            "client", "add", "edge", "--publish", "edge.#", "--subscribe", "edge.#", "--out", file
+        ).ok()
+        program = [EXAMPLES / "edge_service.py", file, "edge.readings", "--outbox", box, "--every", "0.002"]
+        queued: list[bytes] = []
+
+        def run(until: int, number: int) -> None:
+            """Until it said so often that a reading is safe; then this signal."""
+            with running(tmp_path, *program, program=()) as service:
+                wait_until(
+                    lambda: service.out.count(b"queued ") >= until or service.process.poll() is not None,
+                    what=f"{until} readings",
+                )
+                service.signal(number)
+                service.wait()
+                queued.extend(
+                    line.split()[1] for line in service.out.splitlines() if line.startswith(b"queued")
+                )
+
+        run(30, 9)  # in mid-stream, with the mesh there
+        peer.stop()
+        run(50, 9)  # and away
+        run(50, 2)
+        shown = json.loads(meshq("outbox", "show", box, "--json", "--check").ok())
+        assert shown["queued"] + shown["sent"] >= 100
+        assert shown["damaged"] == 0
+        peer.start()
+        meshq("outbox", "send", box, "--credentials", file).ok()
+        shown = json.loads(meshq("outbox", "show", box, "--json").ok())
+        assert (shown["queued"], shown["sent"], shown["parked"]) == (0, 0, 0)
+        end = peer.meshq("pub", "edge.readings", "-v", stdin=b'{"id": "end"}').ok()
+        count = int(end.partition(b"@")[2].split()[0])
+        found = peer.meshq("sub", "edge.readings", "--from", "earliest", "--json", "--count", count).ok()
+        ids = [json.loads(json.loads(line)["value"])["id"].encode() for line in found.splitlines()]
+        assert len(set(ids)) == len(ids), "none twice"
+        promised = set(queued)  # one more may be there, for each kill, whose line was not printed any more
+        assert [i for i in ids if i in promised] == queued, "all of them, in order"
+        assert len(ids) <= len(queued) + 3

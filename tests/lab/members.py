@@ -33,24 +33,30 @@ def _say(*words: object) -> None:
 
 
 async def _work(logs: meshq.OrderedSubscription) -> None:
+    confirming: set[asyncio.Task[None]] = set()
     with contextlib.suppress(StopAsyncIteration):
         while True:
-            records = await logs.take(20)
+            records = [r for r in await logs.take(100) if isinstance(r, meshq.OrderedRecord)]
             for r in records:
-                assert isinstance(r, meshq.OrderedRecord)
                 assert r.tenure is not None
                 _say("W", r.partition, r.tenure.lease, r.offset)
-            last = records[-1]
-            assert isinstance(last, meshq.OrderedRecord)
-            assert last.tenure is not None
-            try:
-                await last.ack()
-            except meshq.LeaseLost:
-                _say("L", last.partition, last.tenure.lease, last.offset)
-            except meshq.MeshqError:
-                pass  # whether it counted is not known
-            else:
-                _say("A", last.partition, last.tenure.lease, last.offset)
+            # It goes on meanwhile: what waits for a commit is one acknowledgement, not the work.
+            task = asyncio.create_task(_confirm(records[-1]))
+            confirming.add(task)
+            task.add_done_callback(confirming.discard)
+    await asyncio.gather(*confirming)
+
+
+async def _confirm(last: meshq.OrderedRecord) -> None:
+    assert last.tenure is not None
+    try:
+        await last.ack()
+    except meshq.LeaseLost:
+        _say("L", last.partition, last.tenure.lease, last.offset)
+    except meshq.MeshqError:
+        pass  # whether it counted is not known
+    else:
+        _say("A", last.partition, last.tenure.lease, last.offset)
 
 
 async def _watch(logs: meshq.OrderedSubscription) -> None:

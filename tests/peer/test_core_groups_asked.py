@@ -26,6 +26,7 @@ from meshq.messages import (
     TopicInfo,
 )
 from meshq.peer.core import events as e
+from meshq.peer.core import group_parts
 from meshq.registry import commands
 from meshq.streams.groups.state import decode_state
 from tests.peer.single import WALL_MS, Single, elect, follow
@@ -203,6 +204,27 @@ def test_a_mesh_of_an_older_level_writes_nothing_that_its_older_peers_do_not_kno
     assert where(got(peer)) == [(0, 1, 2)], "as often as it takes"
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"do": "list"},
+        {"do": "list", "after": ["x"]},
+        {"do": "show", "group": "g"},
+        {"do": "show", "group": 7, "topic_id": bytes(16), "version": 0},
+        {"do": "show", "group": "g", "topic_id": bytes(16), "version": 0, "only": ["0"]},
+        {"do": "redrive", "group": "g", "topic_id": bytes(16), "version": 0, "wanted": {"0": "all"}},
+    ],
+)
+def test_what_no_peer_asks_is_refused(args: dict[str, Any]) -> None:
+    peer, info = ready(1)
+    join(peer, info)
+    session = (e.PEERS, b"p")
+    peer.hello(session=session)
+    refused = peer.ask("group.part", session=session, **args)
+    assert (type(refused), refused.name) == (Failure, "UsageError")
+
+
 # ------------------------------------------------------------------------------------------------- redrive
 def test_redrive_hands_dead_letters_out_again_to_their_group_alone_each_once() -> None:
     peer, info = ready(6)
@@ -272,6 +294,20 @@ def test_letters_that_begin_anew_are_not_taken_for_those_that_were_put_back() ->
     assert origins(letters(peer)) == ["t/0@1"]
     assert group("redrive", peer)["partitions"][0]["redriven"] == 1
     assert where(got(peer)) == [(1, 2, 1)]
+
+
+def test_no_more_is_put_back_than_may_be_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer, info = ready(5)
+    join(peer, info, in_flight=5)
+    buried(peer, info, 0, 1, 2, 3, 4)
+    monkeypatch.setattr(group_parts, "GROUP_PENDING_MAX", 2)
+    (row,) = group("redrive", peer)["partitions"]
+    assert (row["redriven"], row["left"]) == (2, 3)
+    (record,) = got(peer)
+    (row,) = group("redrive", peer)["partitions"]
+    assert (row["redriven"], row["left"], row["full"]) == (0, 3, True)
+    assert settle(peer, info, ACK, record) == []
+    assert group("redrive", peer)["partitions"][0]["redriven"] == 2
 
 
 def test_more_questions_than_may_wait_are_refused() -> None:

@@ -12,8 +12,8 @@ from meshq.errors import MeshqError
 from meshq.peer.core import burying
 from meshq.peer.core.burying import Burying
 from meshq.peer.core.desks import Desks, Part
+from meshq.peer.core.group_answers import GroupAnswers
 from meshq.peer.core.group_parts import GroupParts
-from meshq.peer.core.grouping import Grouping
 from meshq.peer.core.slots import Slots
 from meshq.streams.groups import state
 from meshq.streams.groups.desk import QueueDesk
@@ -131,7 +131,7 @@ def keeps_its_leases_at_a_reset(patch: Patch) -> None:
 
 
 def tells_what_no_majority_confirmed(patch: Patch) -> None:
-    patch.setattr(Grouping, "_confirm", lambda self, slot, done, lost: done())
+    patch.setattr(GroupAnswers, "_confirm", lambda self, slot, done, lost: done())
 
 
 def deletes_under_its_members(patch: Patch) -> None:

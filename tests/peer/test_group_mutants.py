@@ -10,7 +10,8 @@ import pytest
 from meshq.peer.core import consuming
 from meshq.peer.core.desks import Desks
 from meshq.streams.groups import desk, state
-from meshq.streams.groups.desk import Hand, QueueDesk
+from meshq.streams.groups.desk import QueueDesk
+from meshq.streams.groups.hands import Hand, Member
 from meshq.streams.groups.state import GroupState, Lease
 from meshq.streams.groups.table import GroupTable
 from meshq.streams.groups.words import Settle, Verdict
@@ -121,7 +122,7 @@ def hands_back_without_a_wait(patch: Patch) -> None:
 
 
 def forgets_its_room(patch: Patch) -> None:
-    patch.setattr(desk.Member, "room", lambda self: 1_000_000)
+    patch.setattr(Member, "room", lambda self: 1_000_000)
 
 
 def keeps_what_was_left(patch: Patch) -> None:

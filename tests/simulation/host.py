@@ -206,7 +206,7 @@ class Host:
             rng=self.rng,
             now=self.local(self.env.now),
             settings=self.settings,
-            rank=(self.number + slot) % 3,
+            ahead=tuple(peer_of((self.number - i - 1) % 6) for i in range((self.number + slot) % 3)),
             supports=self.support.given(),
             supported_by=self.support.got(),
             frozen=self.rolled_back,

@@ -20,7 +20,8 @@ from meshq.peer.core.context import Context
 from meshq.peer.core.declared import Declared
 from meshq.peer.core.draining import PLACEMENT, Draining
 from meshq.peer.core.fanning import FanOut
-from meshq.peer.core.grouping import PART, Grouping
+from meshq.peer.core.group_answers import PART
+from meshq.peer.core.grouping import Grouping
 from meshq.peer.core.health import HEALTH
 from meshq.peer.core.journal import Journal
 from meshq.peer.core.mending import BATCH, Mending
@@ -175,8 +176,8 @@ class Admin:
     def _group_delete(self, session: Session, principal: Principal, message: Ask) -> None:
         self.grouping.on_delete(session, principal, message, self._topic(message))
 
-    def _group_part(self, session: Session, principal: Principal, message: Ask) -> None:
-        self.grouping.on_part(session, principal, message)
+    def _group_part(self, session: Session, _: Principal, message: Ask) -> None:
+        self.grouping.answers.on_part(session, message)
 
     # ------------------------------------------------------------------------------------- changing
     def _topic_create(self, session: Session, _: Principal, message: Ask) -> None:

@@ -57,7 +57,8 @@ from meshq.peer.core.events import SeekTime, TimeSought
 from meshq.peer.core.publishing import check_partition, find_topic, led_slot
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal
-from meshq.streams.groups.desk import Member, QueueDesk
+from meshq.streams.groups.desk import QueueDesk
+from meshq.streams.groups.hands import Member
 from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.table import AnyState, GroupKey
 from meshq.streams.groups.words import Mode, Open, Verdict

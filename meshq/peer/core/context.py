@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from meshq.batch import Buffer
 from meshq.errors import Forbidden, MeshqError
@@ -74,6 +74,7 @@ class Context:
     )  # shown at the door, not registered here
     counters: dict[str, int] = field(default_factory=dict)
     outside: dict[str, int] = field(default_factory=dict)  # what the shell counts, for `status`
+    outbox: dict[str, Any] | None = None  # what waits in that of the program this peer is in, for `status`
     _request: int = 0
     disk: Disk = field(init=False)
     sessions: Sessions = field(init=False)

@@ -73,6 +73,7 @@ from meshq.peer.core.events import (
 )
 from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.fetching import Fetching
+from meshq.peer.core.group_answers import GroupAnswers
 from meshq.peer.core.group_parts import GroupParts
 from meshq.peer.core.grouping import Grouping
 from meshq.peer.core.health import Health
@@ -182,7 +183,10 @@ class PeerCore:
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
             self.mending,
             self.declared,
-            Grouping(ctx, fan_out, self.registrar, GroupParts(ctx, self.slots, self.consuming.desks)),
+            Grouping(
+                ctx, fan_out, self.registrar,
+                GroupAnswers(ctx, GroupParts(ctx, self.slots, self.consuming.desks)),
+            ),
             overview,
         )  # fmt: skip
         self.requests = Requests(self)

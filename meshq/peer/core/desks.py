@@ -24,7 +24,8 @@ from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime
 from meshq.peer.core.leases import Leases
 from meshq.peer.core.slots import Slots
 from meshq.streams.delivery import Fetch
-from meshq.streams.groups.desk import Hand, Member, QueueDesk, Stock, Want
+from meshq.streams.groups.desk import QueueDesk
+from meshq.streams.groups.hands import Hand, Member, Stock, Want
 from meshq.streams.groups.keyed import KeyedDesk
 from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.ordered_state import OrderedState

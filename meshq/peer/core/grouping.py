@@ -25,58 +25,21 @@ from meshq.errors import (
     UsageError,
     from_wire,
 )
-from meshq.ids import SYSTEM_SLOT, PartitionKey, Session, Slot, TopicId
+from meshq.ids import PartitionKey, Session, TopicId
 from meshq.limits import GROUP_QUESTIONS_MAX
 from meshq.messages import Answer, Ask, TopicInfo
 from meshq.peer.core.arguments import text_of
 from meshq.peer.core.context import Context
 from meshq.peer.core.fanning import FanOut
-from meshq.peer.core.group_parts import Facts, GroupParts
+from meshq.peer.core.group_answers import CHANGE_S, LOOK_S, PART, GroupAnswers, merge
+from meshq.peer.core.group_parts import Facts
 from meshq.peer.core.registrar import Registrar
 from meshq.registry.commands import DeleteTopic
 from meshq.security.authorization import Principal
-from meshq.streams.groups.table import GroupKey
 from meshq.topics import check_pattern, dead_letters_of, matches
 
-PART: Final = "group.part"  # asked of every peer: of the partitions it leads
-LOOK_S: Final = 3.0
-CHANGE_S: Final = 10.0
 AGAIN_S: Final = 0.1
-GROUPS_PAGE: Final = 1_000
 Found = dict[int, Facts]  # by partition
-
-
-@dataclass(slots=True, eq=False)
-class _Part:
-    """What one peer is asked of the partitions it leads: `done` gets what is known when the time is up."""
-
-    waiting: set[Any]
-    deadline: float
-    done: Callable[[dict[str, Any]], None]
-    found: dict[str, Any] = field(default_factory=dict)
-
-    def tell(self, what: Any, facts: Any) -> None:
-        if what in self.waiting:
-            self.waiting.discard(what)
-            self.found[str(what)] = facts
-            if not self.waiting:
-                self.done(self.found)
-
-    def skip(self, what: Any) -> None:
-        if what in self.waiting:
-            self.waiting.discard(what)
-            if not self.waiting:
-                self.done(self.found)
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """A read that a majority has confirmed, of state that is not applied here yet."""
-
-    slot: Slot
-    index: int
-    done: Callable[[], None]
-    lost: Callable[[], None]
 
 
 @dataclass
@@ -84,10 +47,8 @@ class Grouping:
     ctx: Context
     fan_out: FanOut
     registrar: Registrar
-    parts: GroupParts
-    _open: dict[_Part, None] = field(default_factory=dict)  # GROUP_QUESTIONS_MAX; each ends by its deadline
-    _waiting: list[_Waiting] = field(default_factory=list)
-    _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)  # one a question that waits
+    answers: GroupAnswers
+    _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)  # GROUP_QUESTIONS_MAX
 
     # ------------------------------------------------------------------------------------ whole groups
     def on_show(self, session: Session, principal: Principal, message: Ask, info: TopicInfo) -> None:
@@ -103,7 +64,7 @@ class Grouping:
     def on_reset(self, session: Session, _: Principal, message: Ask, info: TopicInfo) -> None:
         group = _group_of(message)
         kept = {k: v for k, v in message.args.items() if k in ("to", "value", "dry_run")}
-        self.parts.check_reset(kept)
+        self.answers.parts.check_reset(kept)
 
         def done(found: Found) -> None:
             self._answer(session, message, info, group, _shown(found))
@@ -165,7 +126,8 @@ class Grouping:
 
     def _check_room(self) -> None:
         """Raises: Overloaded."""
-        if len(self._open) + len(self._later) >= GROUP_QUESTIONS_MAX:
+        self.answers.check_room()
+        if len(self._later) >= GROUP_QUESTIONS_MAX:
             raise Overloaded("as many questions about groups wait here as may", retry_after_ms=200)
 
     def _ask(
@@ -240,7 +202,7 @@ class Grouping:
             self.fan_out.ask(PART, args, came, within_s=within_s)
         except MeshqError:
             came([])  # they are asked again, or said to be missing
-        self._begin(args, lambda found: came([found]), within_s)
+        self.answers.begin(args, lambda found: came([found]), within_s)
 
     # ---------------------------------------------------------------------------------- all of them
     def on_groups(self, session: Session, principal: Principal, message: Ask) -> None:
@@ -278,99 +240,12 @@ class Grouping:
 
         ask(LOOK_S)
 
-    # ------------------------------------------------------------------------------ as one of the leaders
-    def on_part(self, session: Session, _: Principal, message: Ask) -> None:
-        """Another peer asks. Raises: UsageError, Overloaded."""
-        self._check_room()
-        within_s = LOOK_S if message.args.get("do") in ("show", "list") else CHANGE_S
-        self._begin(message.args, lambda x: self.ctx.send(session, Answer(message.request, x)), within_s)
-
-    def _begin(self, args: dict[str, Any], done: Callable[[dict[str, Any]], None], within_s: float) -> None:
-        slots = self.parts.slots
-        by_slot: dict[Slot, list[Any]] = {}
-        info = self.ctx.topic(args.get("topic_id", b""))
-        if args["do"] == "list":
-            listed, after = done, tuple(args["after"])
-            done = lambda found: listed(page(found, after))  # noqa: E731
-            by_slot = {h.slot: [h.slot] for h in slots.led() if h.slot != SYSTEM_SLOT}
-        elif info is not None and info.version >= args.get("version", 0):
-            for p in args.get("only") or range(info.partitions):
-                slot = self.ctx.slot_of(PartitionKey(TopicId(info.topic_id), p))
-                if slot in slots.hosts and slots.hosts[slot].leads:
-                    by_slot.setdefault(slot, []).append(p)
-        part = _Part({x for xs in by_slot.values() for x in xs}, self.ctx.now + within_s, done)
-        if not part.waiting:
-            done({})
-            return
-        self._open[part] = None
-        for slot, whats in by_slot.items():
-
-            def confirmed(slot: Slot = slot, whats: list[Any] = whats) -> None:
-                for what in whats:
-                    self._look(part, args, info, slot, what)
-
-            def lost(whats: list[Any] = whats) -> None:
-                for what in whats:
-                    part.skip(what)
-
-            self._confirm(slot, confirmed, lost)
-
-    def _confirm(self, slot: Slot, done: Callable[[], None], lost: Callable[[], None]) -> None:
-        """When a majority has said that this peer leads the slot, and what was decided then is applied.
-        `lost`: it does not lead it (any more); whoever does answers.
-        """
-
-        def read(index: int | None) -> None:
-            if index is None:
-                lost()
-                return
-            self._waiting.append(_Waiting(slot, index, done, lost))
-            self._look_at_waiting()
-
-        try:
-            self.parts.slots.read(slot, read)
-        except MeshqError:
-            lost()
-
-    def _look_at_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for w in waiting:
-            host = self.parts.slots.hosts.get(w.slot)
-            if host is None or not host.leads:
-                w.lost()
-            elif host.stream.applied_index >= w.index:
-                w.done()
-            else:
-                self._waiting.append(w)
-
-    def _look(self, part: _Part, args: dict[str, Any], info: TopicInfo | None, slot: Slot, what: Any) -> None:
-        def tell(facts: Any) -> None:
-            if isinstance(facts, MeshqError):
-                facts = {"failed": [facts.status, type(facts).__name__, str(facts)]}
-            part.tell(what, facts)
-
-        try:
-            if info is None:
-                tell(self.parts.listed(slot))
-                return
-            key = GroupKey(PartitionKey(TopicId(info.topic_id), what), args["group"])
-            self.parts.do(args, info, slot, key, tell)
-        except MeshqError as e:
-            tell(e)
-
     def tick(self) -> None:
-        self._look_at_waiting()
+        self.answers.tick()
         due = [call for at, call in self._later if at <= self.ctx.now]
         self._later = [x for x in self._later if x[0] > self.ctx.now]
         for call in due:
             call()
-        for part in list(self._open):
-            if not part.waiting:
-                del self._open[part]
-            elif self.ctx.now >= part.deadline:
-                del self._open[part]
-                part.waiting.clear()
-                part.done(part.found)
 
 
 def _group_of(message: Ask) -> str:
@@ -388,26 +263,3 @@ def _shown(found: Found) -> list[Facts]:
 
 def _some(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
-
-
-def merge(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Rows of one group as one."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        old = found.get((row["topic"], row["group"]))
-        if old is None:
-            found[row["topic"], row["group"]] = dict(row)
-        else:
-            old["members"] = max(old["members"], row["members"])  # the same ones in every partition
-            for name in ("partitions", "lag", "dead"):
-                old[name] += row[name]
-    return found
-
-
-def page(found: dict[str, Any], after: tuple[str, ...]) -> dict[str, Any]:
-    """Of what a peer has listed by slot: the first groups behind a place. `last`: there are more."""
-    merged = merge(row for rows in found.values() for row in rows)
-    keys = sorted(k for k in merged if k > after)
-    last = list(keys[GROUPS_PAGE - 1]) if len(keys) > GROUPS_PAGE else None
-    rows = [merged[k] for k in keys[:GROUPS_PAGE]]
-    return {"slots": sorted(map(int, found)), "rows": rows, "last": last}

@@ -52,6 +52,7 @@ class Overview:
             "topics": len(registry.topics),
             "clock": self.clocks.facts(self._records_ahead_ms()),
             "disk": {"room_bytes": self.ctx.disk.room_bytes, "pending_bytes": self.ctx.disk.pending_bytes},
+            "outbox": self.ctx.outbox,
             "sessions": len(self.ctx.sessions.states),
             "readers": self.ctx.deliveries.count(),
             "counters": dict(sorted((self.ctx.counters | self.ctx.outside).items())),

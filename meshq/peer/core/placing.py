@@ -6,6 +6,7 @@ The ring says where data slots live; the system slot has members of its own (rep
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from meshq.errors import MeshqError
 from meshq.ids import SYSTEM_SLOT, PeerId, Slot
@@ -117,9 +118,11 @@ class Placing:
         """Who campaigns first. With a full disk after the others, and yet: its log may be the longest."""
         me = self.ctx.me.peer
         for host in self.slots.hosts.values():
-            order = self.wanted.get(host.slot, ())
-            rank = order.index(me) if me in order else len(order)
-            host.replica.set_rank(rank + len(order) * (me in self._unfit))
+            order = self.wanted.get(host.slot)
+            ahead = order and tuple(takewhile(lambda peer: peer != me, order))
+            if order and me in self._unfit:
+                ahead = tuple(peer for peer in order if peer != me)
+            host.replica.set_ahead(ahead)
 
     def _situation(self, host: Host) -> Situation:
         r = host.replica

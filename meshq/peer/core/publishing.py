@@ -20,6 +20,7 @@ from meshq.errors import (
     Unavailable,
 )
 from meshq.ids import PartitionKey, Session, Slot, TopicId
+from meshq.levels import OUTBOXES
 from meshq.limits import PRODUCE_BYTES_MAX
 from meshq.messages import ACKS_QUORUM, Produce, ProduceItem, TopicInfo
 from meshq.peer.core.context import Context
@@ -69,6 +70,9 @@ class Publishing:
         partition = PartitionKey(TopicId(item.topic_id), item.partition)
         slot = led_slot(self.ctx, self.slots, partition)
         header = batch.check(payload, record_bytes_max=info.record_bytes_max)
+        if header.producer_epoch and self.ctx.registry.level < OUTBOXES:
+            text = f"outboxes need feature level {OUTBOXES}, and this mesh has {self.ctx.registry.level}"
+            raise Unavailable(f"{text}: `meshq upgrade`", retry_after_ms=5_000)  # they can wait for that
         self.receipts.check(slot, info)
         ref = session, item.request
         done = self.slots.publish(

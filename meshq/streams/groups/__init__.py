@@ -5,6 +5,8 @@ words.py       what a GROUP entry says
 state.py       one group in one partition, as the log tells it
 table.py       the groups of a slot, and their rows on disk
 backoff.py     how long a record waits before it is handed out again
+letters.py     dead letters: what is written of a record, and where one is from
+hands.py       what desks work with: members, batches in hand, what to fetch and to push
 desk.py        the leader's side: who gets what, and what is not acknowledged in time
 keyed.py       the same in a keyed group: what waits because its key is busy
 

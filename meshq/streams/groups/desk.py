@@ -18,14 +18,12 @@ from itertools import groupby
 from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from meshq.batch import Buffer
 from meshq.entries import StoredBatch
-from meshq.ids import Ref
 from meshq.limits import GROUP_PENDING_MAX, MIB
 from meshq.streams.groups.backoff import redelivery_delay_ms
+from meshq.streams.groups.hands import Allotted, Hand, Member, Stock, Want
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import GroupState
-from meshq.streams.groups.table import GroupKey
 from meshq.streams.groups.words import LEADER, Grant, Leased, Op, Open, Range, Redrive, Reset, Settle, Verdict
 
 if TYPE_CHECKING:
@@ -35,66 +33,12 @@ STOCK_BYTES: int = MIB  # batches in hand for one desk; a single one may be larg
 RANGES_MAX = 1_024  # in one proposal; the rest goes into the next one
 
 
-@dataclass(slots=True, eq=False)
-class Member:
-    """One subscription of one connection, at all desks of this peer that it stands at."""
-
-    ref: Ref
-    id: bytes
-    records_max: int
-    bytes_max: int
-    keys: set[GroupKey] = field(default_factory=set)  # these desks
-    records: int = 0  # handed out and not settled
-    bytes: float = 0.0
-    heard: float = 0.0  # when it last said anything
-    was_silent: bool = False  # for too long: its group goes on without it until it says something
-
-    def room(self) -> int:
-        if self.was_silent:
-            return 0
-        return max(self.records_max - self.records, 0) if self.bytes < self.bytes_max else 0
-
-
-class Stock(NamedTuple):
-    """A batch in hand."""
-
-    base_offset: int
-    end: int
-    timestamp_ms: int
-    data: Buffer
-
-
 class _Held(NamedTuple):
     """Until when records are leased; inf: their return is proposed. `size`: bytes of each."""
 
     until: float
     member: bytes
     size: float
-
-
-class Allotted(NamedTuple):
-    member: Member
-    batch: Stock
-    first: int
-    end: int
-
-
-class Want(NamedTuple):
-    """Effect: batches from `offset` on are to be fetched. `again`: because records of them came back."""
-
-    offset: int
-    end: int
-    bytes_max: int
-    again: bool
-
-
-class Hand(NamedTuple):
-    """Effect: records of a batch go to a member: [first, end) and how often each was handed out."""
-
-    member: Member
-    batch: Stock
-    ranges: tuple[tuple[int, int, int], ...]
-    lease: int
 
 
 @dataclass(slots=True, eq=False)

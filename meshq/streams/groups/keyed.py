@@ -21,16 +21,8 @@ from typing import Final
 from meshq.batch import Buffer, read_records
 from meshq.entries import StoredBatch
 from meshq.limits import GROUP_PENDING_MAX
-from meshq.streams.groups.desk import (
-    RANGES_MAX,
-    STOCK_BYTES,
-    Allotted,
-    Hand,
-    Member,
-    QueueDesk,
-    Stock,
-    Want,
-)
+from meshq.streams.groups.desk import RANGES_MAX, STOCK_BYTES, QueueDesk
+from meshq.streams.groups.hands import Allotted, Hand, Member, Stock, Want
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.words import Grant, Op, Open, Pass, Range, Redrive, Settle, Verdict
 

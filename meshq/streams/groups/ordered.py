@@ -19,7 +19,7 @@ from math import inf
 from typing import NamedTuple
 
 from meshq.entries import StoredBatch
-from meshq.streams.groups.desk import Hand, Member, Stock, Want
+from meshq.streams.groups.hands import Hand, Member, Stock, Want
 from meshq.streams.groups.intervals import OFFSETS_END
 from meshq.streams.groups.ordered_state import OrderedState
 from meshq.streams.groups.roster import Roster

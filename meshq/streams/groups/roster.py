@@ -16,7 +16,7 @@ from math import inf
 from typing import Final
 
 from meshq.streams.groups.assignment import assign
-from meshq.streams.groups.desk import Member
+from meshq.streams.groups.hands import Member
 from meshq.streams.groups.table import GroupKey
 
 GATHERING_S: Final = 1.0  # a new leader takes from no holder before
