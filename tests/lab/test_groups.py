@@ -22,7 +22,7 @@ import pytest
 
 from tests.lab.conftest import Report
 from tests.lab.members import Crew, Member, faults
-from tests.lab.mesh import LabMesh, lab_mesh
+from tests.lab.mesh import MESHQ, LabMesh, lab_mesh
 from tests.lab.network import Host, Network, why_not
 from tests.peers import environment
 
@@ -153,6 +153,7 @@ def group_of(where: Path, members: int, partitions: int, hosts: int) -> Iterator
     with Network(3 + hosts + 1) as net, lab_mesh(where, 3, network=net) as mesh:
         credentials = where / "app.meshq"
         first = mesh.peers[0]
+        mesh.wait("the mesh is whole", lambda: is_whole(mesh), 60)
         can = ("--publish", "#", "--subscribe", "#")
         first.meshq("client", "add", "app", *can, "--out", str(credentials))
         first.meshq("topic", "create", TOPIC, "--partitions", str(partitions))
@@ -168,6 +169,16 @@ def group_of(where: Path, members: int, partitions: int, hosts: int) -> Iterator
             crew.start(group.hosts[len(crew.members) % hosts])
         group.shared_out()
         yield group
+
+
+def is_whole(mesh: LabMesh) -> bool:
+    """Whether every slot is led and has all its copies, as each peer sees it."""
+    for peer in mesh.peers:
+        done = peer.host.run(*MESHQ, "status", "--json", "--data", peer.data, check=False)
+        slots = json.loads(done.stdout)["slots"] if done.returncode == 0 else None
+        if slots is None or any(slots[k] for k in ("leaderless", "under_replicated", "moving")):
+            return False
+    return True
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ class Disk:
     waiting: list[Write] = field(default_factory=list)
     full: bool = False
     room: int = 1 << 40  # for records
+    refuses: bool = False  # a write failed, and until the peer has heard of it all others do
     id: bytes = GENESIS_DISK
     epoch: int = 0
     damaged: set[tuple[Slot, int]] = field(default_factory=set)  # entries that cannot be read

@@ -376,6 +376,21 @@ def test_what_a_dead_member_had_is_with_others_within_its_timeout_and_a_second(s
 
 
 @pytest.mark.parametrize("seed", range(4))
+def test_what_a_member_had_that_stands_still_is_with_others_in_the_same_time(seed: int) -> None:
+    world, history, members, _, _ = settled(seed)
+    members[0].pause(TIMEOUT_MS / 1000 + 2)
+
+    def others_have_it() -> bool:
+        held = {p for m in members[1:] for p, t in m.tenures.items() if not t.revoked}
+        return held == set(range(PARTITIONS))
+
+    assert seconds_until(world, others_have_it) <= TIMEOUT_MS / 1000 + 1
+    world.run_for(3.0)
+    assert seconds_until(world, lambda: is_shared_out(members)) <= 1.0, "it is one of them again"
+    check(history)
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_partitions_led_by_a_peer_that_dies_are_worked_on_again_within_two_seconds(seed: int) -> None:
     world, history, members, writer, info = settled(seed)
     keys = [PartitionKey(TopicId(info.topic_id), p) for p in range(PARTITIONS)]

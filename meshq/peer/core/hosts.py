@@ -23,7 +23,7 @@ from meshq.replication.machine import Replica
 from meshq.replication.quorum import Config
 from meshq.replication.saved import restored
 from meshq.replication.state import Settings
-from meshq.replication.words import Item
+from meshq.replication.words import GENESIS, Item, Position
 from meshq.streams.slot import SlotStream
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Host:
     marks: deque[tuple[int, int]] = field(default_factory=deque)  # (applied index, log bytes up to it)
     log_bytes: int = 0  # that were applied since the start
     is_emptied: bool = False  # a write that leaves nothing of it is on its way
+    trimming: Position = GENESIS  # up to where the log is trimmed, on disk or on its way there
     damaged_below: int = 0  # entries below are unreadable: not to be kept for others
     members: Config | None = None  # that were last told of
     kept: Kept = field(default_factory=Kept)  # payloads, at a witness

@@ -18,7 +18,7 @@ from meshq.limits import LOG_BYTES_MAX, LOG_ENTRIES_KEPT, LOG_ENTRIES_MAX
 from meshq.peer.core.witnessing import Kept
 from meshq.replication import words
 from meshq.replication.saved import hard_row, replica_row
-from meshq.replication.words import Item, Position, Role
+from meshq.replication.words import GENESIS, Item, Position, Role
 from meshq.streams.publish import payload_key_of, payload_of
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Saving:
     def checkpoint_all(self) -> None:
         for host in self.slots.hosts.values():
             behind = host.stream.is_dirty or host.stream.applied_index > host.checkpointed
-            if behind or (host.replica.is_witness and Kept.trim_to(host.replica)):
+            if behind or (host.replica.is_witness and Kept.trim_to(host.replica, _start(host).index + 1)):
                 self.checkpoint(host)
 
     def checkpoint(self, host: Host) -> None:
@@ -108,7 +108,8 @@ class Saving:
         keep_from = self._trim_to(host, applied)
         before = keep_from - 1
         there = log.position(before) or Position(before, log.term_at(before) or 0, b"")
-        start = there if keep_from else log.start
+        start = there if keep_from else _start(host)
+        host.trimming = start
         rows = (*host.stream.take_rows(), replica_row(log, applied, host.replica.settled_config, start=start))
         host.checkpointed = applied
         witness = host.replica.is_witness
@@ -122,6 +123,7 @@ class Saving:
                 self.slots.out += host.kept.let_go(host.replica)
 
         def failed(_: MeshqError) -> None:
+            host.trimming = GENESIS
             host.stream.mark_again(key for key, _ in rows)
             host.kept.give_back(ends)
 
@@ -140,8 +142,7 @@ class Saving:
         if host.slot == SYSTEM_SLOT:
             return 0  # the log is the registry
         if host.replica.is_witness:
-            return Kept.trim_to(host.replica)
-        log = host.replica.log
+            return Kept.trim_to(host.replica, _start(host).index + 1)
         keep_from = applied - LOG_ENTRIES_KEPT + 1
         if host.replica.role is Role.LEADER:
             lacking = [m + 1 for m in host.replica.match().values()]
@@ -152,7 +153,12 @@ class Saving:
         while len(host.marks) > 1 and host.marks[1][0] < keep_from:
             host.marks.popleft()
         keep_from = min(max(keep_from, host.damaged_below), applied + 1)
-        return keep_from if keep_from > log.first_index else 0
+        return keep_from if keep_from > _start(host).index + 1 else 0
+
+
+def _start(host: Host) -> Position:
+    """Where the log begins once all that is on its way to disk is there; a slow disk has several to do."""
+    return max(host.trimming, host.replica.log.start, key=lambda p: p.index)
 
 
 def _keys(items: Collection[Item]) -> Iterator[PayloadKey]:

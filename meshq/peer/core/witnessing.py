@@ -67,8 +67,7 @@ class Kept:
         return [DeletePayloads(replica.slot, partition, end) for partition, end in gone.items()]
 
     @staticmethod
-    def trim_to(replica: Replica) -> int:
-        """The first entry to keep, or 0."""
-        first = replica.log.first_index
+    def trim_to(replica: Replica, first: int) -> int:
+        """The first entry to keep of a log that begins at `first`, or 0."""
         keep_from = min(replica.everywhere + 1, first + TRIM_MAX)
         return keep_from if keep_from > first else 0
