@@ -13,15 +13,16 @@ import random
 import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from meshq import messages
 from meshq.batch import RawRecord, read_header, read_records
 from meshq.client import facts
 from meshq.client.core import ClientCore
-from meshq.entries import PayloadCorrupt, StoredBatch
+from meshq.entries import Entry, PayloadCorrupt, StoredBatch
 from meshq.errors import DiskFull, MeshqError, StoreCorrupt, StoreError
-from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId
+from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Slot
 from meshq.levels import LEVEL_KNOWN
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
@@ -34,6 +35,7 @@ from meshq.replication.words import Item, LogRead
 from meshq.security.authority import Authority
 from meshq.security.certificates import WITNESS, Certificate, issue
 from meshq.security.identity import Identity
+from meshq.streams.publish import payload_key_of
 from tests.peer.disk import Disk
 
 WALL_MS = 1_700_000_000_000
@@ -363,6 +365,8 @@ class Host:
                     self.world.at(0.001, lambda p=effect.peer: self._link(p, run))
                 case e.CloseLink():
                     self._let_go(effect.peer)
+                case e.SurveyBatches():
+                    self.world.at(0.0005, lambda x=effect: self._survey(x, run))
                 case e.DeletePayloads():
                     self.world.at(self.world.rng.uniform(0.001, 0.1), lambda x=effect: self._delete(x, run))
                 case e.PeerLeft():
@@ -402,8 +406,9 @@ class Host:
 
     def _read_log(self, read: e.ReadSlotLog, run: int) -> None:
         found, damage = list[Item](), None
+        has_gone = partial(self._is_without, read.slot)
         try:
-            found = read_log(self.disk, read.slot, read.prev.index + 1, read.bytes_max)  # type: ignore[arg-type]
+            found = read_log(self.disk, read.slot, read.prev.index + 1, read.bytes_max, has_gone)  # type: ignore[arg-type]
         except StoreCorrupt as why:
             damage = why
         self._answer(run, e.SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(found)), damage))
@@ -419,6 +424,16 @@ class Host:
         except PayloadCorrupt as why:
             damage = why
         self._answer(run, e.PayloadsRead(read.slot, read.to, tuple(found), complete, damage))
+
+    def _is_without(self, slot: Slot, entry: Entry) -> bool:
+        """As DiskShell knows it."""
+        slots, key = self.core.slots, payload_key_of(entry)
+        there = key is not None and slots.was_rewritten(slot, entry)
+        return slots.has_gone(slot, entry) or (there and key is not None and self.disk.is_compacted(key))
+
+    def _survey(self, s: e.SurveyBatches, run: int) -> None:
+        marks = self.disk.survey(s.partition, s.offset, count_max=s.count_max)
+        self._answer(run, e.BatchesSurveyed(s.slot, s.partition, s.offset, marks))
 
     def _seek(self, seek: e.SeekTime, run: int) -> None:
         stored = sorted(self.disk.payloads[seek.partition], key=lambda p: p.base_offset)
@@ -464,12 +479,11 @@ class Host:
             next(h for h in self.world.hosts if h.identity.peer_id == peer).pipes.pop(session, None)
 
     def _delete(self, effect: e.DeletePayloads, run: int) -> None:
-        if self.up and run == self.run and effect.below is not None:
-            kept = [p for p in self.disk.payloads[effect.partition] if p.base_offset + p.count > effect.below]
-            self.disk.payloads[effect.partition] = kept
-        elif self.up and run == self.run:
-            self.disk.payloads.pop(effect.partition, None)
-            self.tell(e.PayloadsDeleted(effect.slot, effect.partition))
+        if self.up and run == self.run:
+            below = 1 << 63 if effect.below is None else effect.below
+            stored = self.disk.payloads[effect.partition]
+            stored[:] = [p for p in stored if p.base_offset + p.count > below]
+            self.tell(e.PayloadsDeleted(effect.slot, effect.partition, effect.below))
 
     def drop_session(self, session: tuple[str, bytes]) -> None:
         self.pipes.pop(session, None)
@@ -516,6 +530,7 @@ class Client:
         self.doubts: dict[int, Any] = {}
         self.read: dict[tuple[str, int], list[tuple[int, bytes]]] = defaultdict(list)  # offset and value
         self.ended: list[Any] = []
+        self.expired: list[facts.TellExpired] = []
         self._links: dict[bytes, tuple[Pipe, Pipe, Host, tuple[str, bytes]]] = {}
         self._tickets = itertools.count(1)
         self._timer = 0.0
@@ -560,10 +575,15 @@ class Client:
                 self.doubts[effect.ticket] = effect.error
             case facts.Hand():
                 self.on_hand(effect)
+            case facts.TellExpired():
+                self.on_expired(effect)
             case facts.EndSubscription():
                 self.ended.append(effect.error)
             case _:
                 pass
+
+    def on_expired(self, told: facts.TellExpired) -> None:
+        self.expired.append(told)
 
     def on_hand(self, hand: facts.Hand) -> None:
         """The application reads the new records of a batch, and is through with them a little later."""

@@ -22,7 +22,8 @@ from meshq.replication import words
 from meshq.replication.quorum import Node
 from meshq.replication.saved import meta_of
 from meshq.replication.words import SnapshotMeta
-from meshq.streams.slot import PartitionState, is_shared, partition_states
+from meshq.streams.rows import is_shared
+from meshq.streams.slot import PartitionState, partition_states
 
 if TYPE_CHECKING:
     from meshq.peer.core.hosts import Host
@@ -161,7 +162,11 @@ class Sending:
     def _ranges(
         self, host: Host, order: words.ReadSnapshot, image: Image, position: int
     ) -> tuple[tuple[int, int, int], ...]:
-        """(part, offset, end) of what batches follow, in up to RANGES_MAX partitions; for a witness, none."""
+        """(part, offset, end) of what batches follow, in up to RANGES_MAX partitions; for a witness, none.
+
+        What went by retention or with its topic since the image was made is left out. The entry that says so
+        is in the log behind the image, and committed: who gets this knows it before it serves anybody.
+        """
         if order.to in host.replica.config.witnesses:
             return ()
         part, offset = part_of(position)
@@ -169,8 +174,9 @@ class Sending:
         if part == 0:
             part, offset = 1, 0
         while part <= len(image.partitions) and len(found) < RANGES_MAX:
-            state = image.partitions[part - 1][1]
-            start = max(offset, state.low)
+            partition, state = image.partitions[part - 1]
+            live = host.stream.partitions.get(partition)
+            start = max(offset, state.low, live.low) if live is not None else state.end
             if start < state.end:
                 found.append((part, start, state.end))
             part, offset = part + 1, 0
