@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Protocol, assert_never
 
+from msgspec.structs import replace
+
 from meshq.errors import MeshqError, Overloaded, Refused, SecurityError, TopicExists, TopicGone, UsageError
 from meshq.ids import MeshId, PeerId, TopicId, peer_id_of
 from meshq.levels import LEVEL_KNOWN
 from meshq.limits import CLIENTS_MAX, LEFT_PEERS_KEPT, PEERS_MAX, TOPICS_MAX
-from meshq.messages import TopicInfo
+from meshq.messages import Retain, TopicInfo
 from meshq.registry.commands import (
     LEAVING,
     LEFT,
@@ -360,8 +362,9 @@ class Registry:
         self._check_create(command)
         topic_id = TopicId(command.topic_id)
         info = TopicInfo(
-            command.name, topic_id, command.partitions, index, command.record_bytes_max, command.copies_min
-        )
+            command.name, topic_id, command.partitions, index, command.record_bytes_max, command.copies_min,
+            command.retain,
+        )  # fmt: skip
         insort(self._names, command.name)
         return [self._keep(info)]
 
@@ -379,7 +382,8 @@ class Registry:
         partitions = command.partitions or old.partitions
         size = command.record_bytes_max or old.record_bytes_max
         copies = command.copies_min or old.copies_min
-        return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size, copies))]
+        retain = _retained(old.retain, command)
+        return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size, copies, retain))]
 
     def _note_set(self, change: bytes, index: int) -> None:
         if change:
@@ -416,3 +420,15 @@ class Registry:
         self.topics[TopicId(info.topic_id)] = info
         self._by_name[info.name] = info
         return TopicChanged(info)
+
+
+def _retained(old: Retain, command: SetTopic) -> Retain:
+    """With what the command names."""
+    named = {
+        "age_ms": command.retain_age_ms,
+        "bytes": command.retain_bytes,
+        "records": command.retain_records,
+        "compact": command.compact,
+        "tombstone_age_ms": command.tombstone_age_ms,
+    }
+    return replace(old, **{name: value for name, value in named.items() if value is not None})

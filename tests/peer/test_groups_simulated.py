@@ -28,6 +28,7 @@ class History:
     handed: dict[Place, list[int]] = field(default_factory=lambda: defaultdict(list))  # attempts
     leases: dict[Place, set[int]] = field(default_factory=lambda: defaultdict(set))
     done: set[Place] = field(default_factory=set)  # the acknowledgement has returned
+    under: dict[Place, int] = field(default_factory=dict)  # ... for a record held under this lease
     unknown: set[Place] = field(default_factory=set)
     seen_again: list[Place] = field(default_factory=list)
     era: int = 0  # what was said in another one may count or not: the group was reset
@@ -36,6 +37,7 @@ class History:
         self.era += 1
         self.unknown |= self.done
         self.done.clear()
+        self.under.clear()
 
 
 class Worker(Client):
@@ -63,7 +65,8 @@ class Worker(Client):
         for first, end, attempts in hand.leased.ranges:
             for offset in range(first, end):
                 place = (hand.partition, offset)
-                if place in self.history.done:
+                # One that was handed out before and comes later was held up on its way.
+                if place in self.history.done and hand.leased.lease > self.history.under[place]:
                     self.history.seen_again.append(place)
                 self.history.handed[place].append(attempts)
                 self.history.leases[place].add(hand.leased.lease)
@@ -88,17 +91,18 @@ class Worker(Client):
         event = facts.RecordsSettled(0, sub, leased.topic_id, partition, verdict, ranges, delay, 0)
         ticket = self.ask(lambda t, d: facts.RecordsSettled(t, *_rest(event), d), 5.0)  # type: ignore[arg-type]
         if verdict == ACK:
-            self.on_result(ticket, place, self.history.era)
+            self.on_result(ticket, place, leased.lease, self.history.era)
 
-    def on_result(self, ticket: int, place: Place, era: int) -> None:
+    def on_result(self, ticket: int, place: Place, lease: int, era: int) -> None:
         if ticket not in self.results:
-            self.world.at(0.005, lambda: self.on_result(ticket, place, era))
+            self.world.at(0.005, lambda: self.on_result(ticket, place, lease, era))
             return
         result = self.results[ticket]
         if isinstance(result, MeshqError) or era != self.history.era:
             self.history.unknown.add(place)
         elif not result:
             self.history.done.add(place)
+            self.history.under.setdefault(place, lease)
 
 
 def _rest(event: facts.RecordsSettled) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.peer import test_all_faults as faults
 from tests.peer import test_exactly_once as once
 from tests.peer import test_groups_simulated as queues
 from tests.peer import test_keyed_simulated as keyed
@@ -45,3 +46,12 @@ def test_two_thousand_schedules_of_ordered_groups() -> None:
 def test_five_hundred_schedules_of_keyed_groups() -> None:
     for seed in range(500):
         keyed.check(seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("little", (False, True))
+def test_a_thousand_schedules_under_all_faults(little: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if little:
+        snapshots.squeeze(monkeypatch.setattr)
+    for seed in range(100, 600):
+        faults.check_seed(seed)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import Phase, find, settings
 
 from meshq.errors import MeshqError
+from meshq.peer.core.mending import Mending
 from meshq.peer.core.reading import Reading
 from meshq.peer.core.receipts import Receipts
 from meshq.peer.core.slots import Slots
@@ -21,7 +22,7 @@ from meshq.streams.delivery import Deliveries
 from meshq.streams.producers import BatchReceipt, ProducerTable
 from meshq.streams.publish import payload_of
 from meshq.streams.slot import SlotStream, Stored
-from tests.peer import test_exactly_once, test_readers
+from tests.peer import disk, test_all_faults, test_exactly_once, test_readers
 from tests.streams import test_delivery, test_slot
 
 SEEDS = 60
@@ -168,6 +169,17 @@ def leaves_sessions_behind(patch: Patch) -> None:
     patch.setattr(Deliveries, "on_session_gone", lambda self, session: None)
 
 
+# ---------------------------------------------------------------------------------------------------- mending
+def hands_on_what_is_damaged(patch: Patch) -> None:
+    """A batch's checksums are not looked at when it is read."""
+    patch.setattr(disk, "fault_of", lambda data, key: "")
+
+
+def leaves_damage_as_it_is(patch: Patch) -> None:
+    """What another replica has is not put in place of what is damaged here."""
+    patch.setattr(Mending, "_write", lambda self, mend, spot, whole: self._settle(spot, None))
+
+
 # ------------------------------------------------------------------------------------------------------ state
 def saves_no_producers(patch: Patch) -> None:
     take_rows = SlotStream.take_rows
@@ -195,6 +207,7 @@ WORLD: list[tuple[Callable[[Patch], None], Callable[[int], None]]] = [
         )
     ),
     *((mutant, test_readers.check_seed) for mutant in (skips_after_a_reread, wakes_nobody)),
+    *((mutant, test_all_faults.check_seed) for mutant in (hands_on_what_is_damaged, leaves_damage_as_it_is)),
 ]
 MODELS: list[tuple[Callable[[Patch], None], Any, Callable[[Any], None]]] = [
     (takes_void_fetches, test_delivery.STEPS, test_delivery.play),

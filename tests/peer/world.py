@@ -11,17 +11,18 @@ import heapq
 import itertools
 import random
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from meshq import messages
 from meshq.batch import RawRecord, read_header, read_records
 from meshq.client import facts
 from meshq.client.core import ClientCore
-from meshq.entries import PayloadCorrupt, StoredBatch
+from meshq.entries import Entry, PayloadCorrupt, StoredBatch
 from meshq.errors import DiskFull, MeshqError, StoreCorrupt, StoreError
-from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId
+from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Slot
 from meshq.levels import LEVEL_KNOWN
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
@@ -34,10 +35,13 @@ from meshq.replication.words import Item, LogRead
 from meshq.security.authority import Authority
 from meshq.security.certificates import Certificate, issue
 from meshq.security.identity import Identity
+from meshq.streams.publish import payload_key_of
 from tests.peer.disk import Disk
 
 WALL_MS = 1_700_000_000_000
 ROOM = 1 << 40
+RESENT_S = 0.02
+UNANSWERED_S = 1.0  # before a connection that nobody answers is given up
 
 
 class World:
@@ -56,6 +60,8 @@ class World:
         self.trace = 0  # of all that was sent, and when
         self.wall_offset_ms = 0  # everybody's wall clock was set
         self.clients: list[Client] = []
+        self.tcp_cut: set[tuple[str, str]] = set()  # hosts by name, a direction each
+        self.udp_cut: set[tuple[str, str]] = set()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self.authority = Authority(self.rng.randbytes(32))
@@ -110,23 +116,38 @@ class World:
     def wall_ms(self) -> int:
         return WALL_MS + int(self.now * 1000) + self.wall_offset_ms
 
+    @staticmethod
+    def is_cut(cut: set[tuple[str, str]], a: Identity, b: Identity) -> bool:
+        """In one direction at least."""
+        return (a.name, b.name) in cut or (b.name, a.name) in cut
+
     def host_of(self, key: bytes) -> Host:
         return next(h for h in self.hosts if h.identity.curve_public == key)
 
 
 class Pipe:
-    """One direction of a connection: in order, each with its own delay, nothing after `broken`."""
+    """One direction of a connection: in order, each with its own delay, nothing after `broken`. While that
+    direction is cut it is held up, as TCP would send it again.
+    """
 
-    def __init__(self, world: World, deliver: Callable[..., None]) -> None:
-        self.world, self.deliver = world, deliver
+    def __init__(self, world: World, way: tuple[str, str], deliver: Callable[..., None]) -> None:
+        self.world, self.way, self.deliver = world, way, deliver
         self.broken = False
         self._last = 0.0
+        self._sent: deque[tuple[Any, ...]] = deque()
 
     def send(self, *args: Any) -> None:
         at = max(self._last, self.world.now + self.world.rng.uniform(0.0001, 0.01))
         self._last = at
         self.world.note(*args)
-        self.world.at(at - self.world.now, lambda: None if self.broken else self.deliver(*args))
+        self._sent.append(args)
+        self.world.at(at - self.world.now, self._arrive)
+
+    def _arrive(self) -> None:
+        if not self.broken and self.way in self.world.tcp_cut:
+            self.world.at(RESENT_S, self._arrive)
+        elif not self.broken:
+            self.deliver(*self._sent.popleft())
 
 
 class Host:
@@ -138,6 +159,11 @@ class Host:
         self.up = self.has_left = False
         self.settings = world.settings
         self.clock_ms = 0  # how far its wall clock is off
+        self.rate, self.ahead_s = 1.0, 0.0  # of its own clock
+        self.paused_until = 0.0  # it stands still, and hears the rest afterwards
+        self._unheard: deque[e.Event] = deque()
+        self.slow_s = 0.0  # how much longer its disk takes
+        self.keeps = self.tears = False  # what a crash does to what is not synced
         self.stopped_by: MeshqError | None = None  # by its own word, and it is not started again
         self.run = 0
         self.core: PeerCore
@@ -149,6 +175,8 @@ class Host:
     # ------------------------------------------------------------------------------- life and death
     def start(self) -> None:
         self.up, self.run = True, self.run + 1
+        self.disk.refuses = False
+        self._unheard.clear()
         self.disk.epoch += 1
         self.pipes.clear()
         self.links.clear()
@@ -169,7 +197,7 @@ class Host:
             me, registry, settings=self.settings, random_id=lambda: w.rng.randbytes(16), rng=w.rng
         )
         self._restore()
-        self._do(self.core.start(now=w.now, wall_ms=self.wall_ms(), room_bytes=ROOM))
+        self._do(self.core.start(now=self.local(), wall_ms=self.wall_ms(), room_bytes=ROOM))
         run, self._wound_at = self.run, 0.0
         w.at(0, lambda: self._tick(run))
         for other in w.hosts:
@@ -185,11 +213,25 @@ class Host:
         for other in self.world.hosts:
             other.tell(self.seen())
 
-    def seen(self) -> e.MemberSeen:
+    def seen(self, state: str = "") -> e.MemberSeen:
         s, address = self.settings, f"{self.identity.name}:7700"
         return e.MemberSeen(
-            self.identity.peer_id, (address,), True, level=s.level, weight=s.weight, zone=s.zone
-        )
+            self.identity.peer_id, (address,), state != "dead", state,
+            level=s.level, weight=s.weight, zone=s.zone,
+        )  # fmt: skip
+
+    def local(self) -> float:
+        """Its own clock, which nobody sets: of another beginning than the world's, and not quite as fast."""
+        return self.world.now * self.rate + self.ahead_s
+
+    def set_clock(self, *, rate: float, ahead_s: float) -> None:
+        """A clock never goes back while a process lives: one that runs ends first."""
+        was_up = self.up
+        if was_up:
+            self.crash()
+        self.rate, self.ahead_s = rate, ahead_s
+        if was_up:
+            self.start()
 
     def wall_ms(self) -> int:
         return self.world.wall_ms() + self.clock_ms
@@ -202,7 +244,7 @@ class Host:
     def crash(self) -> None:
         self.up = False
         self.counted.update(self.core.ctx.counters)
-        self.disk.waiting.clear()
+        self._lose_what_is_not_synced()
         for pipe in self.pipes.values():
             pipe.broken = True
         for session in list(self.pipes):
@@ -214,6 +256,18 @@ class Host:
                 other.cut(self.identity.peer_id)
         for client in self.world.clients:
             client.on_host_gone(self)
+
+    def _lose_what_is_not_synced(self) -> None:
+        """A prefix of it may be there all the same, and its last write torn."""
+        rng, waiting = self.world.rng, self.disk.waiting
+        if self.keeps and waiting and not self.disk.full:
+            before = {(slot, x.index) for slot, x in self.disk.entries()}
+            self.disk.sync(rng.choice((0, rng.randint(0, len(waiting)))))
+            came = sorted(at for slot, x in self.disk.entries() if (at := (slot, x.index)) not in before)
+            torn = [at for at in came if at[0] != SYSTEM_SLOT]
+            if self.tears and torn and rng.random() < 0.5:
+                self.disk.damaged.add(torn[-1])
+        self.disk.waiting.clear()
 
     def wipe(self) -> None:
         """It is down, and its disk is replaced by an empty one. The registry is not what is wiped here."""
@@ -229,7 +283,7 @@ class Host:
 
     def _wind(self, run: int) -> None:
         """Like the shell's timer."""
-        at = max(self.core.deadline(), self.world.now + 1e-4)
+        at = max((self.core.deadline() - self.ahead_s) / self.rate, self.world.now + 1e-4)
         if at < self._wound_at or self._wound_at <= self.world.now:
             self._wound_at = at
             self.world.at(at - self.world.now, lambda: self._ring(at, run))
@@ -239,9 +293,28 @@ class Host:
             self._tick(run)
 
     def tell(self, event: e.Event) -> None:
+        if self.up and (self.world.now < self.paused_until or self._unheard):
+            self._unheard.append(event)
+            if len(self._unheard) == 1:
+                self._hear_later()
+        elif self.up:
+            self._handle(event)
+
+    def _hear_later(self) -> None:
+        run = self.run
+        self.world.at(max(self.paused_until - self.world.now, 0.0), lambda: self._hear(run))
+
+    def _hear(self, run: int) -> None:
+        """It goes on, with what came while it stood still, in that order."""
+        while self.up and run == self.run and self._unheard and self.world.now >= self.paused_until:
+            self._handle(self._unheard.popleft())
+        if self.up and run == self.run and self._unheard:
+            self._hear_later()
+
+    def _handle(self, event: e.Event) -> None:
         if self.up:
             try:
-                effects = self.core.handle(event, now=self.world.now, wall_ms=self.wall_ms())
+                effects = self.core.handle(event, now=self.local(), wall_ms=self.wall_ms())
             except StoreError:  # the peer stops, and is started again as systemd does it
                 self.counted["stopped"] += 1
                 self.crash()
@@ -262,10 +335,15 @@ class Host:
                     else:
                         data = messages.encode(effect.message)
                         pipe.send(messages.decode_answer(data), tuple(bytes(p) for p in effect.payloads))
+                case e.Persist() if self.disk.refuses:
+                    pass
+                case e.ResumeWrites():
+                    self.disk.refuses = False
                 case e.Persist():
                     self.disk.waiting.append(effect.write)
                     if len(self.disk.waiting) == 1:
-                        self.world.at(self.world.rng.uniform(0.001, 0.03), lambda: self._sync(run))
+                        sync_s = self.slow_s + self.world.rng.uniform(0.001, 0.03)
+                        self.world.at(sync_s, lambda: self._sync(run))
                 case e.FetchBatches():
                     self.world.at(0.0005, lambda f=effect: self._fetch(f, run))
                 case e.SeekTime():
@@ -283,6 +361,8 @@ class Host:
                     self.world.at(0.001, lambda p=effect.peer: self._link(p, run))
                 case e.CloseLink():
                     self._let_go(effect.peer)
+                case e.SurveyBatches():
+                    self.world.at(0.0005, lambda x=effect: self._survey(x, run))
                 case e.DeletePayloads():
                     self.world.at(self.world.rng.uniform(0.001, 0.1), lambda x=effect: self._delete(x, run))
                 case e.PeerLeft():
@@ -303,6 +383,7 @@ class Host:
             return
         if self.disk.full:
             self.disk.waiting.clear()
+            self.disk.refuses = True
             self.tell(e.WritesFailed(DiskFull("the disk is full"), 0))
         else:
             self.tell(e.WritesDone(self.disk.sync(), ROOM))
@@ -321,8 +402,9 @@ class Host:
 
     def _read_log(self, read: e.ReadSlotLog, run: int) -> None:
         found, damage = list[Item](), None
+        has_gone = partial(self._is_without, read.slot)
         try:
-            found = read_log(self.disk, read.slot, read.prev.index + 1, read.bytes_max)  # type: ignore[arg-type]
+            found = read_log(self.disk, read.slot, read.prev.index + 1, read.bytes_max, has_gone)  # type: ignore[arg-type]
         except StoreCorrupt as why:
             damage = why
         self._answer(run, e.SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(found)), damage))
@@ -338,6 +420,16 @@ class Host:
         except PayloadCorrupt as why:
             damage = why
         self._answer(run, e.PayloadsRead(read.slot, read.to, tuple(found), complete, damage))
+
+    def _is_without(self, slot: Slot, entry: Entry) -> bool:
+        """As DiskShell knows it."""
+        slots, key = self.core.slots, payload_key_of(entry)
+        there = key is not None and slots.was_rewritten(slot, entry)
+        return slots.has_gone(slot, entry) or (there and key is not None and self.disk.is_compacted(key))
+
+    def _survey(self, s: e.SurveyBatches, run: int) -> None:
+        marks = self.disk.survey(s.partition, s.offset, count_max=s.count_max)
+        self._answer(run, e.BatchesSurveyed(s.slot, s.partition, s.offset, marks))
 
     def _seek(self, seek: e.SeekTime, run: int) -> None:
         stored = sorted(self.disk.payloads[seek.partition], key=lambda p: p.base_offset)
@@ -355,12 +447,16 @@ class Host:
         if not other.up:
             self.tell(e.LinkDown(peer, "refused"))
             return
+        if self.world.is_cut(self.world.tcp_cut, self.identity, other.identity):
+            self.world.at(UNANSWERED_S, lambda: self._answer(run, e.LinkDown(peer, "no answer")))
+            return
         session = (e.PEERS, self.world.rng.randbytes(5))
         key = self.identity.curve_public
         if key not in other.core.ctx.registry.peer_of_key:  # it shows its certificate at the door
             other.core.on_presented(self.certificate())
-        there = Pipe(self.world, lambda m, p: other.tell(e.MessageArrived(session, key, m, p)))
-        back = Pipe(self.world, lambda m, _: self.tell(e.LinkMessage(peer, m)))
+        way = self.identity.name, other.identity.name
+        there = Pipe(self.world, way, lambda m, p: other.tell(e.MessageArrived(session, key, m, p)))
+        back = Pipe(self.world, way[::-1], lambda m, _: self.tell(e.LinkMessage(peer, m)))
         other.pipes[session] = back
         self.links[peer] = (there, back, session)
         self.tell(e.LinkUp(peer))
@@ -380,8 +476,10 @@ class Host:
 
     def _delete(self, effect: e.DeletePayloads, run: int) -> None:
         if self.up and run == self.run:
-            self.disk.payloads.pop(effect.partition, None)
-            self.tell(e.PayloadsDeleted(effect.slot, effect.partition))
+            below = 1 << 63 if effect.below is None else effect.below
+            stored = self.disk.payloads[effect.partition]
+            stored[:] = [p for p in stored if p.base_offset + p.count > below]
+            self.tell(e.PayloadsDeleted(effect.slot, effect.partition, effect.below))
 
     def drop_session(self, session: tuple[str, bytes]) -> None:
         self.pipes.pop(session, None)
@@ -421,13 +519,14 @@ class Client:
     def __init__(self, world: World, *, seed_peer: int = 0) -> None:
         self.world = world
         self.key = world.identities[seed_peer].curve_public  # as a program on that peer's host
-        home = world.identities[seed_peer]
+        self.home = home = world.identities[seed_peer]
         seed = facts.Seed(home.curve_public, (f"tcp://{home.name}:7700",), home.name)
         self.core = ClientCore([seed], mesh_id=world.authority.mesh_id, name="c", rng=world.rng)
         self.results: dict[int, Any] = {}
         self.doubts: dict[int, Any] = {}
         self.read: dict[tuple[str, int], list[tuple[int, bytes]]] = defaultdict(list)  # offset and value
         self.ended: list[Any] = []
+        self.expired: list[facts.TellExpired] = []
         self._links: dict[bytes, tuple[Pipe, Pipe, Host, tuple[str, bytes]]] = {}
         self._tickets = itertools.count(1)
         self._timer = 0.0
@@ -472,10 +571,15 @@ class Client:
                 self.doubts[effect.ticket] = effect.error
             case facts.Hand():
                 self.on_hand(effect)
+            case facts.TellExpired():
+                self.on_expired(effect)
             case facts.EndSubscription():
                 self.ended.append(effect.error)
             case _:
                 pass
+
+    def on_expired(self, told: facts.TellExpired) -> None:
+        self.expired.append(told)
 
     def on_hand(self, hand: facts.Hand) -> None:
         """The application reads the new records of a batch, and is through with them a little later."""
@@ -490,9 +594,13 @@ class Client:
         if not host.up:
             self.tell(facts.LinkDown(key, "refused"))
             return
+        if self.world.is_cut(self.world.tcp_cut, self.home, host.identity):
+            self.world.at(UNANSWERED_S, lambda: self.tell(facts.LinkDown(key, "no answer")))
+            return
         session = (e.CLIENTS, self.world.rng.randbytes(5))
-        there = Pipe(self.world, lambda m, p: host.tell(e.MessageArrived(session, self.key, m, p)))
-        back = Pipe(self.world, lambda m, p: self.tell(facts.Received(key, m, p)))
+        way = self.home.name, host.identity.name
+        there = Pipe(self.world, way, lambda m, p: host.tell(e.MessageArrived(session, self.key, m, p)))
+        back = Pipe(self.world, way[::-1], lambda m, p: self.tell(facts.Received(key, m, p)))
         host.pipes[session] = back
         self._links[key] = (there, back, host, session)
         self.tell(facts.LinkUp(key))

@@ -27,12 +27,13 @@ from meshq.client.outbox.machine import OutboxMachine
 from meshq.client.outbox.receipts import Fate, PendingQueued, parked_error
 from meshq.client.outbox.store import OutboxStore
 from meshq.client.outbox.terms import Terms
+from meshq.client.outbox.waiters import BatchWaiter, TopicWaiter
 from meshq.client.outbox.words import Event, Loaded, Parked
 from meshq.client.records import Receipt
 from meshq.errors import MeshqError, Overloaded, Unavailable, UsageError, WrongMesh
 from meshq.ids import show_id
 from meshq.limits import OUTBOX_BUFFER_BYTES, RECORD_BYTES_CEILING
-from meshq.messages import Accepted, TopicInfo
+from meshq.messages import TopicInfo
 from meshq.topics import check_topic
 
 log = logging.getLogger(__name__)
@@ -277,7 +278,7 @@ class Outbox:
         deadline = driver.clock() + effect.valid_s
         where = self._lane, info, effect.partition
         driver.request(
-            _BatchWaiter(self, driver, effect.ticket),
+            BatchWaiter(self, driver, effect.ticket),
             lambda t: BatchSealed(t, *where, row.body(), deadline, WINDOW, binding=binding),
         )
 
@@ -286,7 +287,7 @@ class Outbox:
         if driver is not None:
             until = driver.clock() + ASK_S
             driver.request(
-                _TopicWaiter(self, driver, effect.topic),
+                TopicWaiter(self, driver, effect.topic),
                 lambda t: TopicWanted(t, effect.name, until, effect.fresh),
             )
 
@@ -364,39 +365,6 @@ class Outbox:
             raise type(self._fatal)(str(self._fatal))
         if self.closed:
             raise UsageError(f"the outbox in {self.path} was closed: open it again")
-
-
-class _BatchWaiter:
-    def __init__(self, outbox: Outbox, driver: ClientDriver, ticket: int) -> None:
-        self._outbox, self._driver, self._ticket = outbox, driver, ticket
-
-    def settled(self, value: Accepted) -> None:
-        if self._outbox.is_through(self._driver):
-            self._outbox.tell(words.Committed(self._ticket, value))
-
-    def failed(self, error: MeshqError) -> None:
-        if self._outbox.is_through(self._driver):
-            self._outbox.tell(words.Failed(self._ticket, error))
-
-    def doubted(self, error: MeshqError) -> None:
-        if self._outbox.is_through(self._driver):
-            self._outbox.tell(words.Doubted(self._ticket, error))
-
-
-class _TopicWaiter:
-    def __init__(self, outbox: Outbox, driver: ClientDriver, topic: int) -> None:
-        self._outbox, self._driver, self._topic = outbox, driver, topic
-
-    def settled(self, value: TopicInfo) -> None:
-        if self._outbox.is_through(self._driver):
-            self._outbox.tell(words.TopicHeard(self._topic, value))
-
-    def failed(self, error: MeshqError) -> None:
-        if self._outbox.is_through(self._driver):
-            self._outbox.tell(words.TopicNotHeard(self._topic, error))
-
-    def doubted(self, error: MeshqError) -> None:
-        raise AssertionError("only batches are doubted")
 
 
 def _wall_ms() -> int:

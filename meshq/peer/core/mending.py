@@ -172,7 +172,8 @@ class Mending:
         host = self.slots.hosts.get(self.ctx.slot_of(partition))
         if host is None or host.is_emptied or host.is_replaced or host.replica.is_stale:
             return None
-        known = 0 <= offset < self.slots.partition(host.slot, partition).end
+        state = self.slots.partition(host.slot, partition)
+        known = state.low <= offset < state.end
         return host if known and partition not in host.stream.dropping else None
 
     # -------------------------------------------------------------------------------- asked by others

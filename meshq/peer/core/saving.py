@@ -7,17 +7,18 @@ for followers that lack it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshq.entries import PayloadKey
 from meshq.errors import MeshqError
-from meshq.ids import SYSTEM_SLOT
+from meshq.ids import SYSTEM_SLOT, PartitionKey
 from meshq.limits import LOG_BYTES_MAX, LOG_ENTRIES_KEPT, LOG_ENTRIES_MAX
+from meshq.peer.core.events import DeletePayloads
 from meshq.replication import words
 from meshq.replication.saved import hard_row, replica_row
-from meshq.replication.words import Item, Position, Role
+from meshq.replication.words import GENESIS, Item, Position, Role
 from meshq.streams.publish import payload_key_of, payload_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_S = 1.0
 CHECKPOINT_ENTRIES = 1_024
+
+Deletion = tuple[PartitionKey, int | None]  # payloads that end at or before this offset; None: all
 
 
 @dataclass(slots=True)
@@ -65,8 +68,8 @@ class Saving:
         self.slots.disk.when_settled(settle)
 
     # ---------------------------------------------------------------------------------- state rows
-    def on_applied(self, host: Host) -> None:
-        if host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
+    def on_applied(self, host: Host, *, now: bool) -> None:
+        if now or host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
             self.checkpoint(host)
 
     def tick(self) -> None:
@@ -87,21 +90,53 @@ class Saving:
         keep_from = self._trim_to(host, applied)
         before = keep_from - 1
         there = log.position(before) or Position(before, log.term_at(before) or 0, b"")
-        start = there if keep_from else log.start
+        start = there if keep_from else _start(host)
+        host.trimming = start
+        deletions = self.deletions(host)
+        rewrites, host.stream.rewrites = host.stream.rewrites, []
+        host.rewriting += len(rewrites)
         rows = (*host.stream.take_rows(), replica_row(log, applied, host.replica.settled_config, start=start))
         host.checkpointed = applied
 
         def done() -> None:
             if keep_from:
                 host.replica.trim(start)
+            host.rewriting -= len(rewrites)
+            self.delete(host, deletions)
+            if rewrites and host.leads:
+                self.slots.on_written(host)
+
+        def failed(_: MeshqError) -> None:
+            host.trimming = GENESIS
+            host.rewriting -= len(rewrites)
+            host.stream.rewrite(rewrites)
+            host.stream.mark_again(key for key, _ in rows)
 
         self.slots.disk.submit(
             host.slot,
             rows=rows,
             trim_below=keep_from or None,
             done=done,
-            failed=lambda _: host.stream.mark_again(key for key, _ in rows),
+            failed=failed,
+            rewritten=tuple((x.partition, x.first, x.end) for x in rewrites),
+            payloads=tuple(x.payload for x in rewrites),
         )
+
+    def deletions(self, host: Host) -> list[Deletion]:
+        """Of payloads that the state is without, and that were not ordered yet. To be ordered when that state
+        is on disk: a log that is read again from an older one needs them.
+        """
+        stream, ordered = host.stream, host.deleting
+        found: list[Deletion] = [(p, None) for p in sorted(stream.dropping) if ordered.get(p, 0) is not None]
+        found += [(p, low) for p, low in sorted(stream.expired.items()) if _is_more(low, ordered.get(p, 0))]
+        return found
+
+    def delete(self, host: Host, deletions: Iterable[Deletion]) -> None:
+        if self.slots.hosts.get(host.slot) is not host:
+            return
+        for partition, below in deletions:
+            host.deleting[partition] = below
+            self.slots.out.append(DeletePayloads(host.slot, partition, below))
 
     def _trim_to(self, host: Host, applied: int) -> int:
         """The first entry to keep, or 0. Few are kept for nobody; for followers that lack them, and for one
@@ -109,7 +144,6 @@ class Saving:
         """
         if host.slot == SYSTEM_SLOT:
             return 0  # the log is the registry
-        log = host.replica.log
         keep_from = applied - LOG_ENTRIES_KEPT + 1
         if host.replica.role is Role.LEADER:
             lacking = [m + 1 for m in host.replica.match().values()]
@@ -120,7 +154,16 @@ class Saving:
         while len(host.marks) > 1 and host.marks[1][0] < keep_from:
             host.marks.popleft()
         keep_from = min(max(keep_from, host.damaged_below), applied + 1)
-        return keep_from if keep_from > log.first_index else 0
+        return keep_from if keep_from > _start(host).index + 1 else 0
+
+
+def _start(host: Host) -> Position:
+    """Where the log begins once all that is on its way to disk is there; a slow disk has several to do."""
+    return max(host.trimming, host.replica.log.start, key=lambda p: p.index)
+
+
+def _is_more(below: int, ordered: int | None) -> bool:
+    return ordered is not None and ordered < below
 
 
 def _keys(items: Collection[Item]) -> Iterator[PayloadKey]:

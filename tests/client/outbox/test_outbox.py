@@ -343,7 +343,7 @@ async def test_what_is_forbidden_waits_for_who_may_allow_it(
 
 
 @pytest.mark.long
-@pytest.mark.deadline(300)
+@pytest.mark.deadline(600)
 async def test_a_million_records_that_wait_take_no_memory_and_all_arrive_in_order(tmp_path: Path) -> None:
     fake, count = FakeMesh(1), 1_000_000
     away(fake)
@@ -361,7 +361,7 @@ async def test_a_million_records_that_wait_take_no_memory_and_all_arrive_in_orde
     back(fake)
     async with meshed(fake, tmp_path / "box") as (mesh, _):
         assert outbox_of(mesh).status()["queued"] == count
-        assert await outbox_of(mesh).drained(250)
+        assert await outbox_of(mesh).drained(400)
     assert fake.records("orders") == [b"%08d" % n for n in range(count)]
 
 
