@@ -114,6 +114,7 @@ DOOR_FRAME_BYTES_MAX = _limit("DOOR_FRAME_BYTES_MAX", 16 * KIB, "one frame at th
 
 # Disk
 STORE_BYTES_MAX = _limit("STORE_BYTES_MAX", 256 * GIB, "the store of one peer (setting `store_bytes_max`)", "`DiskFull`")
+WITNESS_BYTES_MAX = _limit("WITNESS_BYTES_MAX", 4 * GIB, "the store of a witness (setting `witness_bytes_max`): records that some peer of their slot has not got yet", "it takes no more; publishing that needs it is refused with `DiskFull`")
 DISKS_REMEMBERED_MAX = _limit("DISKS_REMEMBERED_MAX", 4_096, "disks of peers whose newest start is remembered", "the one that has been silent longest is forgotten")
 DISK_RESERVE_BYTES = _limit("DISK_RESERVE_BYTES", 256 * MIB, "free disk kept for entries without payload (setting `disk_reserve_bytes`)", "`DiskFull`")
 TRANSACTION_BYTES_MAX = _limit("TRANSACTION_BYTES_MAX", 32 * MIB, "payload of one group commit", "the rest waits for the next one")

@@ -41,6 +41,7 @@ from meshq.peer.core.events import (
     WritesFailed,
 )
 from meshq.peer.core.hosts import Tail
+from meshq.replication.saved import bare_until
 from meshq.replication.words import Item, LogRead
 from meshq.security.directory import DataDirectory, Loaded
 from meshq.store.reads import SlotImage
@@ -105,7 +106,9 @@ def tail_of(store: Store, slot: Slot, image: SlotImage) -> Tail:
     items: list[Item] = []
     start = applied_index(image.rows) + 1
     try:
-        items += (item_of(store, entry) for entry in _entries(store, slot, start))
+        bare = bare_until(image.rows)
+        for entry in _entries(store, slot, start):
+            items.append(Item(entry) if entry.index <= bare else item_of(store, entry))
     except StoreCorrupt as e:
         log.error("Slot %s has damage, its log is cut there: %s", slot, e, extra={"event": "SlotDamaged"})
         behind = store.read_sound(slot, start + len(items))

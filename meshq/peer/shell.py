@@ -199,7 +199,7 @@ class PeerShell:
         self.store = Store.open(
             self.directory.store,
             mesh_id=papers.mesh_id,
-            bytes_max=s.store_bytes_max,
+            bytes_max=s.witness_bytes_max if self.papers.certificate.witness else s.store_bytes_max,
             reserve_bytes=s.disk_reserve_bytes,
             disk_id=None if self.directory.was_started() else GENESIS_DISK,
         )

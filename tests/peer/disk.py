@@ -29,6 +29,7 @@ class Disk:
     aside: dict[Slot, dict[bytes, bytes]] = field(default_factory=lambda: defaultdict(dict))
     waiting: list[Write] = field(default_factory=list)
     full: bool = False
+    room: int = 1 << 40  # for records
     refuses: bool = False  # a write failed, and until the peer has heard of it all others do
     id: bytes = GENESIS_DISK
     epoch: int = 0

@@ -33,7 +33,7 @@ from meshq.registry import commands
 from meshq.registry.state import Registry
 from meshq.replication.words import Item, LogRead
 from meshq.security.authority import Authority
-from meshq.security.certificates import Certificate, issue
+from meshq.security.certificates import WITNESS, Certificate, issue
 from meshq.security.identity import Identity
 from meshq.streams.publish import payload_key_of
 from tests.peer.disk import Disk
@@ -53,7 +53,9 @@ class World:
         slots: int = 8,
         settings: CoreSettings | None = None,
         level: int = LEVEL_KNOWN,
+        witness: bool = False,
     ) -> None:
+        """`witness`: the last peer is one."""
         self.settings = settings or CoreSettings()
         self.rng = random.Random(seed)
         self.now = 0.0
@@ -68,25 +70,27 @@ class World:
         self.identities = [
             Identity(f"p{i}", self.rng.randbytes(32), self.rng.randbytes(32)) for i in range(peers)
         ]
-        self.founders = [self.certify(i) for i in self.identities]
+        last = self.identities[-1]
+        self.founders = [self.certify(i, witness=witness and i is last) for i in self.identities]
         self.slots, self.level = slots, level
         self.hosts = [Host(self, identity) for identity in self.identities]
         for host in self.hosts:
             host.start()
 
-    def certify(self, identity: Identity) -> bytes:
+    def certify(self, identity: Identity, *, witness: bool = False) -> bytes:
         return issue(
             self.authority, kind="peer", name=identity.name, signing_key=identity.signing_key,
             curve_key=identity.curve_public, serial=bytes(16), now=WALL_MS / 1000,
+            roles=(WITNESS,) if witness else (),
         ).encode()  # fmt: skip
 
-    def join(self, name: str, *, at: Host | None = None) -> Host:
+    def join(self, name: str, *, at: Host | None = None, witness: bool = False) -> Host:
         """Another peer, with a certificate of the authority, registered at this one (the first)."""
         identity = Identity(name, self.rng.randbytes(32), self.rng.randbytes(32))
         self.identities.append(identity)
         self.hosts.append(host := Host(self, identity))
         (at or self.hosts[0]).tell(
-            e.ProposalMade(0, commands.encode(commands.RegisterPeer(self.certify(identity))))
+            e.ProposalMade(0, commands.encode(commands.RegisterPeer(self.certify(identity, witness=witness))))
         )
         host.start()
         for other in self.hosts[:-1]:
@@ -277,7 +281,7 @@ class Host:
 
     def _tick(self, run: int) -> None:
         if self.up and run == self.run:
-            self.tell(e.RoomMeasured(0 if self.disk.full else ROOM))
+            self.tell(e.RoomMeasured(0 if self.disk.full else self.disk.room))
             self.tell(e.Ticked())
             self._wind(run)
 
@@ -386,7 +390,7 @@ class Host:
             self.disk.refuses = True
             self.tell(e.WritesFailed(DiskFull("the disk is full"), 0))
         else:
-            self.tell(e.WritesDone(self.disk.sync(), ROOM))
+            self.tell(e.WritesDone(self.disk.sync(), self.disk.room))
 
     def _fetch(self, effect: e.FetchBatches, run: int) -> None:
         if run != self.run:

@@ -250,8 +250,9 @@ class PeerCore:
         if slot == SYSTEM_SLOT:
             founders = [Node(peer, GENESIS_DISK) for peer in self.ctx.registry.founders]
             return system_genesis(founders, first=Node(self.ctx.me.registry_peer, GENESIS_DISK))
-        owners = self.ctx.registry.genesis_owners[slot]
-        return genesis_config([Node(peer, GENESIS_DISK) for peer in owners])
+        owners, witness = self.ctx.registry.genesis_owners[slot], self.ctx.registry.genesis_witnesses[slot]
+        nodes = [Node(peer, GENESIS_DISK) for peer in owners]
+        return genesis_config(nodes, Node(witness, GENESIS_DISK) if witness is not None else None)
 
     def on_presented(self, certificate: Certificate) -> None:
         """A peer this copy of the registry has not heard of showed a valid certificate: let it in

@@ -17,6 +17,7 @@ from meshq.errors import StoreCorrupt
 from meshq.ids import SYSTEM_SLOT, PartitionKey, Slot
 from meshq.limits import REPLICA_MEMORY_BYTES
 from meshq.peer.core.receiving import Incoming
+from meshq.peer.core.witnessing import Kept
 from meshq.replication.machine import Replica
 from meshq.replication.quorum import Config
 from meshq.replication.saved import restored
@@ -60,6 +61,7 @@ class Host:
     trimming: Position = GENESIS  # up to where the log is trimmed, on disk or on its way there
     damaged_below: int = 0  # entries below are unreadable: not to be kept for others
     members: Config | None = None  # that were last told of
+    kept: Kept = field(default_factory=Kept)  # payloads, at a witness
     rewriting: int = 0  # compacted batches on their way to disk
     deleting: dict[PartitionKey, int | None] = field(default_factory=dict)  # payloads, up to where; None: all
 

@@ -52,9 +52,10 @@ class Leases:
             self._rosters.pop((key.partition.topic_id, key.group), None)
 
     def tick(self) -> None:
-        if self.ctx.now - self._looked > STALL_S:
+        stood_still = self.ctx.now - self._looked
+        if stood_still > STALL_S:
             for roster in self._rosters.values():
-                roster.on_stall(self.ctx.now)
+                roster.on_stall(stood_still)
         self._looked = self.ctx.now
 
     def take_notices(self, key: GroupKey, desk: OrderedDesk) -> None:

@@ -204,7 +204,9 @@ class Mending:
         fetch, found = event.fetch, event.batches
         value: dict[str, Any] = {}
         if isinstance(found, PayloadCorrupt):
-            self.mend(found, lambda _: None)
+            host = self._host_of(fetch.partition, fetch.offset)
+            if host is not None and not host.replica.is_witness:  # a witness has let go of it
+                self.mend(found, lambda _: None)
         elif not isinstance(found, MeshqError) and found and _holds(found[0], fetch.offset):
             b = found[0]
             value = {"base_offset": b.base_offset, "timestamp_ms": b.timestamp_ms, "data": b.data}

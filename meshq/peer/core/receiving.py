@@ -214,6 +214,7 @@ class Receiving:
         )
         had = {*host.stream.partitions, *host.touched}
         host.stream, host.checkpointed = stream, stream.applied_index
+        host.kept.begin()
         host.incoming, host.touched = None, {}
         host.deleting.clear()
         self.slots.saving.delete(host, self.slots.saving.deletions(host))

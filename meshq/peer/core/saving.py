@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshq.entries import PayloadKey
-from meshq.errors import MeshqError
+from meshq.errors import DiskFull, MeshqError
 from meshq.ids import SYSTEM_SLOT, PartitionKey
 from meshq.limits import LOG_BYTES_MAX, LOG_ENTRIES_KEPT, LOG_ENTRIES_MAX
 from meshq.peer.core.events import DeletePayloads
+from meshq.peer.core.witnessing import Kept
 from meshq.replication import words
 from meshq.replication.saved import hard_row, replica_row
 from meshq.replication.words import GENESIS, Item, Position, Role
@@ -35,17 +36,30 @@ Deletion = tuple[PartitionKey, int | None]  # payloads that end at or before thi
 class Saving:
     slots: Slots
     failing: dict[Host, MeshqError] = field(default_factory=dict)  # until what was under way is taken back
+    _refused: list[Host] = field(default_factory=list)  # of them, those of this turn that had no room
     _checkpoint_at: float = 0.0
 
     def on_order(self, host: Host, effect: words.Persist) -> None:
+        if host in self.failing:
+            return  # it hears of that first, and orders all of it anew
         # While a snapshot takes the log's place on disk, what is said of that log is out of date.
         items = () if host.is_replaced else effect.items
         dropped = () if host.is_replaced else tuple(_keys(effect.dropped))
+        bare = host.replica.hard.bare_until
+
+        def is_bare(item: Item) -> bool:
+            return not item.payload and item.entry.index <= bare
+
+        payloads = tuple(p for p in (payload_of(*i) for i in items if not is_bare(i)) if p is not None)
+        if host.replica.is_witness and sum(len(p.data) for p in payloads) > self.slots.disk.room_bytes:
+            self.failing[host] = DiskFull("this witness keeps as much as it may (`witness_bytes_max`)")
+            self._refused.append(host)
+            return
         clear_aside, aside = self.slots.receiving.give_up(host, dropped)
         self.slots.disk.submit(
             host.slot,
             entries=tuple(i.entry for i in items),
-            payloads=tuple(p for p in (payload_of(i.entry, i.payload) for i in items) if p is not None),
+            payloads=payloads,
             rows=(hard_row(effect.hard),) if effect.hard else (),
             truncate_from=None if host.is_replaced else effect.truncate_from,
             dropped=dropped,
@@ -67,6 +81,12 @@ class Saving:
 
         self.slots.disk.when_settled(settle)
 
+    def flush(self) -> None:
+        refused, self._refused = self._refused, []
+        for host in refused:
+            del self.failing[host]
+            self.slots.tell(host, words.PersistFailed())
+
     # ---------------------------------------------------------------------------------- state rows
     def on_applied(self, host: Host, *, now: bool) -> None:
         if now or host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
@@ -79,7 +99,8 @@ class Saving:
 
     def checkpoint_all(self) -> None:
         for host in self.slots.hosts.values():
-            if host.stream.is_dirty or host.stream.applied_index > host.checkpointed:
+            behind = host.stream.is_dirty or host.stream.applied_index > host.checkpointed
+            if behind or (host.replica.is_witness and Kept.trim_to(host.replica, _start(host).index + 1)):
                 self.checkpoint(host)
 
     def checkpoint(self, host: Host) -> None:
@@ -94,9 +115,13 @@ class Saving:
         host.trimming = start
         deletions = self.deletions(host)
         rewrites, host.stream.rewrites = host.stream.rewrites, []
+        if host.replica.is_witness:
+            rewrites = []  # it keeps what somebody lacks as that was made: the entry rewrites it there
         host.rewriting += len(rewrites)
         rows = (*host.stream.take_rows(), replica_row(log, applied, host.replica.settled_config, start=start))
         host.checkpointed = applied
+        witness = host.replica.is_witness
+        ends = host.kept.take(host.stream) if witness else {}
 
         def done() -> None:
             if keep_from:
@@ -105,12 +130,16 @@ class Saving:
             self.delete(host, deletions)
             if rewrites and host.leads:
                 self.slots.on_written(host)
+            if witness:
+                host.kept.mark(applied, ends)
+                self.slots.out += host.kept.let_go(host.replica)
 
         def failed(_: MeshqError) -> None:
             host.trimming = GENESIS
             host.rewriting -= len(rewrites)
             host.stream.rewrite(rewrites)
             host.stream.mark_again(key for key, _ in rows)
+            host.kept.give_back(ends)
 
         self.slots.disk.submit(
             host.slot,
@@ -144,6 +173,8 @@ class Saving:
         """
         if host.slot == SYSTEM_SLOT:
             return 0  # the log is the registry
+        if host.replica.is_witness:
+            return Kept.trim_to(host.replica, _start(host).index + 1)
         keep_from = applied - LOG_ENTRIES_KEPT + 1
         if host.replica.role is Role.LEADER:
             lacking = [m + 1 for m in host.replica.match().values()]

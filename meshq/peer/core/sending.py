@@ -108,7 +108,7 @@ class Sending:
         else:
             return  # damaged, which was counted: asked for again in a while
         data = encode_batches(list(batches), part=part, then=then)
-        self._tell(host, order, image, data, done=self._ranges(host, image, then) == ())
+        self._tell(host, order, image, data, done=not self._ranges(host, order, image, then))
 
     def on_role(self, host: Host) -> None:
         """Leadership went: nobody asks for the rest."""
@@ -139,7 +139,7 @@ class Sending:
         if part == 0 and offset < len(image.rows):
             self._send_rows(host, order, image, offset)
             return
-        ranges = self._ranges(host, image, order.position)
+        ranges = self._ranges(host, order, image, order.position)
         if not ranges:
             end = position_of(len(image.partitions) + 1, 0)
             self._tell(host, order, image, encode_rows([], then=end), done=True)
@@ -156,15 +156,19 @@ class Sending:
             end += 1
         then = position_of(0, end) if end < len(image.rows) else position_of(1, 0)
         data = encode_rows(list(image.rows[start:end]), then=then)
-        done = end == len(image.rows) and self._ranges(host, image, then) == ()
+        done = end == len(image.rows) and not self._ranges(host, order, image, then)
         self._tell(host, order, image, data, done=done)
 
-    def _ranges(self, host: Host, image: Image, position: int) -> tuple[tuple[int, int, int], ...]:
-        """(part, offset, end) of what batches follow, in up to RANGES_MAX partitions.
+    def _ranges(
+        self, host: Host, order: words.ReadSnapshot, image: Image, position: int
+    ) -> tuple[tuple[int, int, int], ...]:
+        """(part, offset, end) of what batches follow, in up to RANGES_MAX partitions; for a witness, none.
 
         What went by retention or with its topic since the image was made is left out. The entry that says so
         is in the log behind the image, and committed: who gets this knows it before it serves anybody.
         """
+        if order.to in host.replica.config.witnesses:
+            return ()
         part, offset = part_of(position)
         found: list[tuple[int, int, int]] = []
         if part == 0:

@@ -247,7 +247,8 @@ class Slots:
                 continue
             match, last = replica.match(), replica.last.index
             there = self.supported_by - self.barred
-            others = [n for n in replica.config.voters if n != self.me and n.peer in there]
+            voters = [n for n in replica.config.voters if n not in replica.config.witnesses]
+            others = [n for n in voters if n != self.me and n.peer in there]
             others = [n for n in others if n.peer not in self.full] or others
             if others:
                 left += 1
@@ -259,6 +260,7 @@ class Slots:
 
     def flush(self) -> None:
         """Hand on what was proposed in this turn."""
+        self.saving.flush()
         while self._dirty or self._soon:
             soon, self._soon = self._soon, []
             for host, event in soon:
@@ -395,11 +397,14 @@ class Slots:
         return node in config.voters or node in config.outgoing
 
     def _apply(self, host: Host, items: tuple[Item, ...]) -> None:
-        match = host.replica.match() if host.leads else {}
+        match = host.replica.copies() if host.leads else {}
         gone = False  # payloads can be deleted, once that is saved
         for entry, payload in items:
             applied = host.stream.apply(entry)
             host.log_bytes += len(entry.body) + ENTRY_BYTES
+            stored = applied.stored if isinstance(applied, Moved) else applied
+            if isinstance(stored, Stored) and host.replica.is_witness:
+                host.kept.on_stored(stored.partition, stored.base_offset + stored.count)
             if isinstance(applied, Dropped | Retained | Compacted):
                 gone = True
                 if isinstance(applied, Retained) and host.leads:
@@ -456,7 +461,7 @@ class Slots:
 
     def copies(self, slot: Slot, index: int) -> int:
         """How many nodes are known to have this entry on disk."""
-        return sum(match >= index for match in self.hosts[slot].replica.match().values())
+        return sum(match >= index for match in self.hosts[slot].replica.copies().values())
 
     def partition(self, slot: Slot, partition: PartitionKey) -> PartitionState:
         host = self.hosts.get(slot)
