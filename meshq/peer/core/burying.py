@@ -4,9 +4,9 @@
                  └─ no: it is made ──┘
 
 One burial of a group and partition is under way at a time. Nothing but its entry ends a record that is dying,
-so what was read still holds when it is proposed, and when it is applied; a new leader begins anew with what
-its state says. What cannot be done (the registry has no majority, the disk is full) is tried again: meanwhile
-the records wait, and count as handed out.
+so what was read still holds when it is proposed, and when it is applied (that a record expired meanwhile is
+said behind that); a new leader begins anew with what its state says. What cannot be done (the registry has no
+majority, the disk is full) is tried again: meanwhile the records wait, and count as handed out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from meshq.registry.commands import AnyCommand, CreateTopic, SetTopic
 from meshq.ring import slot_of
 from meshq.streams.groups.desk import QueueDesk
 from meshq.streams.groups.letters import LETTERS_BYTES, write_letters
-from meshq.streams.groups.words import Bury, GroupBody
+from meshq.streams.groups.words import Bury, GroupBody, Lapse
 from meshq.topics import dead_letters_of
 
 AGAIN_S: Final = 1.0
@@ -60,14 +60,19 @@ class Burying:
             return
         if part.ending or self.ctx.now < part.bury_at:
             return
+        first = desk.state.dying.first
+        assert first is not None
+        if first < desk.state.low:  # it has expired: that is said first, and then the others are moved
+            if part.lapsed < desk.state.low:
+                part.lapsed = desk.state.low
+                self.desks.add(part, Lapse())
+            return
         source = self.ctx.topic(part.key.partition.topic_id)
         graves = self._graves(part, source) if source is not None else None
         if source is None or graves is None:
             part.bury_at = self.ctx.now + AGAIN_S
             return
         burial = part.burial = Burial()
-        first = desk.state.dying.first
-        assert first is not None
 
         def read(found: Found) -> None:
             if part.burial is burial:
