@@ -34,7 +34,7 @@ from meshq.peer.core import group_parts
 from meshq.registry import commands
 from meshq.streams.groups.state import decode_state
 from meshq.streams.groups.table import GroupKey
-from meshq.streams.groups.words import ONLY_SETTINGS, GroupBody, Open, encode_group
+from meshq.streams.groups.words import ONLY_SETTINGS, GroupBody, Open, Reset, encode_group
 from tests.peer.single import WALL_MS, Single, elect, follow, key_of
 from tests.peer.test_core_consuming import ONE, TWO, got, join, ready, settle, where
 from tests.peer.test_core_dead_letters import letters, origins, state_of
@@ -184,6 +184,39 @@ def test_reset_while_records_are_on_their_way_out() -> None:
     held = {n for first, end, *_ in got(peer) for n in range(first, end)}
     assert held >= {1, 2, 3}
     assert [(s, x) for s, x, _ in state_of(peer).leased.runs()] == [(1, 4)]
+
+
+@pytest.mark.parametrize("mode", [1, 3])
+@pytest.mark.parametrize("knows", [True, False], ids=["when it is proposed", "when it is applied"])
+def test_no_record_has_both_fates_because_of_a_reset_while_it_is_dying(mode: int, knows: bool) -> None:
+    peer, info = ready(3)
+    join(peer, info, mode=mode)
+    (record,) = got(peer)
+    burying, held = peer.core.consuming.burying, list[Any]()
+    propose, burying.propose = burying.propose, lambda command, done: held.append((command, done))
+    settle(peer, info, REJECT, (0, 1, 1, record[3]))
+    if knows:
+        assert group("reset", peer, to="earliest") is None, "it is tried again for some seconds"
+        for _ in range(12):
+            peer.tick(1)
+        (answer,) = [m for m in peer.heard() if isinstance(m, Failure) and m.request == 99]
+        assert answer.name == "Unavailable"
+    else:
+        told = list[Any]()
+        (part,) = peer.core.consuming.desks.parts.values()
+        peer.core.consuming.desks.add(part, Reset(0), told.append)
+        peer.tick()
+        assert told == [[(0, 1)]], "it did not count"
+        assert settle(peer, info, ACK, (1, 3, 1, record[3])) == []
+    assert state_of(peer).next == 3
+    propose(*held[0])
+    for _ in range(3):
+        peer.tick(1.1)
+        peer.fetch()
+    assert origins(letters(peer)) == ["t/0@0"]
+    if not knows:
+        assert group("reset", peer, to="earliest")["partitions"][0]["to"] == 0
+        assert where(got(peer))[-1] == (0, 3, 1), "once it is quiet"
 
 
 def test_what_makes_no_sense_is_refused() -> None:

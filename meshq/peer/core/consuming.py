@@ -190,7 +190,7 @@ class Consuming:
             case messages.LATEST:
                 start = state.end
             case messages.OFFSET:
-                start = min(item.value, state.end)  # what has expired of it is counted
+                start = min(max(item.value, 0), state.end)  # what has expired of it is counted
             case _:
                 ref = ((GROUPS, key.group.encode()), self.ctx.next_request())
                 part.seek = SeekTime(ref, key.partition, item.value, state.end)

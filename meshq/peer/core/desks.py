@@ -30,7 +30,7 @@ from meshq.streams.groups.keyed import KeyedDesk
 from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.ordered_state import OrderedState
 from meshq.streams.groups.table import GroupApplied, GroupKey
-from meshq.streams.groups.words import GroupBody, Mode, Op, Settle, Told, encode_group
+from meshq.streams.groups.words import GroupBody, Mode, Op, Reset, Settle, Told, encode_group
 from meshq.streams.slot import Retained, Stored
 
 if TYPE_CHECKING:
@@ -171,7 +171,9 @@ class Desks:
             part.burial = None
         desk.now = self.ctx.now
         full = [m for m in desk.members.values() if not m.room()]
-        self._hands += [(part.key, hand) for hand in desk.on_applied(applied.body.ops, applied.index)]
+        judged = zip(applied.body.ops, applied.refused, strict=True)
+        ops = [op for op, refused in judged if not (refused and isinstance(op, Reset))]
+        self._hands += [(part.key, hand) for hand in desk.on_applied(ops, applied.index)]
         self.take_notices(part)
         if part.proposed and part.proposed[0][0] == applied.index:
             for asker, place in part.proposed.popleft()[1]:

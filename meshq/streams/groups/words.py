@@ -71,7 +71,8 @@ class Bury(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 class Reset(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """The group goes on at `start`: no lease stands any more, and what came back is as if it had not."""
+    """The group goes on at `start`: no lease stands any more, and what came back is as if it had not. Counts
+    only while nothing is dying."""
 
     start: int
 
