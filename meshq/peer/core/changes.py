@@ -56,7 +56,8 @@ class Changes:
     def _on_topic_removed(self, change: TopicRemoved) -> None:
         topic_id = TopicId(change.info.topic_id)
         self.core.naming.on_topic(change.info, gone=True)
-        self.core.slots.drop_topic(topic_id)
+        if not self.core.slots.drop_topic(topic_id):
+            self.look_for_deleted = True
         self.core.consuming.on_topic_gone(topic_id, change.info.name)
         for partition in self.core.ctx.deliveries.readers_of(topic_id):
             self.core.reading.on_partition_gone(
@@ -74,4 +75,5 @@ class Changes:
         self.look_for_deleted = False
         for topic_id in sorted(self.core.slots.topics_held()):
             if self.core.ctx.registry.version > 0 and self.core.ctx.topic(topic_id) is None:
-                self.core.slots.drop_topic(topic_id)
+                if not self.core.slots.drop_topic(topic_id):
+                    self.look_for_deleted = True  # in the next tick, if it is led here then
