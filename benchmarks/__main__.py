@@ -1,4 +1,5 @@
-"""`make bench`: what one peer does here, then three (`trio.py`), beside the raw loop in the same run.
+"""`make bench`: what one peer does here, then three (`trio.py`), beside the raw loop in the same run; then a
+topic that is written over and over (`churn.py`).
 
 Each figure is the median of several rounds in which both sides take turns, so that a busy machine slows both.
 One producer process, full sync, encrypted, one peer.
@@ -19,8 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import meshq
-from benchmarks import trio
-from benchmarks.processes import cpu_s, free_port, memory_mib, percentile, wait_for
+from benchmarks import churn, trio
+from benchmarks.processes import cpu_s, memory_mib, one_peer, percentile, wait_for
 from benchmarks.publishing import BATCH_BYTES, IN_FLIGHT, publish_each, publish_many
 from benchmarks.raw import Client as RawClient
 from meshq.client.mesh import Mesh
@@ -34,18 +35,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one publishing round (about)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("one", "three"), help="one peer, or three; both unless told")
+    parser.add_argument("--only", choices=("one", "three", "churn"), help="a part of it; all unless told")
+    parser.add_argument("--retained", type=int, default=256, help="MiB that the churned topic keeps")
     parser.add_argument("--write", type=Path, help="also write the table to this file")
     args = parser.parse_args()
     text = "# Benchmarks\n"
-    if args.only != "three":
+    if args.only in (None, "one"):
         with ExitStack() as stack:
             where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meshq-bench-")))
-            data, peer = stack.enter_context(_peer(where))
+            data, peer = stack.enter_context(one_peer(where))
             raw = stack.enter_context(_raw(where))
             text += asyncio.run(_run(data, peer, raw, args.seconds, args.rounds))
-    if args.only != "one":
+    if args.only in (None, "three"):
         text += asyncio.run(trio.run(args.seconds, args.rounds))
+    if args.only in (None, "churn"):
+        with tempfile.TemporaryDirectory(prefix="meshq-bench-") as place, one_peer(Path(place)) as (data, _):
+            text += asyncio.run(churn.run(data, args.retained << 20))
     print(text)
     if args.write:
         args.write.write_text(text)
@@ -147,21 +152,6 @@ def _idle(peer: subprocess.Popen[bytes]) -> str:
         f"| {share:.2%} of a core, {mib['VmRSS']:.0f} MiB resident, {mib['RssAnon']:.0f} MiB of it anonymous "
         "| | |"
     )
-
-
-@contextmanager
-def _peer(where: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    data = where / "peer"
-    run = [sys.executable, "-m", "meshq"]
-    subprocess.run([*run, "init", "--data", data], check=True, capture_output=True)
-    command = [*run, "up", "--data", data, "--bind", "127.0.0.1", "--port", str(free_port()), "--no-mdns"]
-    peer = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        wait_for(data / "admin.meshq", peer)
-        yield data, peer
-    finally:
-        peer.terminate()
-        peer.wait()
 
 
 @contextmanager

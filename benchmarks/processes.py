@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -43,3 +46,19 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"{process.args} did not get ready")
         time.sleep(0.02)
+
+
+@contextmanager
+def one_peer(where: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A mesh of one, up: its data directory and its process."""
+    data = where / "peer"
+    run = [sys.executable, "-m", "meshq"]
+    subprocess.run([*run, "init", "--data", data], check=True, capture_output=True)
+    command = [*run, "up", "--data", data, "--bind", "127.0.0.1", "--port", str(free_port()), "--no-mdns"]
+    peer = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(data / "admin.meshq", peer)
+        yield data, peer
+    finally:
+        peer.terminate()
+        peer.wait()

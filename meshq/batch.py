@@ -6,7 +6,7 @@ limits, to know that the body holds what the header claims; from there they go o
 subscribers. The base offset is the leader's and travels beside the batch, never in it.
 
     0   2  magic "MB"
-    2   1  version (1)
+    2   1  version: 1, or 2 for what compaction leaves (frame_compacted)
     3   1  codec: 0 none, 1 lz4 block, 2 zstd
     4   4  count of records
     8   8  base timestamp, ms since 1970 (the producer's clock)
@@ -24,7 +24,8 @@ from __future__ import annotations
 import struct
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Annotated, Final, NamedTuple
 
 import lz4.block
@@ -36,6 +37,7 @@ from meshq.limits import (
     BATCH_BYTES_MAX,
     BATCH_RATIO_MAX,
     BATCH_RECORDS_MAX,
+    COMPACTED_COUNT_MAX,
     HEADERS_HELD_MAX,
     HEADERS_MAX,
     KIB,
@@ -43,6 +45,7 @@ from meshq.limits import (
 
 HEADER_BYTES: Final = 64
 VERSION: Final = 1
+COMPACTED: Final = 2  # the version of what compaction leaves of batches; no producer makes one
 NO_PRODUCER: Final = bytes(16)
 CODECS: Final = {"none": 0, "lz4": 1, "zstd": 2}
 
@@ -69,6 +72,13 @@ class RawRecord(msgspec.Struct, array_like=True, gc=False):
         return size
 
 
+class KeptRecord(RawRecord, array_like=True, gc=False):
+    """A record as it stands in a compacted batch, where not every offset has one."""
+
+    place: int = 0  # its offset, counted from the batch's first
+    earlier_ms: int = 0  # it was appended so long before the batch's newest record
+
+
 class BatchHeader(NamedTuple):
     codec: int
     count: int  # type: ignore[assignment]  # the field's word, over tuple.count
@@ -78,10 +88,14 @@ class BatchHeader(NamedTuple):
     first_sequence: int
     body_bytes: int  # before compression
     body_crc: int
+    version: int = VERSION
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Annotated[list[RawRecord], msgspec.Meta(max_length=BATCH_RECORDS_MAX)])
+_kept_decoder = msgspec.msgpack.Decoder(
+    Annotated[list[KeptRecord], msgspec.Meta(max_length=COMPACTED_COUNT_MAX)]
+)
 _unreadable = (
     msgspec.MsgspecError, zstandard.ZstdError, lz4.block.LZ4BlockError, RecursionError, ValueError,
 )  # fmt: skip
@@ -214,6 +228,19 @@ def frame(body: Body, *, producer_id: bytes = NO_PRODUCER, epoch: int = 0, first
     return b"".join((head, _CHECKS.pack(zlib.crc32(head), zlib.crc32(body.data), 0), body.data))
 
 
+def frame_compacted(records: Sequence[KeptRecord], *, count: int, base_timestamp_ms: int) -> bytes:
+    """A batch that stands for `count` offsets, of which these records are left; perhaps none."""
+    plain = _encoder.encode(records)
+    codec, data = 0, plain
+    if len(plain) > _COMPRESS_ABOVE_BYTES:
+        data = _zstd.compressor.compress(plain)
+        codec = 2
+    if len(data) >= len(plain) or _is_bomb(len(data), len(plain)):
+        codec, data = 0, plain
+    head = _HEADER.pack(b"MB", COMPACTED, codec, count, base_timestamp_ms, NO_PRODUCER, 0, 0, len(plain))
+    return b"".join((head, _CHECKS.pack(zlib.crc32(head), zlib.crc32(data), 0), data))
+
+
 def read_header(data: Buffer) -> BatchHeader:
     """The header, checked against its own checksum and against the limits; the body is not looked at.
 
@@ -224,15 +251,15 @@ def read_header(data: Buffer) -> BatchHeader:
     view = memoryview(data)
     magic, version, codec, count, base, producer, epoch, first, body_bytes = _HEADER.unpack_from(view)
     head_crc, body_crc, reserved = _CHECKS.unpack_from(view, _HEADER.size)
-    if magic != b"MB" or version != VERSION or codec > 2:
+    if magic != b"MB" or version not in _COUNTS or codec > 2:
         raise RemoteProtocolError("not a batch of a version and codec known here")
     if zlib.crc32(view[: _HEADER.size]) != head_crc or reserved != 0:
         raise RemoteProtocolError("a batch header whose checksum does not match")
-    if not 0 < count <= BATCH_RECORDS_MAX or body_bytes > BATCH_BYTES_MAX or first >= 1 << 63:
+    if not 0 < count <= _COUNTS[version] or body_bytes > BATCH_BYTES_MAX or first >= 1 << 63:
         raise RemoteProtocolError("a batch header that claims too much")
     if _is_bomb(len(view) - HEADER_BYTES, body_bytes):
         raise RemoteProtocolError(f"a batch body that grows more than {BATCH_RATIO_MAX} times")
-    return BatchHeader(codec, count, base, producer, epoch, first, body_bytes, body_crc)
+    return BatchHeader(codec, count, base, producer, epoch, first, body_bytes, body_crc, version)
 
 
 def read_records(data: Buffer, header: BatchHeader | None = None) -> list[RawRecord]:
@@ -242,6 +269,26 @@ def read_records(data: Buffer, header: BatchHeader | None = None) -> list[RawRec
     """
     header = header or read_header(data)
     return _decode(_plain_body(data, header), header)
+
+
+def read_placed(data: Buffer) -> Iterable[tuple[int, RawRecord]]:
+    """The records of a batch with their places: offsets, counted from its first.
+
+    Raises: RemoteProtocolError.
+    """
+    header = read_header(data)
+    records = read_records(data, header)
+    return enumerate(records) if header.version == VERSION else [(_place(r), r) for r in records]
+
+
+def earlier_ms(record: RawRecord) -> int:
+    """How long before its batch's time a record was appended: those of a compacted one came at several."""
+    return record.earlier_ms if isinstance(record, KeptRecord) else 0
+
+
+def _place(record: RawRecord) -> int:
+    assert isinstance(record, KeptRecord)
+    return record.place
 
 
 def _plain_body(data: Buffer, header: BatchHeader) -> Buffer:
@@ -256,6 +303,8 @@ def _plain_body(data: Buffer, header: BatchHeader) -> Buffer:
 
 
 def _decode(body: Buffer, header: BatchHeader) -> list[RawRecord]:
+    if header.version == COMPACTED:
+        return _decode_kept(body, header)
     try:
         records: list[RawRecord] = _decoder.decode(body)
     except _unreadable as e:
@@ -265,14 +314,31 @@ def _decode(body: Buffer, header: BatchHeader) -> list[RawRecord]:
     return records
 
 
-def check(data: Buffer, *, record_bytes_max: int) -> BatchHeader:
+def _decode_kept(body: Buffer, header: BatchHeader) -> list[RawRecord]:
+    try:
+        records = _kept_decoder.decode(body)
+    except _unreadable as e:
+        raise RemoteProtocolError(f"a compacted batch that cannot be read: {e}") from None
+    places = [-1, *(r.place for r in records), header.count]
+    if any(a >= b for a, b in pairwise(places)):
+        raise RemoteProtocolError("a compacted batch whose records are not in the order of their places")
+    return list(records)
+
+
+def check(data: Buffer, *, record_bytes_max: int, keyed: bool = False) -> BatchHeader:
     """What a leader does once with a batch from outside: everything in it is as claimed and within limits.
+
+    keyed: each record has to have a key, for its topic is compacted
 
     Raises: RemoteProtocolError, TooLarge.
     """
     header = read_header(data)
+    if header.version != VERSION:
+        raise RemoteProtocolError("a compacted batch: no producer makes one")
     body = _plain_body(data, header)
     size = _plain_size(body, header.count)
+    if keyed and (size is not None or any(r.key is None for r in _decode(body, header))):
+        raise RemoteProtocolError("a record without a key: in a compacted topic every one needs a key")
     if size is None:
         records = _decode(body, header)
         if any(record.headers and len(record.headers) > HEADERS_MAX for record in records):
@@ -282,6 +348,9 @@ def check(data: Buffer, *, record_bytes_max: int) -> BatchHeader:
     if size is not None and size > record_bytes_max:
         raise TooLarge(f"a record of {size} bytes is over the topic's limit of {record_bytes_max}")
     return header
+
+
+_COUNTS: Final = {VERSION: BATCH_RECORDS_MAX, COMPACTED: COMPACTED_COUNT_MAX}
 
 
 def _is_bomb(size: int, plain: int) -> bool:

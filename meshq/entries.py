@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
 from meshq.batch import Buffer
 from meshq.errors import StoreCorrupt
@@ -37,6 +37,8 @@ class EntryKind(IntEnum):
     CONFIG = 5  # who belongs to the slot, from this entry on
     GROUP = 6  # what happened to a group in one partition
     DEAD_LETTER = 7  # records of a group become records of its dead-letter topic
+    RETAIN = 8  # a partition begins later now: what is before that has expired
+    COMPACT = 9  # a stretch of a partition is less than it was: what later records replace has gone
 
     @property
     def has_payload(self) -> bool:
@@ -151,6 +153,19 @@ class StoredBatch:
     data: bytes
 
 
+class Mark(NamedTuple):
+    """A stored batch, without what is in it."""
+
+    base_offset: int
+    count: int  # type: ignore[assignment]  # the field's word, over tuple.count
+    timestamp_ms: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.base_offset + self.count
+
+
 ASIDE_ROW: Final = b"r"  # rows aside under this prefix are the state that a snapshot brings
 
 
@@ -182,6 +197,7 @@ class Write:
     clear_aside: bytes | None = None
     replace: tuple[bytes, ...] | None = None
     doubtful: tuple[PayloadKey, ...] = ()
+    rewritten: tuple[tuple[PartitionKey, int, int], ...] = ()
 
     def payload_bytes(self) -> int:
         return sum(len(p.data) for p in self.payloads)

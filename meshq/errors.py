@@ -15,7 +15,8 @@
     │   ├── UnknownProducer     409  the producer's state has expired here
     │   ├── Fenced              409  a newer epoch of this producer exists
     │   ├── LeaseLost           409  the record is not this consumer's any more: it is handed out again
-    │   └── RecordsLost         409  records that were read are lost, and their offsets are given to others
+    │   ├── RecordsLost         409  records that were read are lost, and their offsets are given to others
+    │   └── RecordsExpired      409  records went by their topic's retention before they were read
     ├── Unavailable             503  not now; the same call may succeed later
     │   ├── NotOwner            503  this peer does not own the slot; ask the one named
     │   ├── RegistryUnavailable 503  nothing new can be registered just now
@@ -113,6 +114,30 @@ class RecordsLost(Refused):
     status = 409
 
 
+class RecordsExpired(Refused):
+    """Records of `topic` and `partition` went by its retention before this subscription (or its group) had
+    them: `count` of them, and the next one there is has the offset `next`. The subscription goes on with it.
+    """
+
+    status = 409
+
+    def __init__(
+        self,
+        text: str = "",
+        *,
+        retry_after_ms: int = 0,
+        topic: str = "",
+        partition: int = 0,
+        count: int = 0,
+        next: int = 0,
+    ) -> None:
+        super().__init__(text, retry_after_ms=retry_after_ms)
+        self.topic = topic
+        self.partition = partition
+        self.count = count
+        self.next = next
+
+
 class Unavailable(MeshqError):
     status = 503
     retriable = True
@@ -175,8 +200,9 @@ _ON_THE_WIRE: dict[str, type[MeshqError]] = {
     for c in (
         UsageError, RemoteProtocolError, Refused, Forbidden, UnknownTopic, UnknownGroup, TopicGone,
         TopicExists, TooLarge, SequenceConflict, OutOfOrderSequence, UnknownProducer, Fenced, LeaseLost,
-        RecordsLost, Unavailable, NotOwner, RegistryUnavailable, NotEnoughCopies, RecordsDamaged, Overloaded,
-        DiskFull, OutcomeUnknown, SecurityError, InternalError, StoreError, StoreCorrupt,
+        RecordsLost, RecordsExpired, Unavailable, NotOwner, RegistryUnavailable, NotEnoughCopies,
+        RecordsDamaged, Overloaded, DiskFull, OutcomeUnknown, SecurityError, InternalError, StoreError,
+        StoreCorrupt,
     )
 }  # fmt: skip
 _BY_STATUS: dict[int, type[MeshqError]] = {

@@ -21,13 +21,15 @@ CHANGES: Final = 2  # a change of a topic is named, so that a retry does not mak
 DEAD_LETTERS: Final = (
     2  # groups' max_deliver, reject, reset, redrive, delete (DEAD_LETTER, operations 4 to 7)
 )
+WITNESSES: Final = 2  # peers that vote and keep no records
 MODES: Final = 2  # ordered and keyed groups (operations 8 and 9, Granted and Revoked)
+RETENTION: Final = 2  # topics' retention (RETAIN, COMPACT, operations 10 and 11 of groups)
 OUTBOXES: Final = 2  # producers' epochs go on with their sequences, for 30 days (epochs above 0)
 
 FEATURES: Final = {
     BASE: "all that 0.1.0 began with",
     2: "weights and zones of peers, as each says of itself; changes of topics that a retry does not repeat; "
-    "groups' dead letters, reset and deletion; ordered and keyed groups; outboxes",
+    "groups' dead letters, reset and deletion; ordered and keyed groups; outboxes; retention; witnesses",
 }
 LEVEL_KNOWN: Final = max(FEATURES)
 LEVELS: Final = 1 << 16  # there are fewer

@@ -49,6 +49,13 @@ LEFT_PEERS_KEPT = _limit("LEFT_PEERS_KEPT", 1_000, "peers that have left, and ar
 CLIENTS_MAX = _limit("CLIENTS_MAX", 100_000, "registered clients of a mesh", "`Overloaded`")
 CAPABILITIES_MAX = _limit("CAPABILITIES_MAX", 64, "capabilities in one certificate", "`UsageError`")
 
+# Retention
+RETAIN_AGE_MS_MIN = _limit("RETAIN_AGE_MS_MIN", 1_000, "shortest age (ms) that a topic's records, or its tombstones, may be kept", "`UsageError`")
+RETAIN_AGE_MS_MAX = _limit("RETAIN_AGE_MS_MAX", 100 * 365 * 86_400_000, "longest age (ms) that can be set", "`UsageError`: without a limit they are kept for ever")
+COMPACT_KEYS_MAX = _limit("COMPACT_KEYS_MAX", 100_000, "keys that one compaction of a partition looks for (one partition of a peer at a time)", "the rest is looked for by the next one")
+COMPACTED_COUNT_MAX = _limit("COMPACTED_COUNT_MAX", 65_536, "offsets that one compacted batch stands for", "the next ones get another batch")
+TOMBSTONE_AGE_MS = _limit("TOMBSTONE_AGE_MS", 86_400_000, "how long (ms) a compacted topic keeps tombstones (default of the topic setting)", "they go with the next compaction")
+
 # Producers
 PRODUCER_RECEIPTS_KEPT = _limit("PRODUCER_RECEIPTS_KEPT", 32, "batches of one producer and partition whose receipts are kept; also its in-flight bound", "older repeats: `OutOfOrderSequence`")
 PRODUCER_IDLE_MS = _limit("PRODUCER_IDLE_MS", 15 * 60_000, "how long an idle producer's sequence is remembered", "`UnknownProducer`")
@@ -107,10 +114,11 @@ DOOR_FRAME_BYTES_MAX = _limit("DOOR_FRAME_BYTES_MAX", 16 * KIB, "one frame at th
 
 # Disk
 STORE_BYTES_MAX = _limit("STORE_BYTES_MAX", 256 * GIB, "the store of one peer (setting `store_bytes_max`)", "`DiskFull`")
+WITNESS_BYTES_MAX = _limit("WITNESS_BYTES_MAX", 4 * GIB, "the store of a witness (setting `witness_bytes_max`): records that some peer of their slot has not got yet", "it takes no more; publishing that needs it is refused with `DiskFull`")
 DISKS_REMEMBERED_MAX = _limit("DISKS_REMEMBERED_MAX", 4_096, "disks of peers whose newest start is remembered", "the one that has been silent longest is forgotten")
 DISK_RESERVE_BYTES = _limit("DISK_RESERVE_BYTES", 256 * MIB, "free disk kept for entries without payload (setting `disk_reserve_bytes`)", "`DiskFull`")
 TRANSACTION_BYTES_MAX = _limit("TRANSACTION_BYTES_MAX", 32 * MIB, "payload of one group commit", "the rest waits for the next one")
-LOG_ENTRIES_KEPT = _limit("LOG_ENTRIES_KEPT", 4_096, "applied entries a slot's log keeps when nobody lacks them (payloads stay until the topic is deleted)", "older ones are trimmed")
+LOG_ENTRIES_KEPT = _limit("LOG_ENTRIES_KEPT", 4_096, "applied entries a slot's log keeps when nobody lacks them (payloads stay as long as the topic's retention says)", "older ones are trimmed")
 LOG_ENTRIES_MAX = _limit("LOG_ENTRIES_MAX", 65_536, "applied entries a leader's log keeps for followers that lack them", "older ones are trimmed; who lacks them gets a snapshot")
 LOG_BYTES_MAX = _limit("LOG_BYTES_MAX", 16 * MIB, "bytes of the applied entries a slot's log keeps, without payloads", "older ones are trimmed; who lacks them gets a snapshot")
 REPLICA_MEMORY_BYTES = _limit("REPLICA_MEMORY_BYTES", 256 * KIB, "committed entries one slot keeps in memory, payloads included (64 MiB in all for 256 slots)", "older ones are read from disk for a follower that lacks them")

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from meshq.batch import Buffer
 from meshq.errors import MeshqError, RemoteProtocolError, from_wire
-from meshq.limits import ASK_BYTES_MAX, DATAGRAM_BYTES_MAX, REASON_CHARS_MAX
+from meshq.limits import ASK_BYTES_MAX, DATAGRAM_BYTES_MAX, REASON_CHARS_MAX, TOMBSTONE_AGE_MS
 
 VERB = b"MQ"
 VERSION_MIN = 1
@@ -102,6 +102,20 @@ class Routes(Message, frozen=True, tag=6):
 
 
 # ------------------------------------------------------------------------------------------- topics
+class Retain(Struct, frozen=True, array_like=True):
+    """How long the records of a topic are kept. Numbers are for each of its partitions; 0 is no limit.
+
+    `age_ms` since the leader appended them. `compact`: of the records of a key only the last is kept; one
+    with an empty value (a tombstone) says that there is none, and goes itself after `tombstone_age_ms`.
+    """
+
+    age_ms: U63 = 0
+    bytes: U63 = 0
+    records: U63 = 0
+    compact: bool = False
+    tombstone_age_ms: U63 = TOMBSTONE_AGE_MS
+
+
 class TopicInfo(Struct, frozen=True, array_like=True):
     """Partition p lives in slot `ring.slot_of(topic_id, p, slots)`; `version`: its registry index."""
 
@@ -111,6 +125,7 @@ class TopicInfo(Struct, frozen=True, array_like=True):
     version: U63
     record_bytes_max: U32
     copies_min: U16 = 1
+    retain: Retain = Retain()
 
 
 class Resolve(Message, frozen=True, tag=10):
@@ -269,6 +284,23 @@ class Unread(Message, frozen=True, tag=35):
 
     sub: U63
     items: Annotated[list[tuple[Id16, U32]], Meta(max_length=Items)] = []
+
+
+class ExpiredItem(Struct, frozen=True, array_like=True):
+    """`count` records below `next` went by the topic's retention before they were handed out."""
+
+    topic_id: Id16
+    partition: U32
+    count: U63
+    next: U63
+
+
+class Expired(Message, frozen=True, tag=36):
+    """Of a reader: it goes on at `next`. Of a group: told to each of its members that is there, and to the
+    first one that comes if none is."""
+
+    sub: U63
+    items: Annotated[list[ExpiredItem], Meta(max_length=Items)]
 
 
 # ------------------------------------------------------------------------------------------- groups
@@ -478,7 +510,7 @@ PeerMessage = (
 )  # fmt: skip
 ServerMessage = (
     Welcome | Pong | Failure | Routes | Resolved | TopicsChanged | Produced | ReadStarted | Deliver
-    | ReadEnded | HandOut | Settled | Granted | Revoked | Answer
+    | ReadEnded | Expired | HandOut | Settled | Granted | Revoked | Answer
 )  # fmt: skip
 AnyMessage = ClientMessage | PeerMessage | ServerMessage
 

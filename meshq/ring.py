@@ -73,6 +73,20 @@ def owners(peers: Sequence[RingPeer], *, slots: int, replicas: int) -> list[tupl
     return result
 
 
+def witnesses_of(
+    owned: Sequence[Sequence[PeerId]], keepers: Sequence[RingPeer], witnesses: Sequence[RingPeer]
+) -> list[PeerId | None]:
+    """By slot: who votes with two owners, from a zone of its own where there is one. Others need nobody."""
+    zones = {p.peer: p.zone or p.peer.hex() for p in (*keepers, *witnesses)}
+    found: list[PeerId | None] = []
+    for slot, two in enumerate(owned):
+        taken = {zones[peer] for peer in two}
+        ranked = _ranking(slot, witnesses) if len(two) == 2 else []
+        ranked.sort(key=lambda peer: zones[peer] in taken)
+        found.append(ranked[0] if ranked else None)
+    return found
+
+
 def _next_owner(
     ranking: Sequence[PeerId], chosen: list[PeerId], room: Mapping[PeerId, int], zones: Mapping[PeerId, str]
 ) -> PeerId:

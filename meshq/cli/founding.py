@@ -42,6 +42,7 @@ PORT_STEP: Final = 10  # between the peers that `init --peers` makes for one hos
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where: DIR/peer1, DIR/peer2, ..."
 )
 @click.option("--port", type=click.IntRange(1, 65_530), help=f"Base port of the (first) peer ({PORT}).")
+@click.option("--witness", is_flag=True, help="With --peers: the last one votes and keeps no records.")
 @place_options
 def init(
     data: Path,
@@ -52,6 +53,7 @@ def init(
     peers: int | None,
     out: Path | None,
     port: int | None,
+    witness: bool,
     weight: float | None,
     zone: str | None,
 ) -> None:
@@ -59,7 +61,15 @@ def init(
 
     With --peers N --out DIR: N ready data directories, DIR/peer1 and so on, for this host or to be moved to
     others. peer1 holds the authority, which lets further hosts in.
+
+    With --witness the last of them is a witness: with two others, either of those may be lost and publishing
+    goes on, for the disk space of what the lost one lacks.
     """
+    if witness and (peers is None or peers < 3):
+        raise click.UsageError(
+            "a witness helps two peers that keep records: --peers 3 --witness makes all three; on a third "
+            "host, `meshq join TOKEN --witness`"
+        )
     if (peers is None) != (out is None):
         raise click.UsageError("--peers N and --out DIR belong together")
     if peers is not None and name is not None:
@@ -81,11 +91,14 @@ def init(
     settings = [_settings_of(ports, i) | _place(weight, zone) for i in range(len(paths))]
     for path, own in zip(paths, settings, strict=True):
         _refuse_to_overwrite(DataDirectory(path).settings, own)
-    secret = create_mesh(paths, names, mesh_name=mesh_name, slots=slots, replicas=replicas, now=time.time())
+    now = time.time()
+    secret = create_mesh(
+        paths, names, mesh_name=mesh_name, slots=slots, replicas=replicas, now=now, witness=witness
+    )
     for path, own in zip(paths, settings, strict=True):
         if own:
             write_private(DataDirectory(path).settings, tomli_w.dumps(own).encode())
-    _tell_made(paths, names, ports, mesh_name, secret)
+    _tell_made(paths, names, ports, mesh_name, secret, witness=witness)
 
 
 def _settings_of(ports: list[int | None], mine: int) -> dict[str, Any]:
@@ -116,11 +129,18 @@ def _place(weight: float | None, zone: str | None) -> dict[str, Any]:
 
 
 def _tell_made(
-    paths: list[Path], names: list[str], ports: list[int | None], mesh_name: str, secret: str
+    paths: list[Path],
+    names: list[str],
+    ports: list[int | None],
+    mesh_name: str,
+    secret: str,
+    *,
+    witness: bool,
 ) -> None:
     click.echo(f"Mesh {mesh_name} is made.")
     for path, name, port in zip(paths, names, ports, strict=True):
-        click.echo(f"  peer {name} in {path}" + (f", base port {port}" if port else ""))
+        kind = "witness" if witness and path == paths[-1] else "peer"
+        click.echo(f"  {kind} {name} in {path}" + (f", base port {port}" if port else ""))
     click.echo(f"  the authority, which lets others in, in {DataDirectory(paths[0]).authority}")
     click.echo(f"\nRecovery secret: {secret}")
     click.echo(
@@ -186,22 +206,27 @@ def _addresses(directory: DataDirectory, advertise: list[str]) -> list[str]:
 @click.argument("token")
 @data_option
 @click.option("--name", help="This peer's name (the host's).")
+@click.option("--witness", is_flag=True, help="It votes and keeps no records.")
 @place_options
-def join(token: str, data: Path, name: str | None, weight: float | None, zone: str | None) -> None:
+def join(
+    token: str, data: Path, name: str | None, witness: bool, weight: float | None, zone: str | None
+) -> None:
     """Join a mesh with a token of `meshq invite`; - reads it from standard input."""
     text = sys.stdin.readline() if token == "-" else token
     Token.parse(text)
     settings = _place(weight, zone)
     _refuse_to_overwrite(DataDirectory(data).settings, settings)
     try:
-        directory, inviter = asyncio.run(join_at_door(data, text, check_name(name) if name else host_name()))
+        called = check_name(name) if name else host_name()
+        directory, inviter = asyncio.run(join_at_door(data, text, called, witness=witness))
     except Unavailable as e:
         raise NotReachable(str(e)) from e
     remembered.save(directory.peers, inviter)
     if settings:
         write_private(directory.settings, tomli_w.dumps(settings).encode())
     papers = directory.load()
-    click.echo(f"Peer {papers.identity.name} is a member of mesh {papers.genesis.mesh_name}, in {data}")
+    kind = "Witness" if witness else "Peer"
+    click.echo(f"{kind} {papers.identity.name} is a member of mesh {papers.genesis.mesh_name}, in {data}")
     port = _settings_or_default(directory).port
     hint = "" if port != PORT else f"   (--port, if {PORT} is taken on this host)"
     click.echo(f"\nNext:\n  meshq up --data {data}{hint}")

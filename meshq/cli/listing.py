@@ -45,6 +45,7 @@ def _redraw(rows: list[dict[str, Any]]) -> None:
 def _show_peers(found: list[dict[str, Any]]) -> None:
     for row in found:
         row["name"] += " *" if row["holds_registry"] else ""
+        row["state"] += ", witness" if row["witness"] else ""
         row["state"] += ", leaving" if row["standing"] == "leaving" else ""
         row["since"] = _show_time(row["since_ms"])
         row["reason"] = row["evidence"] or row["reason"] or _clock(row["clock_offset_ms"])

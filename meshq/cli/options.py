@@ -31,20 +31,29 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 class Quantity(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.2
     """A number with a unit, as an int in the smallest one."""
 
-    def __init__(self, name: str, units: dict[str, int], example: str) -> None:
+    def __init__(self, name: str, units: dict[str, int], example: str, *, none: bool = False) -> None:
+        """`none`: the word is allowed too, and is 0."""
         self.name = name
-        self._units, self._example = units, example
+        self._units, self._example, self._none = units, example, none
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
+        if self._none and str(value).strip().lower() == "none":
+            return 0
         found = _QUANTITY.fullmatch(str(value).strip())
         if not found or found[2].lower() not in self._units:
             self.fail(f"{value!r} is not a {self.name}: {self._example} are examples", param, ctx)
-        return int(float(found[1]) * self._units[found[2].lower()])
+        amount = int(float(found[1]) * self._units[found[2].lower()])
+        if self._none and not amount:
+            self.fail(f"{value!r} is nothing: `none` is no limit", param, ctx)
+        return amount
 
 
 DURATION: Final = Quantity("duration", _SECONDS, "30s, 10m, 12h, 365d")
+DURATION_OR_NONE: Final = Quantity("duration", _SECONDS, "30s, 12h, 7d or none", none=True)
+SIZE_OR_NONE: Final = Quantity("size", _BYTES, "64KiB, 10GB or none", none=True)
+COUNT_OR_NONE: Final = Quantity("number", {"": 1}, "100000 or none", none=True)
 SIZE: Final = Quantity("size", _BYTES, "65536, 64KiB, 1MiB, 10GB")
 
 

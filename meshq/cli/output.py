@@ -54,6 +54,14 @@ def show_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def show_duration(seconds: float) -> str:
+    """In the largest unit that it is a whole number of."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
 def show_rate(records: int, size: int, seconds: float) -> str:
     """`12,000 records, 1.2 MB, 6,000 records/s, 0.6 MB/s`"""
     seconds = max(seconds, 1e-6)

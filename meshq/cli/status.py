@@ -99,6 +99,10 @@ def _place(found: Found) -> str | None:
     """Where it stands on the ring; nothing while the registry here does not know it yet."""
     if found["weight"] is None:
         return None
+    if found["witness"]:
+        return "a witness: it votes, and keeps no records" + (
+            f", zone {found['zone']}" if found["zone"] else ""
+        )
     return f"weight {found['weight']:g}" + (f", zone {found['zone']}" if found["zone"] else "")
 
 

@@ -26,6 +26,7 @@ from meshq.client.mesh import Mesh, Mode
 from meshq.client.ordered_group import OrderedRecord
 from meshq.client.records import Record
 from meshq.client.subscription import Subscription
+from meshq.errors import RecordsExpired
 from meshq.topics import check_pattern
 
 Start = Literal["latest", "earliest"] | int | datetime
@@ -156,7 +157,11 @@ async def _print(
     progress = Progress(wanted=not sys.stdout.isatty())
     records = size = 0
     while left is None or left > 0:
-        taken = await subscription.take(left)
+        try:
+            taken = await subscription.take(left)
+        except RecordsExpired as e:
+            click.echo(f"meshq: note: {e}", err=True)
+            continue
         if left is not None:
             left -= len(taken)
         data = show(taken)

@@ -19,6 +19,7 @@ import click
 from meshq.cli.logs import set_up
 from meshq.cli.options import DURATION, SIZE, data_option, place_options
 from meshq.cli.reach import Failed
+from meshq.errors import UsageError
 from meshq.peer.settings import Settings, load_settings
 from meshq.security.directory import DataDirectory
 
@@ -42,10 +43,12 @@ LEVELS = ["debug", "info", "warning", "error"]
     "--evacuate-after", "evacuate_after_s", type=DURATION, help="Replace a peer that was away so long (5m)."
 )
 @place_options
+@click.option("--witness", is_flag=True, help="Refuse to run unless this peer joined as a witness.")
+@click.option("--witness-bytes-max", type=SIZE, help="Most that a witness stores (4GiB).")
 @click.option("--begin-empty", is_flag=True, help="Start though store/ is lost; copy what others have.")
 @click.option("--log", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
-def up(data: Path, form: Literal["text", "json"], log_level: str, **flags: Any) -> None:
+def up(data: Path, form: Literal["text", "json"], log_level: str, witness: bool, **flags: Any) -> None:
     """Run this host's peer until SIGTERM or Ctrl-C.
 
     Settings: `meshq.toml` in the data directory, then MESHQ_PORT and the like, then these flags.
@@ -56,6 +59,11 @@ def up(data: Path, form: Literal["text", "json"], log_level: str, **flags: Any) 
         )
     directory = DataDirectory(data)
     settings = load_settings(directory.settings, _given(flags))
+    if witness and not directory.load().certificate.witness:
+        raise UsageError(
+            f"the peer in {data} keeps records and will not be a witness: let it `meshq leave`, and join in "
+            "a new directory with `meshq join TOKEN --witness`"
+        )
     set_up(form, log_level)
     asyncio.run(_run(directory, settings))
 

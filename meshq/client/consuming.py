@@ -20,7 +20,17 @@ from meshq.client.reading import Reading
 from meshq.client.routing import Routing
 from meshq.client.subscribed import Subscribed
 from meshq.errors import MeshqError, OutcomeUnknown, RemoteProtocolError, Unavailable
-from meshq.messages import Credit, HandOut, Items, Join, ReadItem, ReadStarted, Settled, SettleItem
+from meshq.messages import (
+    Credit,
+    Expired,
+    HandOut,
+    Items,
+    Join,
+    ReadItem,
+    ReadStarted,
+    Settled,
+    SettleItem,
+)
 from meshq.messages import Settle as SettleMessage
 
 
@@ -79,6 +89,14 @@ class Consuming(Reading):
                 s.not_started.discard(part.key)
         self._stirred[s] = None
         self._check_ready(s)
+
+    def on_expired(self, server_key: bytes, message: Expired) -> None:
+        """Records went before the group had settled them."""
+        s = self._subs.get(message.sub)
+        for item in message.items if s is not None else ():
+            part = s.parts.get((item.topic_id, item.partition)) if s is not None else None
+            if s is not None and part is not None and part.server == server_key:
+                self._expire(s, part, item.count, item.next)
 
     def on_hand_out(self, server_key: bytes, message: HandOut, payloads: Sequence[Buffer]) -> None:
         """Raises: RemoteProtocolError when it is not what a peer may push."""

@@ -50,6 +50,7 @@ from meshq.messages import (
     ORDERED,
     Answer,
     Deliver,
+    Expired,
     Failure,
     Granted,
     HandOut,
@@ -177,6 +178,10 @@ class ClientCore:
                     self._consuming.on_hand_out(key, message, event.payloads)
                 except RemoteProtocolError as e:
                     self._routing.drop(key, f"it pushed what cannot be read: {e}", now)
+            case Expired():
+                self._reading.on_expired(key, message)
+                self._consuming.on_expired(key, message)
+                self._ordered.on_expired(key, message)
             case Settled():
                 self._consuming.on_answers(message)
                 self._ordered.on_answers(message)

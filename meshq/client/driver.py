@@ -34,6 +34,7 @@ from meshq.client.facts import (
     Revoke,
     Send,
     Settle,
+    TellExpired,
     Ticked,
 )
 from meshq.errors import MeshqError, RemoteProtocolError, Unavailable
@@ -91,6 +92,8 @@ class Sink(Protocol):
     def handed(self, hand: Hand) -> None: ...
 
     def placed(self, place: Place) -> None: ...
+
+    def expired(self, told: TellExpired) -> None: ...
 
     def granted(self, grant: Grant) -> None: ...
 
@@ -206,6 +209,9 @@ class ClientDriver:
             case Place():
                 if (sink := self._sinks.get(effect.sub)) is not None:
                     sink.placed(effect)
+            case TellExpired():
+                if (sink := self._sinks.get(effect.sub)) is not None:
+                    sink.expired(effect)
             case Grant():
                 if (sink := self._sinks.get(effect.sub)) is not None:
                     sink.granted(effect)

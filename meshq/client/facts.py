@@ -297,6 +297,17 @@ class Hand:
 
 
 @dataclass(frozen=True, slots=True)
+class TellExpired:
+    """`count` records below `next` went by retention before this subscription (or its group) had them."""
+
+    sub: int
+    topic: str
+    partition: int
+    count: int
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """Of an ordered group: this partition is ours under this lease, from `offset` on. `attempts`: how often
     it was that somebody's lease began there, in a row."""
@@ -331,5 +342,6 @@ class EndSubscription:
 
 
 Effect = (
-    OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | Grant | Revoke | EndSubscription
+    OpenLink | CloseLink | Send | Settle | Fail | Doubt | Place | Hand | TellExpired | Grant | Revoke
+    | EndSubscription
 )  # fmt: skip

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from meshq import messages
-from meshq.batch import read_records
+from meshq.batch import earlier_ms, read_placed
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import AtWork, Group, Hand, RecordsSettled, Start, Unsubscribed
 from meshq.client.key_order import KeyOrder
@@ -247,17 +247,30 @@ class GroupSubscription(Subscription):
         leased = hand.leased
         if lot.hand is not hand or leased is None:
             raise InternalError("batches are opened in the order they came in")
-        raw = read_records(hand.payload)
+        raw = dict(read_placed(hand.payload))
         topic, partition, at, base = hand.topic, hand.partition, hand.timestamp_ms, hand.base_offset
         records: list[Record] = [
-            GroupRecord(topic, partition, base + i, at, r.key, r.value, r.headers or {}, attempts, lot)
+            GroupRecord(
+                topic, partition, base + i, at - earlier_ms(r), r.key, r.value, r.headers or {}, attempts, lot
+            )
             for first, end, attempts in leased.ranges
-            for i, r in enumerate(raw[first - base : end - base], first - base)
+            for i in range(first - base, end - base)
+            if (r := raw.get(i)) is not None
         ]
+        self._pass_by(lot, leased.ranges, {r.offset for r in records})
         self._in_a_row += len(records)
         records.reverse()
         self._records, self._lot = records, lot
         del self._lots[lot]
+
+    def _pass_by(self, lot: Lot, ranges: Sequence[tuple[int, int, int]], there: set[int]) -> None:
+        """Offsets whose records were compacted away: nobody has to work on them."""
+        if sum(end - first for first, end, _ in ranges) == len(there):
+            return
+        for first, end, _ in ranges:
+            for offset in range(first, end):
+                if offset not in there:
+                    self._flight(lot, messages.ACK, None, offset, offset + 1)
 
     def _give_back(self) -> None:
         """Nothing: records are settled, and that makes room."""

@@ -21,7 +21,7 @@ from meshq.client.facts import Grant, RecordsSettled, Revoke, SubscribeRequested
 from meshq.client.reading import Reading
 from meshq.client.routing import Routing
 from meshq.client.subscribed import Part, Subscribed
-from meshq.messages import RELEASE, Credit, Granted, Join, ReadItem, ReadStarted, Revoked, Started
+from meshq.messages import RELEASE, Credit, Expired, Granted, Join, ReadItem, ReadStarted, Revoked, Started
 
 BEATS: Final = 4  # in the time that a member may be silent
 
@@ -68,6 +68,21 @@ class Ordered(Consuming):
         self._end(s, part)
         if item.lease:
             self._begin(s, part, item.lease, item.offset, 1)
+
+    def on_expired(self, server_key: bytes, message: Expired) -> None:
+        """Records went before they came here, or (nothing of what is under way here) before anybody had
+        acknowledged them.
+        """
+        s = self._subs.get(message.sub)
+        for item in message.items if s is not None else ():
+            part = s.parts.get((item.topic_id, item.partition)) if s is not None else None
+            if s is None or part is None or part.server != server_key:
+                continue
+            if part.position is not None and part.position < item.next:
+                self._expire(s, part, item.next - part.position, item.next)
+                part.position = item.next
+            else:
+                self._expire(s, part, item.count, item.next)
 
     def on_granted(self, server_key: bytes, message: Granted) -> None:
         s = self._subs.get(message.sub)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshq import messages
-from meshq.batch import read_records
+from meshq.batch import earlier_ms, read_placed
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import Consumed, Grant, Group, Hand, RecordsSettled, Revoke, Start, Unsubscribed
 from meshq.client.group import SETTLE_S, Flight, Settling
@@ -213,16 +213,18 @@ class OrderedSubscription(Subscription):
         self._taken, self._open_tenure = hand, tenure
         if tenure is None:
             return  # it went while the batch waited
-        topic, partition, at = hand.topic, hand.partition, hand.timestamp_ms
+        topic, partition, base, at = hand.topic, hand.partition, hand.base_offset, hand.timestamp_ms
         records: list[Record] = [
-            OrderedRecord(topic, partition, offset, at, r.key, r.value, r.headers or {}, 1, tenure)
-            for offset, r in enumerate(read_records(hand.payload), hand.base_offset)
+            OrderedRecord(
+                topic, partition, base + place, at - earlier_ms(r), r.key, r.value, r.headers or {}, 1, tenure
+            )
+            for place, r in read_placed(hand.payload)
+            if base + place >= hand.first
         ]
-        if hand.base_offset <= tenure.first < hand.base_offset + len(records):
-            records[tenure.first - hand.base_offset].attempts = tenure.attempts
-        tenure.opened = hand.base_offset + len(records)
-        if hand.first > hand.base_offset:
-            del records[: hand.first - hand.base_offset]
+        if records:  # not behind the last one: what was compacted away is not waited for
+            tenure.opened = records[-1].offset + 1
+            if records[0].offset == tenure.first:
+                records[0].attempts = tenure.attempts
         self._in_a_row += len(records)
         records.reverse()
         self._records = records
@@ -246,7 +248,9 @@ class OrderedSubscription(Subscription):
         waiting = list(self._batches)
         self._batches.clear()
         for hand in waiting:
-            if hand.leased is not None and (hand.leased.lease, hand.partition) == (
+            if not isinstance(hand, Hand):
+                self._batches.append(hand)  # what has expired is to be told all the same
+            elif hand.leased is not None and (hand.leased.lease, hand.partition) == (
                 tenure.lease,
                 tenure.partition,
             ):

@@ -28,6 +28,7 @@ from meshq.client.facts import (
     Settle,
     Start,
     SubscribeRequested,
+    TellExpired,
 )
 from meshq.client.routing import Routing
 from meshq.client.subscribed import Part, Subscribed
@@ -43,10 +44,12 @@ from meshq.errors import (
 )
 from meshq.messages import (
     LATEST,
+    OFFSET,
     TIMESTAMP,
     Credit,
     Deliver,
     DeliverItem,
+    Expired,
     Items,
     Message,
     Read,
@@ -235,11 +238,29 @@ class Reading:
             part.started = True
             part.attempt = 0
             part.generation = item.generation
-            # Further on than asked for: the records in between are gone, and the leader says so.
-            part.position = item.offset if part.position is None else max(part.position, item.offset)
+            asked = part.start.value if part.start.kind == OFFSET else item.offset
+            if part.position is not None:
+                asked = part.position
+            if item.offset > asked:  # the records in between went by retention
+                self._expire(s, part, item.offset - asked, item.offset)
+            part.position = item.offset
             self._common.effects.append(Place(s.sub, part.topic, part.number, part.position))
             s.not_started.discard(part.key)
         self._check_ready(s)
+
+    def on_expired(self, server_key: bytes, message: Expired) -> None:
+        """Records went before they came here; what comes next is behind them."""
+        s = self._subs.get(message.sub)
+        for item in message.items if s is not None else ():
+            part = s.parts.get((item.topic_id, item.partition)) if s is not None else None
+            if s is None or part is None or part.server != server_key or not part.started:
+                continue
+            if part.position is not None and item.next > part.position:
+                self._expire(s, part, item.next - part.position, item.next)
+                part.position = item.next
+
+    def _expire(self, s: Subscribed, part: Part, count: int, then: int) -> None:
+        self._common.effects.append(TellExpired(s.sub, part.topic, part.number, count, then))
 
     def on_ended(self, server_key: bytes, message: ReadEnded, now: float) -> None:
         s = self._subs.get(message.sub)

@@ -11,7 +11,7 @@ from collections import deque
 from types import TracebackType
 from typing import Final, Self
 
-from meshq.batch import read_records
+from meshq.batch import COMPACTED, KeptRecord, read_header, read_records
 from meshq.client.driver import ClientDriver, FutureWaiter
 from meshq.client.facts import (
     Consumed,
@@ -22,10 +22,11 @@ from meshq.client.facts import (
     Revoke,
     Start,
     SubscribeRequested,
+    TellExpired,
     Unsubscribed,
 )
 from meshq.client.records import Record
-from meshq.errors import MeshqError, Unavailable
+from meshq.errors import MeshqError, RecordsExpired, Unavailable
 from meshq.limits import MIB
 
 CREDIT_BYTES: Final = 8 * MIB
@@ -37,7 +38,9 @@ class Subscription:
     """Made by `Mesh.subscribe`: `async for record in subscription`. To be used on the loop's thread.
 
     Iterating raises what the mesh refuses it with (Forbidden), RemoteProtocolError for a batch that cannot be
-    read, and ends when it was closed. As a context manager it closes itself.
+    read, and ends when it was closed. It raises RecordsExpired where records went by their topic's retention
+    before they came here: it says how many, and iterating again goes on behind them. As a context manager it
+    closes itself.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Subscription:
         self.pattern = pattern
         self._driver = driver
         self._sub = driver.draw_number()
-        self._batches: deque[Hand] = deque()  # bounded by the credit
+        self._batches: deque[Hand | TellExpired] = deque()  # bounded by the credit
         self._records: list[Record] = []  # of the batch being handed out, last one first
         self._taken: Hand | None = None  # that batch
         self._positions: dict[tuple[str, int], int] = {}
@@ -133,6 +136,10 @@ class Subscription:
         if not any(h.topic == place.topic and h.partition == place.partition for h in self._batches):
             self._positions[place.topic, place.partition] = place.offset
 
+    def expired(self, told: TellExpired) -> None:
+        self._batches.append(told)
+        self._wake()
+
     def granted(self, grant: Grant) -> None:
         """Nothing is, but to members of ordered groups."""
 
@@ -156,7 +163,7 @@ class Subscription:
                 raise StopAsyncIteration
             if self._batches:
                 if not self._records:  # another task may have been here meanwhile
-                    self._open(self._batches.popleft())
+                    self._next(self._batches.popleft())
             elif self._error is not None:
                 raise type(self._error)(str(self._error))
             else:
@@ -167,18 +174,40 @@ class Subscription:
         self._waiting.append(future)
         await future
 
+    def _next(self, item: Hand | TellExpired) -> None:
+        if isinstance(item, Hand):
+            self._open(item)
+            return
+        self._positions[item.topic, item.partition] = item.next
+        raise RecordsExpired(
+            f"{item.count} records of {item.topic}/{item.partition} before offset {item.next} went by its "
+            "retention before they were read here; the subscription goes on from there",
+            topic=item.topic,
+            partition=item.partition,
+            count=item.count,
+            next=item.next,
+        )
+
     def _open(self, hand: Hand) -> None:
         self._taken = hand
         self._positions[hand.topic, hand.partition] = hand.base_offset
-        raw = read_records(hand.payload)
-        topic, partition, at = hand.topic, hand.partition, hand.timestamp_ms
-        records = [
-            Record(topic, partition, offset, at, r.key, r.value, r.headers or {})
-            for offset, r in enumerate(raw, hand.base_offset)
-        ]
-        if hand.first > hand.base_offset:
-            del records[: hand.first - hand.base_offset]
-        self._positions[topic, partition] = hand.base_offset + len(raw)
+        header = read_header(hand.payload)
+        raw = read_records(hand.payload, header)
+        topic, partition, base, at = hand.topic, hand.partition, hand.base_offset, hand.timestamp_ms
+        if header.version == COMPACTED:
+            records = [
+                Record(topic, partition, base + r.place, at - r.earlier_ms, r.key, r.value, r.headers or {})
+                for r in raw
+                if isinstance(r, KeptRecord) and base + r.place >= hand.first
+            ]
+        else:
+            records = [
+                Record(topic, partition, offset, at, r.key, r.value, r.headers or {})
+                for offset, r in enumerate(raw, base)
+            ]
+            if hand.first > base:
+                del records[: hand.first - base]
+        self._positions[topic, partition] = base + header.count
         self._in_a_row += len(records)
         records.reverse()
         self._records = records

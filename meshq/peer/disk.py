@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import lmdb
@@ -22,6 +23,7 @@ from meshq.ids import LOCAL_SLOT, SYSTEM_SLOT, PartitionKey, Slot
 from meshq.peer.core.core import PeerCore
 from meshq.peer.core.events import (
     BatchesFetched,
+    BatchesSurveyed,
     Event,
     FetchBatches,
     Mended,
@@ -33,11 +35,13 @@ from meshq.peer.core.events import (
     RowsRead,
     SeekTime,
     SlotLogRead,
+    SurveyBatches,
     TimeSought,
     WritesDone,
     WritesFailed,
 )
 from meshq.peer.core.hosts import Tail
+from meshq.replication.saved import bare_until
 from meshq.replication.words import Item, LogRead
 from meshq.security.directory import DataDirectory, Loaded
 from meshq.store.reads import SlotImage
@@ -102,7 +106,9 @@ def tail_of(store: Store, slot: Slot, image: SlotImage) -> Tail:
     items: list[Item] = []
     start = applied_index(image.rows) + 1
     try:
-        items += (item_of(store, entry) for entry in _entries(store, slot, start))
+        bare = bare_until(image.rows)
+        for entry in _entries(store, slot, start):
+            items.append(Item(entry) if entry.index <= bare else item_of(store, entry))
     except StoreCorrupt as e:
         log.error("Slot %s has damage, its log is cut there: %s", slot, e, extra={"event": "SlotDamaged"})
         behind = store.read_sound(slot, start + len(items))
@@ -114,10 +120,14 @@ def tail_of(store: Store, slot: Slot, image: SlotImage) -> Tail:
     return Tail(items)
 
 
-def item_of(store: Store, entry: Entry) -> Item:
-    """The entry with its payload. Raises: PayloadCorrupt when that is not there, or another one."""
+def item_of(store: Store, entry: Entry, has_gone: Callable[[Entry], bool] = lambda _: False) -> Item:
+    """The entry with its payload, if that has not gone by retention. Raises: PayloadCorrupt when it is not
+    there, or another one.
+    """
     key = payload_key_of(entry)
     if key is None:
+        return Item(entry)
+    if has_gone(entry):
         return Item(entry)
     try:
         data = store.read_payload(key)
@@ -146,12 +156,14 @@ def read_ranges(
                 raise PayloadCorrupt("it is missing", partition, offset)
             batches += found
             left -= sum(len(b.data) for b in found)
-            offset = found[-1].base_offset + found[-1].count
+            offset = max(b.base_offset + b.count for b in found)
     return batches, True
 
 
-def read_log(store: Store, slot: Slot, from_index: int, bytes_max: int) -> list[Item]:
-    """Entries from this index on with their payloads.
+def read_log(
+    store: Store, slot: Slot, from_index: int, bytes_max: int, has_gone: Callable[[Entry], bool]
+) -> list[Item]:
+    """Entries from this index on with their payloads, but for those that have gone.
 
     Raises: StoreError, UsageError for what has been trimmed.
     """
@@ -159,7 +171,7 @@ def read_log(store: Store, slot: Slot, from_index: int, bytes_max: int) -> list[
     items: list[Item] = []
     size = 0
     for entry in entries:
-        items.append(item_of(store, entry))
+        items.append(item_of(store, entry, has_gone))
         size += len(items[-1].payload)
         if size >= bytes_max:
             break
@@ -183,7 +195,8 @@ class DiskShell:
     """Executes the core's disk effects; what comes of them goes back as events, in the loop's thread.
 
     `is_awaited`: whether what a read finds is still of use to anybody when its turn comes; if not, nothing is
-    read. None of its callbacks does anything after `close()`.
+    read. `has_gone`: whether the payload of a slot's entry is not kept any more; `was_rewritten`: whether it
+    may be stored as compaction left it. None of its callbacks does anything after `close()`.
     """
 
     def __init__(
@@ -193,20 +206,23 @@ class DiskShell:
         tell: Callable[[Event], None],
         on_fatal: Callable[[BaseException], None],
         is_awaited: Callable[[FetchBatches | SeekTime], bool],
+        has_gone: Callable[[Slot, Entry], bool],
+        was_rewritten: Callable[[Slot, Entry], bool],
     ) -> None:
         self.store = store
         self._loop = loop
         self._tell = tell
         self._on_fatal = on_fatal
         self._is_awaited = is_awaited
-        self._deleting: dict[PartitionKey, Slot] = {}
+        self._has_gone, self._was_rewritten = has_gone, was_rewritten
+        self._deleting: dict[PartitionKey, Slot] = {}  # what may be reported; as many as slots hold
         self._reads: deque[FetchBatches | SeekTime] = deque()
         self._turn_due = False
         self._closed = False
         store.start(
             on_done=lambda tokens: self._post(self._done, tokens),
             on_failed=lambda tokens, error: self._post(self._failed, error),
-            on_dropped=lambda partition: self._post(self._dropped, partition),
+            on_dropped=lambda partition, below: self._post(self._dropped, partition, below),
             on_fatal=lambda error: self._post(on_fatal, error),
         )
 
@@ -234,14 +250,16 @@ class DiskShell:
     def _failed(self, error: MeshqError) -> None:
         self._tell(WritesFailed(error, self.store.room()))
 
-    def _dropped(self, partition: PartitionKey) -> None:
-        slot = self._deleting.pop(partition, None)
+    def _dropped(self, partition: PartitionKey, below: int | None) -> None:
+        slot = self._deleting.get(partition)
         if slot is not None:
-            self._tell(PayloadsDeleted(slot, partition))
+            if below is None:
+                del self._deleting[partition]
+            self._tell(PayloadsDeleted(slot, partition, below))
 
-    def delete(self, slot: Slot, partition: PartitionKey) -> None:
+    def delete(self, slot: Slot, partition: PartitionKey, below: int | None) -> None:
         self._deleting[partition] = slot
-        self.store.drop_payloads(partition, below=None)
+        self.store.drop_payloads(partition, below=below)
 
     # -------------------------------------------------------------------------------------- reading
     def read(self, effect: FetchBatches | SeekTime) -> None:
@@ -289,15 +307,33 @@ class DiskShell:
         items: list[Item] = []
         damage: StoreCorrupt | None = None
         try:
-            items = read_log(self.store, read.slot, read.prev.index + 1, read.bytes_max)
+            has_gone = partial(self._is_without, read.slot)
+            items = read_log(self.store, read.slot, read.prev.index + 1, read.bytes_max, has_gone)
         except (MeshqError, lmdb.Error) as e:
             log.warning("Slot %s cannot be read for a peer: %s", read.slot, e, extra={"event": "LogUnread"})
             damage = e if isinstance(e, StoreCorrupt) else None
         event = SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(items)), damage)
         self._loop.call_soon(self._guarded, self._tell, event)
 
+    def _is_without(self, slot: Slot, entry: Entry) -> bool:
+        """Whether the entry's payload, as it came, is not to be had here any more and need not be."""
+        if self._has_gone(slot, entry):
+            return True
+        key = payload_key_of(entry) if self._was_rewritten(slot, entry) else None
+        return key is not None and self.store.is_compacted(key)
+
     def read_rows(self, read: ReadRows) -> None:
         event = RowsRead(read.slot, read.to, self.store.read_rows(read.slot))
+        self._loop.call_soon(self._guarded, self._tell, event)
+
+    def survey(self, survey: SurveyBatches) -> None:
+        s = survey
+        try:
+            marks = self.store.survey(s.partition, s.offset, count_max=s.count_max)
+        except lmdb.Error as e:
+            log.warning("Slot %s cannot be surveyed: %s", s.slot, e, extra={"event": "SurveyFailed"})
+            marks = []
+        event = BatchesSurveyed(s.slot, s.partition, s.offset, marks)
         self._loop.call_soon(self._guarded, self._tell, event)
 
     def read_payloads(self, read: ReadPayloads) -> None:

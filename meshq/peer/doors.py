@@ -180,7 +180,9 @@ async def _call(
         link.close()
 
 
-async def join(path: Path, token_text: str, name: str) -> tuple[DataDirectory, dict[PeerId, tuple[str, ...]]]:
+async def join(
+    path: Path, token_text: str, name: str, *, witness: bool = False
+) -> tuple[DataDirectory, dict[PeerId, tuple[str, ...]]]:
     """Become a member: prove the token at the inviter's door and write the data directory.
 
     Returns the directory and where the inviter was reached, to be remembered.
@@ -189,7 +191,7 @@ async def join(path: Path, token_text: str, name: str) -> tuple[DataDirectory, d
     token = Token.parse(token_text)
     directory = DataDirectory(path)
     identity = directory.begin_join(name)
-    request = door.join_request(token, identity, time.time(), nonce=door.new_nonce())
+    request = door.join_request(token, identity, time.time(), nonce=door.new_nonce(), witness=witness)
     context = make_context()
     failures: list[Unavailable] = []
     try:
@@ -199,7 +201,7 @@ async def join(path: Path, token_text: str, name: str) -> tuple[DataDirectory, d
             except Unavailable as e:
                 failures.append(e)
                 continue
-            joined = door.accept_reply(token, identity, data, time.time())
+            joined = door.accept_reply(token, identity, data, time.time(), witness=witness)
             directory = create_joined(path, identity, joined)
             known = [verify_signature(c, joined.authority_key) for c in joined.certificates]
             return directory, {c.peer_id: (place.address,) for c in known if c.curve_key == token.inviter_key}

@@ -21,7 +21,7 @@ import msgspec
 from meshq.client.mesh import Mesh
 from meshq.client.records import Record
 from meshq.client.subscription import Subscription
-from meshq.errors import MeshqError, Unavailable
+from meshq.errors import MeshqError, RecordsExpired, Unavailable
 from meshq.transport.feed import FeedServer
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,9 @@ class Feed:
                         await self._take_over(pump, records)
                         pump.on_passed(records.positions)
                         while True:
-                            for record in await records.take():
-                                self._pass_on(record)
+                            with contextlib.suppress(RecordsExpired):  # the feed is at most once
+                                for record in await records.take():
+                                    self._pass_on(record)
                             pump.on_passed(records.positions)
                 except MeshqError as e:
                     log.warning("The feed of %r broke off: %s", prefix, e, extra={"event": "FeedBroken"})

@@ -38,7 +38,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     `evacuate_after_s`: a peer that this one has missed for so long is replaced in the slots led here;
     `move_bytes_s`: how much it sends of slots that move to others, a second;
     `weight`: this peer's share of the slots, beside 1 of an ordinary one (0: none); `zone`: what fails as one
-    with it (a rack, a room, a power line), none of its own when empty.
+    with it (a rack, a room, a power line), none of its own when empty; `witness_bytes_max`: most that a
+    witness stores, instead of `store_bytes_max`.
     """
 
     bind: list[str] = []
@@ -49,6 +50,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     auto_create: bool = True
     record_bytes_max: Annotated[int, Meta(ge=1, le=limits.RECORD_BYTES_CEILING)] = limits.RECORD_BYTES_MAX
     store_bytes_max: Annotated[int, Meta(ge=16 * limits.MIB)] = limits.STORE_BYTES_MAX
+    witness_bytes_max: Annotated[int, Meta(ge=16 * limits.MIB)] = limits.WITNESS_BYTES_MAX
     disk_reserve_bytes: Annotated[int, Meta(ge=0)] = limits.DISK_RESERVE_BYTES
     begin_empty: bool = False
     evacuate_after_s: Annotated[int, Meta(ge=1)] = 300

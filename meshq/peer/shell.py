@@ -59,6 +59,7 @@ from meshq.peer.core.events import (
     SessionClosed,
     Settle,
     StopPeer,
+    SurveyBatches,
     TellMembership,
     TellRolledBack,
     Ticked,
@@ -198,7 +199,7 @@ class PeerShell:
         self.store = Store.open(
             self.directory.store,
             mesh_id=papers.mesh_id,
-            bytes_max=s.store_bytes_max,
+            bytes_max=s.witness_bytes_max if self.papers.certificate.witness else s.store_bytes_max,
             reserve_bytes=s.disk_reserve_bytes,
             disk_id=None if self.directory.was_started() else GENESIS_DISK,
         )
@@ -227,7 +228,15 @@ class PeerShell:
             me, found_registry(papers), settings=settings, random_id=lambda: os.urandom(16), rng=rng
         )
         restore(self.core, self.store)
-        self.disk = DiskShell(self.store, self._loop, self.tell, self._fail, self.core.fetching.is_awaited)
+        self.disk = DiskShell(
+            self.store,
+            self._loop,
+            self.tell,
+            self._fail,
+            is_awaited=self.core.fetching.is_awaited,
+            has_gone=self.core.slots.has_gone,
+            was_rewritten=self.core.slots.was_rewritten,
+        )
 
     def _make_gateway(self, context: Any) -> None:
         identity = self.papers.identity
@@ -362,8 +371,10 @@ class PeerShell:
                     self.disk.read_rows(effect)
                 case ReadPayloads():
                     self.disk.read_payloads(effect)
+                case SurveyBatches():
+                    self.disk.survey(effect)
                 case DeletePayloads():
-                    self.disk.delete(effect.slot, effect.partition)
+                    self.disk.delete(effect.slot, effect.partition, effect.below)
                 case OpenLink():
                     self.links.open(effect)
                 case CloseLink():

@@ -14,12 +14,15 @@ from msgspec import Meta, Struct
 
 from meshq.errors import RemoteProtocolError
 from meshq.levels import LEVELS
-from meshq.limits import PARTITIONS_MAX, RECORD_BYTES_CEILING
+from meshq.limits import PARTITIONS_MAX, RECORD_BYTES_CEILING, RETAIN_AGE_MS_MAX
+from meshq.messages import Retain
 
 Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Partitions = Annotated[int, Meta(ge=1, le=PARTITIONS_MAX)]
 CopiesMin = Annotated[int, Meta(ge=1, le=255)]
+AgeMs = Annotated[int, Meta(ge=0, le=RETAIN_AGE_MS_MAX)]
+Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 RecordBytes = Annotated[int, Meta(ge=1, le=RECORD_BYTES_CEILING)]
 Blob = Annotated[bytes, Meta(max_length=64 * 1024)]  # a signed certificate
 
@@ -44,6 +47,7 @@ class CreateTopic(Command, frozen=True, tag=3):
     partitions: Partitions
     record_bytes_max: RecordBytes
     copies_min: CopiesMin = 1
+    retain: Retain = Retain()
 
 
 class SetTopic(Command, frozen=True, tag=4):
@@ -58,6 +62,11 @@ class SetTopic(Command, frozen=True, tag=4):
     record_bytes_max: RecordBytes | None = None
     copies_min: CopiesMin | None = None
     change: Annotated[bytes, Meta(max_length=16)] = b""
+    retain_age_ms: AgeMs | None = None  # of these 0 is no limit
+    retain_bytes: Count | None = None
+    retain_records: Count | None = None
+    compact: bool | None = None
+    tombstone_age_ms: AgeMs | None = None
 
 
 class DeleteTopic(Command, frozen=True, tag=5):

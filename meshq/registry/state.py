@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Protocol, assert_never
 
+from msgspec.structs import replace
+
 from meshq.errors import MeshqError, Overloaded, Refused, SecurityError, TopicExists, TopicGone, UsageError
 from meshq.ids import MeshId, PeerId, TopicId, peer_id_of
-from meshq.levels import LEVEL_KNOWN
+from meshq.levels import LEVEL_KNOWN, WITNESSES
 from meshq.limits import CLIENTS_MAX, LEFT_PEERS_KEPT, PEERS_MAX, TOPICS_MAX
-from meshq.messages import TopicInfo
+from meshq.messages import Retain, TopicInfo
 from meshq.registry.commands import (
     LEAVING,
     LEFT,
@@ -32,7 +34,7 @@ from meshq.registry.commands import (
     SetStanding,
     SetTopic,
 )
-from meshq.ring import RingPeer, owners, slot_of
+from meshq.ring import RingPeer, owners, slot_of, witnesses_of
 from meshq.topics import check_topic, source_of
 
 SET_MAX = 4_096  # changes of topics' settings that are not made twice; as many wait at most at a few peers
@@ -59,6 +61,8 @@ class CertificateFacts(Protocol):
     def weight(self) -> float: ...
     @property
     def zone(self) -> str: ...
+    @property
+    def witness(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +140,20 @@ class Registry:
             self._register_peer(RegisterPeer(certificate), 0)
         self.founders = tuple(self.peers)
         self.genesis_owners = owners(self.ring_peers(), slots=slots, replicas=replicas)
+        self.genesis_witnesses = witnesses_of(self.genesis_owners, self.ring_peers(), self.ring_witnesses())
 
     def ring_peers(self) -> list[RingPeer]:
-        """Whom slots are placed on: who is leaving is none of them."""
+        """Whom slots are placed on: who is leaving is none of them, nor is a witness."""
+        return [p for p in self._staying() if not self.is_witness(p.peer)]
+
+    def ring_witnesses(self) -> list[RingPeer]:
+        return [p for p in self._staying() if self.is_witness(p.peer)]
+
+    def _staying(self) -> list[RingPeer]:
         return [RingPeer(peer, *self.place(peer)) for peer in sorted(self.peers.keys() - self.leaving.keys())]
+
+    def is_witness(self, peer: PeerId) -> bool:
+        return self.peers[peer].facts.witness
 
     def place(self, peer: PeerId) -> tuple[float, str]:
         """Weight and zone of a registered peer."""
@@ -240,6 +254,11 @@ class Registry:
         # A key decides whose a connection is: nobody registers the one that somebody else connects with.
         if self.peer_of_key.get(facts.curve_key, peer) != peer or facts.curve_key in self.clients:
             raise Refused(f"the CURVE key of {facts.name!r} is somebody else's: make new keys")
+        old = self.peers.get(peer)
+        if old is not None and old.facts.witness != facts.witness:
+            raise Refused(f"{facts.name!r} is a witness, or is none, for life: let it leave, and join anew")
+        if facts.witness and self.level < WITNESSES:
+            raise Refused(f"a witness needs feature level {WITNESSES}, the mesh has {self.level}")
         if peer not in self.peers and len(self.peers) >= PEERS_MAX:
             raise Overloaded(f"the mesh has {PEERS_MAX} peers, which is its limit")
         return facts
@@ -267,10 +286,11 @@ class Registry:
             raise Refused(
                 f"{self.peers[peer].facts.name!r} stayed, and is leaving anew: that is not over yet"
             )
-        if command.standing == LEAVING and not self.peers.keys() - self.leaving.keys() - {peer}:
+        others = self.peers.keys() - self.leaving.keys() - {peer}
+        if command.standing == LEAVING and all(self.is_witness(p) for p in others):
             raise Refused(
-                f"{self.peers[peer].facts.name!r} is the last peer of the mesh: what it holds would be "
-                "nowhere. Let another host join first: `meshq invite`"
+                f"{self.peers[peer].facts.name!r} is the last peer of the mesh that keeps records: what it "
+                "holds would be nowhere. Let another host join first: `meshq invite`"
             )
         return peer
 
@@ -360,8 +380,9 @@ class Registry:
         self._check_create(command)
         topic_id = TopicId(command.topic_id)
         info = TopicInfo(
-            command.name, topic_id, command.partitions, index, command.record_bytes_max, command.copies_min
-        )
+            command.name, topic_id, command.partitions, index, command.record_bytes_max, command.copies_min,
+            command.retain,
+        )  # fmt: skip
         insort(self._names, command.name)
         return [self._keep(info)]
 
@@ -379,7 +400,8 @@ class Registry:
         partitions = command.partitions or old.partitions
         size = command.record_bytes_max or old.record_bytes_max
         copies = command.copies_min or old.copies_min
-        return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size, copies))]
+        retain = _retained(old.retain, command)
+        return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size, copies, retain))]
 
     def _note_set(self, change: bytes, index: int) -> None:
         if change:
@@ -416,3 +438,15 @@ class Registry:
         self.topics[TopicId(info.topic_id)] = info
         self._by_name[info.name] = info
         return TopicChanged(info)
+
+
+def _retained(old: Retain, command: SetTopic) -> Retain:
+    """With what the command names."""
+    named = {
+        "age_ms": command.retain_age_ms,
+        "bytes": command.retain_bytes,
+        "records": command.retain_records,
+        "compact": command.compact,
+        "tombstone_age_ms": command.tombstone_age_ms,
+    }
+    return replace(old, **{name: value for name, value in named.items() if value is not None})

@@ -25,6 +25,8 @@ class Following:
 
     def on_append(self, frm: Node, m: AppendEntries) -> None:
         s = self.state
+        if m.items and s.now < s.paused_until:
+            return  # there is no room for them: they are sent again in a while
         if s.is_stale and self._has_diverged(m):
             s.out.append(Diverged())
             return

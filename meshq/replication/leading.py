@@ -325,6 +325,7 @@ class Leading:
     def on_persisted(self) -> None:
         self._advance()
         if self._state.role is Role.LEADER:
+            self._tell_witnesses()  # the leader's own disk may have been the last one
             self._tell_serving()
 
     def _tell_serving(self) -> None:

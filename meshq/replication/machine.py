@@ -105,6 +105,10 @@ class Replica:
 
     # ---------------------------------------------------------------------------------------------- facts
     @property
+    def slot(self) -> Slot:
+        return self._state.slot
+
+    @property
     def role(self) -> Role:
         return self._state.role
 

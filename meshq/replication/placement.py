@@ -59,16 +59,21 @@ class MoveLeadership:
 Step = ChangeMembers | MoveLeadership
 
 
-def members_of(wanted: Sequence[Node]) -> tuple[Sequence[Node], Sequence[Node]]:
-    """(voters, learners) for owners in the ring's order: an odd number votes, another one mirrors."""
+def members_of(
+    wanted: Sequence[Node], witness: Node | None = None
+) -> tuple[Sequence[Node], Sequence[Node], Sequence[Node]]:
+    """(voters, learners, witnesses) for owners in the ring's order: two vote with a witness; else an odd
+    number does, and another one mirrors.
+    """
+    if witness is not None and len(wanted) == 2:
+        return [*wanted, witness], [], [witness]
     odd = len(wanted) - (len(wanted) + 1) % 2
-    return wanted[:odd], wanted[odd:]
+    return wanted[:odd], wanted[odd:], []
 
 
-def genesis_config(wanted: Sequence[Node]) -> Config:
+def genesis_config(wanted: Sequence[Node], witness: Node | None = None) -> Config:
     """What a slot begins with: the same on every peer, so that nobody has to be told."""
-    voters, learners = members_of(wanted)
-    return config_of(voters, learners)
+    return config_of(*members_of(wanted, witness))
 
 
 def steps(
@@ -76,19 +81,21 @@ def steps(
     wanted: Mapping[Slot, Sequence[PeerId]],
     nodes: Mapping[PeerId, Node],
     alive: Collection[PeerId],
+    witnesses: Mapping[Slot, PeerId],
 ) -> list[Step]:
-    """What to do now. `nodes`: the disk each peer has today; `alive`: those that answer, this one too."""
+    """What to do now. `nodes`: the disk each peer has today; `alive`: those that answer, this one too;
+    `witnesses`: of slots that want one.
+    """
     found: list[Step] = []
     moving = transfers = 0
     copying = Counter(n.peer for s in situations for n in s.config.learners if _behind(s, n))
     to_one = max(1, COPIES_MAX // max(1, len(alive)))  # any of those alive may be a leader that does the same
     for situation in situations:
-        owners = [nodes.get(peer) for peer in wanted.get(situation.slot, ())]
-        if not situation.settled or not owners or None in owners:
+        members = _members(situation.slot, wanted, nodes, witnesses)
+        if not situation.settled or members is None:
             moving += situation.config.is_joint
             continue
-        voters, learners = members_of([o for o in owners if o is not None])
-        step = next_step(situation, voters, learners, alive)
+        step = next_step(situation, *members, alive)
         if isinstance(step, ChangeMembers):
             moving += 1
             coming = {n.peer for n in step.target.nodes() - situation.config.nodes()}
@@ -99,9 +106,24 @@ def steps(
             transfers += 1
             if transfers <= TRANSFERS_MAX:
                 found.append(step)
-        elif not _is_where(situation.config, voters, learners):
+        elif not _is_where(situation.config, *members):
             moving += 1  # its learners catch up
     return found
+
+
+def _members(
+    slot: Slot,
+    wanted: Mapping[Slot, Sequence[PeerId]],
+    nodes: Mapping[PeerId, Node],
+    witnesses: Mapping[Slot, PeerId],
+) -> tuple[Sequence[Node], Sequence[Node], Sequence[Node]] | None:
+    """None while the disk of one of them is not known."""
+    peers = [*wanted.get(slot, ()), *([witnesses[slot]] if slot in witnesses else [])]
+    if not wanted.get(slot) or any(peer not in nodes for peer in peers):
+        return None
+    found = [nodes[peer] for peer in peers]
+    count = len(wanted[slot])
+    return members_of(found[:count], found[count] if len(found) > count else None)
 
 
 def is_at_rest(
@@ -109,32 +131,36 @@ def is_at_rest(
     wanted: Mapping[Slot, Sequence[PeerId]],
     nodes: Mapping[PeerId, Node],
     alive: Collection[PeerId],
+    witnesses: Mapping[Slot, PeerId],
 ) -> bool:
     """Whether there is nothing to do until a leader, members, the ring or who is alive change."""
     for s in situations:
-        owners = [nodes[peer] for peer in wanted.get(s.slot, ()) if peer in nodes]
-        if not s.settled or not owners or len(owners) < len(wanted[s.slot]):
+        members = _members(s.slot, wanted, nodes, witnesses)
+        if not s.settled or members is None or not _is_where(s.config, *members) or s.me in s.unfit:
             return False
-        voters, learners = members_of(owners)
-        if not _is_where(s.config, voters, learners) or s.me in s.unfit:
-            return False
-        if voters[0] != s.me and voters[0].peer in alive:
+        first = members[0][0]
+        if first != s.me and first.peer in alive:
             return False
     return True
 
 
 def next_step(
-    s: Situation, voters: Sequence[Node], learners: Sequence[Node], alive: Collection[PeerId]
+    s: Situation,
+    voters: Sequence[Node],
+    learners: Sequence[Node],
+    witnesses: Sequence[Node],
+    alive: Collection[PeerId],
 ) -> Step | None:
     """Toward these members, the first voter to lead; None when that has to wait, or is so already."""
     config = s.config
     if not config.has_majority([n for n in config.nodes() if n.peer in alive]):
         return None
     heirs = [n for n in config.voters if n.peer in alive and n not in s.unfit and not _behind(s, n)]
+    heirs = [n for n in heirs if n not in config.witnesses]
     heirs.sort(key=lambda n: voters.index(n) if n in voters else len(voters))
     if s.me in s.unfit and heirs:
         return MoveLeadership(s.slot, heirs[0])
-    if _is_where(config, voters, learners):
+    if _is_where(config, voters, learners, witnesses):
         first = voters[0]
         if first != s.me and first in heirs:
             return MoveLeadership(s.slot, first)
@@ -142,10 +168,11 @@ def next_step(
     missing = [n for n in (*voters, *learners) if n not in config.nodes()]
     if missing:
         if all(n.peer in alive for n in missing):
-            return ChangeMembers(s.slot, config_of(config.voters, [*config.learners, *missing]))
+            both = {*config.witnesses, *witnesses}
+            return ChangeMembers(s.slot, config_of(config.voters, [*config.learners, *missing], both))
         return None
     ready = [n for n in voters if n.peer in alive and not _behind(s, n)]
-    target = config_of(voters, learners)
+    target = config_of(voters, learners, witnesses)
     # What is to decide has to be able to: a voter of before that is dead now may be all that a new one has.
     if any(n not in ready for n in voters if n not in config.voters) or not target.has_majority(ready):
         return None
@@ -158,5 +185,8 @@ def _behind(s: Situation, node: Node) -> bool:
     return node in s.older or s.match.get(node, 0) + LEVEL_COUNT < s.last
 
 
-def _is_where(config: Config, voters: Sequence[Node], learners: Sequence[Node]) -> bool:
-    return set(config.voters) == set(voters) and set(config.learners) == set(learners)
+def _is_where(
+    config: Config, voters: Sequence[Node], learners: Sequence[Node], witnesses: Sequence[Node]
+) -> bool:
+    here, there = (config.voters, config.learners, config.witnesses), (voters, learners, witnesses)
+    return all(set(a) == set(b) for a, b in zip(here, there, strict=True))

@@ -49,6 +49,11 @@ def hard_row(hard: Hard) -> tuple[bytes, bytes]:
     return HARD_ROW, _encoder.encode(_Hard(hard.term, vote, hard.repair_until, hard.bare_until))
 
 
+def bare_until(rows: Mapping[bytes, bytes]) -> int:
+    """Up to where entries may be without their payloads. Raises: StoreCorrupt."""
+    return _decoded(rows[HARD_ROW], _Hard).bare_until if HARD_ROW in rows else 0
+
+
 def replica_row(
     log: Log, applied: int, config: tuple[int, Config], *, start: Position
 ) -> tuple[bytes, bytes]:

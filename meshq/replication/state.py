@@ -299,16 +299,19 @@ class State:
         self._unwritten.clear()
 
     def on_persist_failed(self) -> None:
-        """Nothing since the last Persisted is on disk: all of it is handed over again, after a while.
-
-        What was promised meanwhile waits for that, as it would have waited for the first try.
+        """Nothing since the last Persisted is on disk. Entries among it are forgotten: nobody was told of
+        them, and whoever has them sends them again. Term and vote are handed over again after a while, alone,
+        for which there may be room; what was promised with them waits for that.
         """
+        index = self.log.durable + 1
+        if index <= self.log.last.index:
+            self.truncate(index)
         self._ends.clear()
         self._drops.clear()
         self._hard_dirty = True
-        self._truncate_from = self.log.durable + 1
-        self._unwritten = list(self.log.between(self.log.durable, self.log.last.index))
-        self._held = deque((self.token + 1, term, to, message) for _, term, to, message in self._held)
+        self._truncate_from = index
+        held = (x[1:] for x in self._held if not (isinstance(x[3], AppendReply) and x[3].ok))
+        self._held = deque((self.token + 1, *x) for x in held)
         self.paused_until = self.now + self.settings.full_s
 
     def take_back(self) -> None:

@@ -69,4 +69,4 @@ def system_step(
 ) -> Step | None:
     """What the leader of the system slot does now."""
     voters, learners = system_members(s, peers, nodes, alive, leaving)
-    return next_step(s, voters, learners, alive) if s.settled and voters else None
+    return next_step(s, voters, learners, (), alive) if s.settled and voters else None

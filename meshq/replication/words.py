@@ -257,7 +257,7 @@ class Persist:
     """In one transaction: forget entries from `truncate_from` on, append `items`, write `hard`; then sync.
 
     Persists are done in their order. `Persisted(token)` says that this one and all before are on disk. When
-    the disk refuses one, all behind it fail too (PersistFailed), and they come again, as one.
+    the disk refuses one, all behind it fail too (PersistFailed), and what is left to write comes again.
     `dropped` are the entries that `truncate_from` takes from memory: their payloads go too.
     """
 

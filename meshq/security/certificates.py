@@ -31,6 +31,7 @@ CLIENT_VALID_S: Final = 365 * DAY_S
 VALID_S_MAX: Final = 20 * 365 * DAY_S  # `UsageError`
 # A certificate holds from a little before it is made, for hosts whose clocks are behind the issuer's.
 BACKDATED_S: Final = 600
+WITNESS: Final = "witness"  # a role
 ROLES_MAX: Final = 16  # `UsageError`
 WEIGHT_MAX: Final = 1_000.0  # `UsageError`
 CERTIFICATE_BYTES_MAX: Final = 32 * 1024  # above what CAPABILITIES_MAX patterns of full length take
@@ -66,6 +67,11 @@ class Certificate(Struct, frozen=True, array_like=True):
     def peer_id(self) -> PeerId:
         """Of the signing key; means something for peers only."""
         return peer_id_of(self.signing_key)
+
+    @property
+    def witness(self) -> bool:
+        """Whether this peer votes and keeps no records; for life."""
+        return WITNESS in self.roles
 
     def check_time(self, now: float) -> None:
         """Raises: SecurityError when it does not hold at this time."""

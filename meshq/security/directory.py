@@ -27,7 +27,14 @@ from meshq.errors import MeshqError, SecurityError, StoreError, UsageError, Wron
 from meshq.ids import MeshId, show_id
 from meshq.security import genesis as genesis_
 from meshq.security.authority import Authority
-from meshq.security.certificates import Certificate, SignedCertificate, issue, new_serial, verify_signature
+from meshq.security.certificates import (
+    WITNESS,
+    Certificate,
+    SignedCertificate,
+    issue,
+    new_serial,
+    verify_signature,
+)
 from meshq.security.door import Joined
 from meshq.security.files import load_struct, make_private_dir, read_private, save_struct, write_private
 from meshq.security.genesis import Genesis, SignedGenesis
@@ -277,11 +284,19 @@ class DataDirectory:
 
 
 def create_mesh(
-    paths: Sequence[Path], names: Sequence[str], *, mesh_name: str, slots: int, replicas: int, now: float
+    paths: Sequence[Path],
+    names: Sequence[str],
+    *,
+    mesh_name: str,
+    slots: int,
+    replicas: int,
+    now: float,
+    witness: bool = False,
 ) -> str:
     """Make a mesh of as many peers as there are paths, each directory ready to run; the recovery secret.
 
     The first directory gets the authority and its peer the registry; all get the same genesis and keyring.
+    `witness`: the last peer is one.
     Raises: UsageError when a directory is taken (then nothing was changed) or an argument is wrong,
     StoreError.
     """
@@ -295,7 +310,7 @@ def create_mesh(
     founders = [
         issue(
             authority, kind="peer", name=i.name, signing_key=i.signing_key, curve_key=i.curve_public,
-            serial=new_serial(), now=now,
+            serial=new_serial(), now=now, roles=(WITNESS,) if witness and i is identities[-1] else (),
         )
         for i in identities
     ]  # fmt: skip

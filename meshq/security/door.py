@@ -38,12 +38,12 @@ from msgspec import Meta, Struct
 
 from meshq.errors import MeshqError, RemoteProtocolError, SecurityError, UsageError, from_wire
 from meshq.ids import PeerId, mesh_id_of, peer_id_of, show_id
-from meshq.levels import BASE, LEVEL_KNOWN, LEVELS, check_understood
+from meshq.levels import BASE, LEVEL_KNOWN, LEVELS, WITNESSES, check_understood
 from meshq.limits import DOOR_FRAME_BYTES_MAX, PEERS_MAX
 from meshq.messages import U16, U32, Id16, Key32, Name, Text
 from meshq.security import genesis as genesis_
 from meshq.security.authority import Authority
-from meshq.security.certificates import Certificate, Seconds, SignedCertificate, issue, verify
+from meshq.security.certificates import WITNESS, Certificate, Seconds, SignedCertificate, issue, verify
 from meshq.security.genesis import SignedGenesis
 from meshq.security.identity import Identity
 from meshq.security.keyring import Keyring
@@ -74,6 +74,7 @@ class JoinBody(Struct, frozen=True, array_like=True):
     nonce: Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
     sent_s: Seconds  # the joiner's clock, so that a wrong one is named before a certificate seems invalid
     level: Annotated[int, Meta(ge=1, lt=LEVELS)] = BASE  # the highest feature level that it knows
+    witness: bool = False  # it wants to vote and keep no records
 
 
 class JoinAccepted(Struct, frozen=True, array_like=True, tag=2):
@@ -138,12 +139,14 @@ def new_nonce() -> bytes:
     return os.urandom(NONCE_BYTES)
 
 
-def join_request(token: Token, identity: Identity, now: float, *, nonce: bytes) -> bytes:
+def join_request(
+    token: Token, identity: Identity, now: float, *, nonce: bytes, witness: bool = False
+) -> bytes:
     """What to say at the inviter's door, over a CURVE connection made with this identity's CURVE key."""
     body = msgspec.msgpack.encode(
         JoinBody(
             token.mesh_id, token.invite_id, identity.name, identity.signing_key, identity.curve_public, nonce,
-            max(0, int(now)), LEVEL_KNOWN,
+            max(0, int(now)), LEVEL_KNOWN, witness,
         )
     )  # fmt: skip
     proof = _proof(token.secret, body)
@@ -161,7 +164,9 @@ class Joined:
     certificates: tuple[SignedCertificate, ...]  # of other peers, as far as they hold now
 
 
-def accept_reply(token: Token, identity: Identity, data: bytes | memoryview, now: float) -> Joined:
+def accept_reply(
+    token: Token, identity: Identity, data: bytes | memoryview, now: float, *, witness: bool = False
+) -> Joined:
     """The mesh this reply lets the joiner into.
 
     Raises: what the issuer refused with; SecurityError when the reply does not lead back to the token's mesh
@@ -185,6 +190,10 @@ def accept_reply(token: Token, identity: Identity, data: bytes | memoryview, now
     expected = ("peer", identity.name, identity.signing_key, identity.curve_public)
     if (own.kind, own.name, own.signing_key, own.curve_key) != expected:
         raise SecurityError("the door answered with a certificate that is not this peer's: join again")
+    if own.witness != witness:
+        raise SecurityError(
+            "the door's peer did not certify this one as it asked, as a witness or none: a newer meshq does"
+        )
     others = tuple(c for c in reply.certificates if _holds(c, key, now))
     return Joined(key, reply.certificate, reply.genesis, Keyring.decode(reply.keyring), others)
 
@@ -243,9 +252,13 @@ def check_join(
         raise SecurityError("this request came by another CURVE key than the one it wants certified")
     _check_unique(body, existing_names)
     check_understood(level, body.level)
+    if body.witness and level < WITNESSES:
+        raise UsageError(
+            f"a witness needs feature level {WITNESSES}, the mesh has {level}: `meshq upgrade` raises it"
+        )
     signed = issue(
         authority, kind="peer", name=body.name, signing_key=body.signing_key, curve_key=body.curve_key,
-        serial=serial, now=now,
+        serial=serial, now=now, roles=(WITNESS,) if body.witness else (),
     )  # fmt: skip
     certificate = verify(signed, authority.key, now)
     _check_clock(certificate, body.sent_s, now)

@@ -103,6 +103,8 @@ def read_founders(genesis: Genesis) -> list[Certificate]:
     founders = [verify_certificate(f, genesis.authority_key, made_s) for f in genesis.founders]
     if any(f.kind != "peer" for f in founders):
         raise SecurityError("a genesis with a founder that is not a peer")
+    if all(f.witness for f in founders):
+        raise SecurityError("a genesis whose founders are all witnesses: nobody would keep records")
     for what, values in (
         ("name", [f.name for f in founders]),
         ("signing key", [f.signing_key for f in founders]),

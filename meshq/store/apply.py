@@ -51,6 +51,10 @@ def apply_writes(txn: lmdb.Transaction[Any], dbs: Databases, writes: Iterable[Wr
             replace_slot(txn, dbs, write)
         elif write.clear_aside is not None:
             _clear(txn, dbs.aside, row_key(write.slot, write.clear_aside))
+        if write.rewritten:
+            waiting.put()
+            for partition, first, end in write.rewritten:
+                _clear_batches(txn, dbs, partition, first, end)
         if write.truncate_from is not None or write.dropped:
             # What was put before may be what is truncated, so it has to be there first. This is rare.
             waiting.put()
@@ -118,7 +122,13 @@ def replace_slot(txn: lmdb.Transaction[Any], dbs: Databases, write: Write) -> No
 
 
 def drop_piece(
-    txn: lmdb.Transaction[Any], dbs: Databases, partition: PartitionKey, below: int | None, *, count_max: int
+    txn: lmdb.Transaction[Any],
+    dbs: Databases,
+    partition: PartitionKey,
+    below: int | None,
+    *,
+    count_max: int,
+    bytes_max: int = PIECE_BYTES_MAX,
 ) -> Piece:
     """Delete the oldest batches that end at or below this offset (None: all), one piece of them."""
     count = size = 0
@@ -128,13 +138,27 @@ def drop_piece(
             batch = parse_payload_key(partition, cursor.key())
             if batch is None or (below is not None and batch.end > below):
                 break
-            if count >= count_max or size >= PIECE_BYTES_MAX:
+            if count >= count_max or size >= bytes_max:
                 return Piece(False, count, size)
             size += len(cursor.value())
             count += 1
             cursor.delete()
             found = bool(cursor.key())  # deleting moves on to the next; past the last one there is no key
     return Piece(True, count, size)
+
+
+def _clear_batches(
+    txn: lmdb.Transaction[Any], dbs: Databases, partition: PartitionKey, first: int, end: int
+) -> None:
+    """Those that begin in [first, end)."""
+    with txn.cursor(dbs.payloads) as cursor:
+        found = cursor.set_range(payload_seek(partition, first))
+        while found:
+            batch = parse_payload_key(partition, cursor.key())
+            if batch is None or batch.base_offset >= end:
+                break
+            cursor.delete()
+            found = bool(cursor.key())
 
 
 def pass_freed_on(txn: lmdb.Transaction[Any], dbs: Databases) -> None:

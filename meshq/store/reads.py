@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from meshq.batch import HEADER_BYTES, Buffer, read_header
+from meshq.batch import COMPACTED, HEADER_BYTES, Buffer, read_header
 from meshq.entries import (
     ASIDE_ROW,
     GENESIS_CHAIN,
     Entry,
+    Mark,
     PayloadCorrupt,
     PayloadKey,
     StoredBatch,
@@ -109,15 +110,32 @@ def read_rows(dbs: Databases, slot: Slot) -> dict[bytes, bytes]:
 
 
 def read_payload(dbs: Databases, key: PayloadKey) -> bytes:
-    """The payload under exactly this key. Raises: PayloadCorrupt when it is not there, or not sound."""
+    """The payload under exactly this key; empty where one that had expired was left out when it was sent.
+
+    Raises: PayloadCorrupt when it is not there, or not sound.
+    """
     name = payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count)
     with dbs.env.begin(buffers=True) as txn:
         data = txn.get(name, db=dbs.payloads)
+        if data is not None and not len(data):
+            return b""
         wanted = BatchKey(key.base_offset, key.timestamp_ms, key.count)
         fault = "it is not there" if data is None else fault_of(data, wanted)
         if data is None or fault:
             raise PayloadCorrupt(fault, key.partition, key.base_offset, stored=key)
         return bytes(data)
+
+
+def is_compacted(dbs: Databases, key: PayloadKey) -> bool:
+    """Whether nothing is stored under this key, or what compaction left there. Damage is neither."""
+    with dbs.env.begin(buffers=True) as txn:
+        name = payload_key(key.partition, key.base_offset, key.timestamp_ms, key.count)
+        data = txn.get(name, db=dbs.payloads)
+        if data is None:
+            return True
+        with suppress(RemoteProtocolError):
+            return read_header(data).version == COMPACTED
+    return False
 
 
 def read_entries(
@@ -173,6 +191,17 @@ def read_batches(
             batches.append(StoredBatch(partition, key.base_offset, key.count, key.timestamp_ms, bytes(data)))
             key = parse_payload_key(partition, cursor.key()) if cursor.next() else None
     return batches
+
+
+def survey(dbs: Databases, partition: PartitionKey, offset: int, *, count_max: int) -> list[Mark]:
+    """What is stored, from the batch that holds `offset` on (or the next one there is): so many at most."""
+    marks: list[Mark] = []
+    with _cursor(dbs, dbs.payloads) as cursor:
+        key = _seek_batch(cursor, partition, offset)
+        while key is not None and len(marks) < count_max:
+            marks.append(Mark(key.base_offset, key.count, key.timestamp_ms, len(cursor.value())))
+            key = parse_payload_key(partition, cursor.key()) if cursor.next() else None
+    return marks
 
 
 def first_offset(dbs: Databases, partition: PartitionKey) -> int | None:

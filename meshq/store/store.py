@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from meshq.entries import Entry, PayloadKey, StoredBatch, Write
+from meshq.entries import Entry, Mark, PayloadKey, StoredBatch, Write
 from meshq.errors import InternalError, UsageError
 from meshq.ids import PartitionKey, Slot
 from meshq.limits import DISK_RESERVE_BYTES, STORE_BYTES_MAX
@@ -74,7 +74,7 @@ class Store:
         on_done(tokens): these writes are on disk; in the order they were queued.
         on_failed(tokens, error): these writes failed and left nothing (DiskFull); answer by one `resume()`.
         on_fatal(error): nothing is written or reported any more; the peer has to stop.
-        on_dropped(partition): what `drop_payloads` was asked for is gone.
+        on_dropped(partition, below): what `drop_payloads` was asked for is gone.
         """
         self._check_open()
         if self._writer.started:
@@ -123,6 +123,11 @@ class Store:
         self._check_open()
         return reads.read_payload(self._dbs, key)
 
+    def is_compacted(self, key: PayloadKey) -> bool:
+        """Whether the batch that had exactly this key is stored as it came no more."""
+        self._check_open()
+        return reads.is_compacted(self._dbs, key)
+
     def read_entries(self, slot: Slot, from_index: int, *, bytes_max: int, count_max: int) -> list[Entry]:
         """Entries from this index on, dense and verified; at least one if there is any.
 
@@ -142,6 +147,11 @@ class Store:
         return reads.read_batches(
             self._dbs, partition, offset, end=end, bytes_max=bytes_max, count_max=count_max
         )
+
+    def survey(self, partition: PartitionKey, offset: int, *, count_max: int) -> list[Mark]:
+        """Which batches there are, from the one that holds `offset` on; at most so many."""
+        self._check_open()
+        return reads.survey(self._dbs, partition, offset, count_max=count_max)
 
     def first_offset(self, partition: PartitionKey) -> int | None:
         """The base offset of the oldest batch kept; None without any."""

@@ -13,7 +13,8 @@ Recover from fsync Failures?", ATC 2020).
     writing --full disk--> refusing --resume()--> writing
     writing, refusing --any other error--> dead
 
-Deletions are done in pieces, one between two group commits, each partition in turn.
+Deletions are done in pieces, each partition in turn: with a group that is committed, so that they cost no
+sync of their own and make more room than it takes, and by themselves while nothing is written.
 """
 
 from __future__ import annotations
@@ -33,12 +34,19 @@ from meshq.entries import Write
 from meshq.errors import DiskFull, MeshqError, StoreError
 from meshq.ids import PartitionKey
 from meshq.limits import MIB, TRANSACTION_BYTES_MAX
-from meshq.store.apply import PIECE_BATCHES_MAX, apply_writes, drop_piece, pass_freed_on
+from meshq.store.apply import (
+    PIECE_BATCHES_MAX,
+    Piece,
+    apply_writes,
+    drop_piece,
+    pass_freed_on,
+)
 from meshq.store.directory import FULL_ERRNOS
 from meshq.store.environment import Databases, error_code
 from meshq.store.room import Room
 
 TRANSACTION_WRITES_MAX = 8_192  # writes of one group commit, so that small ones have a bound too
+_WITH_GROUP_BYTES = 2 * MIB  # deleted with a group, and twice what that has: many small ones free much too
 _DROP_AGAIN_S = 1.0  # how long a deletion that found no room waits before it tries again
 _NEAR_FULL_BYTES = (
     4 * MIB
@@ -47,7 +55,7 @@ _NEAR_FULL_BYTES = (
 OnDone = Callable[[list[int]], None]
 OnFailed = Callable[[list[int], MeshqError], None]
 OnFatal = Callable[[MeshqError], None]
-OnDropped = Callable[[PartitionKey], None]
+OnDropped = Callable[[PartitionKey, int | None], None]
 
 
 @dataclass(slots=True)
@@ -136,7 +144,7 @@ class Writer:
             while self._wait():
                 if group := self._take_group():
                     self._commit(group)
-                if (partition := self._next_drop()) is not None:
+                elif (partition := self._next_drop()) is not None:
                     self._drop_piece(partition)
             self._refuse_rest()
         except Exception as e:
@@ -169,9 +177,17 @@ class Writer:
         tokens = [write.token for write, _ in group]
         size = sum(n for _, n in group)
         started = time.perf_counter()
+        partition, piece = self._next_drop(), None
+        below = self._drops.get(partition) if partition is not None else None
         try:
-            with self._dbs.env.begin(write=True) as txn:
+            with self._dbs.env.begin(write=True, buffers=True) as txn:
                 apply_writes(txn, self._dbs, (write for write, _ in group))
+                if partition is not None:
+                    count_max = max(self._drop_count_max, 2 * len(group))
+                    bytes_max = _WITH_GROUP_BYTES + 2 * size
+                    piece = drop_piece(
+                        txn, self._dbs, partition, below, count_max=count_max, bytes_max=bytes_max
+                    )
         except lmdb.Error as e:
             if not self._is_full(e, size):
                 raise
@@ -184,6 +200,9 @@ class Writer:
         counters.bytes += size
         self._room.settled(size)
         self._on_done(tokens)
+        if partition is not None and piece is not None:
+            self._count(piece)
+            self._settle_drop(partition, below, finished=piece.finished)
 
     def _refuse(self, tokens: list[int], size: int, cause: lmdb.Error) -> None:
         self._error = DiskFull(
@@ -213,7 +232,7 @@ class Writer:
 
     def _drop_piece(self, partition: PartitionKey) -> None:
         with self._wake:
-            below = self._drops.pop(partition)
+            below = self._drops[partition]
         try:
             finished = self._delete_some(partition, below)
         except lmdb.Error as e:
@@ -222,30 +241,36 @@ class Writer:
             # Deleting needs a few pages of its own first; smaller steps need fewer, and others may make room.
             self._drop_count_max = max(1, self._drop_count_max // 8)
             self._drop_at = time.monotonic() + _DROP_AGAIN_S
-            self.drop(partition, below)
+            self._settle_drop(partition, below, finished=False)
             return
         self._drop_count_max = PIECE_BATCHES_MAX
-        if not finished:
-            self.drop(partition, below)  # behind the others
-        elif not self._asked_again(partition):
-            self._on_dropped(partition)
+        self._settle_drop(partition, below, finished=finished)
+
+    def _settle_drop(self, partition: PartitionKey, below: int | None, *, finished: bool) -> None:
+        """Report it, unless there is more to delete: then it is behind the others."""
+        with self._wake:
+            asked = self._drops.pop(partition)
+            done = finished and asked == below
+            if not done:
+                self._drops[partition] = asked
+        if done:
+            self._on_dropped(partition, below)
 
     def _delete_some(self, partition: PartitionKey, below: int | None) -> bool:
         """One piece; whether that was the last, and its pages may be used again."""
         with self._dbs.env.begin(write=True, buffers=True) as txn:
             piece = drop_piece(txn, self._dbs, partition, below, count_max=self._drop_count_max)
-        self._freed = self._freed or piece.count > 0
-        self.counters.dropped_batches += piece.count
-        self.counters.dropped_bytes += piece.bytes
+        self._count(piece)
         if piece.finished and self._freed:
             with self._dbs.env.begin(write=True) as txn:
                 pass_freed_on(txn, self._dbs)
             self._freed = False
         return piece.finished
 
-    def _asked_again(self, partition: PartitionKey) -> bool:
-        with self._wake:
-            return partition in self._drops
+    def _count(self, piece: Piece) -> None:
+        self._freed = self._freed or piece.count > 0
+        self.counters.dropped_batches += piece.count
+        self.counters.dropped_bytes += piece.bytes
 
     def _is_full(self, error: lmdb.Error, size: int) -> bool:
         """LMDB reports a write cut short by a full disk as an I/O error, so the disk is asked."""

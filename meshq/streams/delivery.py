@@ -54,6 +54,16 @@ class Push:
     batches: tuple[Pushed, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Records [first, end) expired before this reader had them: it goes on at `end`."""
+
+    sub: SubKey
+    partition: PartitionKey
+    first: int
+    end: int
+
+
 @dataclass(slots=True)
 class _Reader:
     position: int
@@ -66,7 +76,7 @@ class _Subscription:
     records: int = 0
     readers: dict[PartitionKey, _Reader] = field(default_factory=dict)
     behind: OrderedDict[PartitionKey, None] = field(default_factory=OrderedDict)
-    going: list[Pushed] = field(default_factory=list)
+    going: list[Pushed | Skip] = field(default_factory=list)
     asked: list[Fetch] = field(default_factory=list)  # fetches under way, at most PUSH_BATCHES_MAX
     asked_bytes: int = 0  # what they may bring: counts against the credit before it comes
 
@@ -81,15 +91,22 @@ class Deliveries:
         self._ready: dict[SubKey, None] = {}  # subscriptions with something collected to push
 
     # --------------------------------------------------------------------------------- what happens
-    def on_read(self, sub: SubKey, partition: PartitionKey, *, position: int, end: int) -> list[Fetch]:
-        """A reader starts (or starts again) at `position`; `end` is the high watermark now."""
+    def on_read(
+        self, sub: SubKey, partition: PartitionKey, *, position: int, end: int, low: int = 0
+    ) -> list[Fetch]:
+        """A reader starts (or starts again) at `position`; `end` is the high watermark now. What it would
+        have read before `low` has expired.
+        """
         s = self._subs.setdefault(sub, _Subscription())
         self._drop_reader(sub, s, partition)
-        reader = _Reader(position)
+        reader = _Reader(max(position, low))
         s.readers[partition] = reader
         self._of_partition.setdefault(partition, {})[sub] = reader
         self._ends[partition] = end
-        if position < end:
+        if position < low:
+            s.going.append(Skip(sub, partition, position, low))
+            self._ready[sub] = None
+        if reader.position < end:
             s.behind[partition] = None
         return self._advance(sub, s)
 
@@ -119,6 +136,19 @@ class Deliveries:
             else:
                 s.behind[partition] = None
 
+    def on_expired(self, partition: PartitionKey, low: int) -> list[Fetch]:
+        """The partition begins here now: who has not read so far is told what it missed."""
+        fetches: list[Fetch] = []
+        for sub, reader in self._of_partition.get(partition, {}).items():
+            if reader.position < low:
+                s = self._subs[sub]
+                s.going.append(Skip(sub, partition, reader.position, low))
+                self._ready[sub] = None
+                reader.position, reader.fetching = low, False  # what is being fetched is void
+                s.behind[partition] = None
+                fetches += self._advance(sub, s)
+        return fetches
+
     def is_awaited(self, fetch: Fetch) -> bool:
         """False when it was unread meanwhile, or read again from elsewhere: whatever came of it is void."""
         s = self._subs.get(fetch.sub)
@@ -140,6 +170,8 @@ class Deliveries:
     def _take(self, fetch: Fetch, batches: Sequence[StoredBatch], s: _Subscription, reader: _Reader) -> None:
         reader.fetching = False
         for b in batches:
+            if b.base_offset + b.count <= reader.position:
+                continue  # of before it was compacted together with the one before
             # A batch that does not continue what came before: the next fetch begins at the hole and finds it.
             if s.bytes <= 0 or s.records <= 0 or b.base_offset > reader.position:
                 break
@@ -181,18 +213,25 @@ class Deliveries:
     def count(self) -> int:
         return sum(len(s.readers) for s in self._subs.values())
 
-    def take_pushes(self) -> list[Push]:
-        """Everything collected since the last call, in as few messages as the limits allow."""
-        pushes: list[Push] = []
+    def take_pushes(self) -> list[Push | Skip]:
+        """Everything collected since the last call, in its order, in as few messages as the limits allow."""
+        pushes: list[Push | Skip] = []
         for sub in self._ready:
             s = self._subs[sub]
-            start, size = 0, 0
-            for i, batch in enumerate(s.going):
-                if i > start and (i - start >= PUSH_BATCHES_MAX or size + len(batch.data) > PUSH_BYTES):
-                    pushes.append(Push(sub, tuple(s.going[start:i])))
-                    start, size = i, 0
-                size += len(batch.data)
-            pushes.append(Push(sub, tuple(s.going[start:])))
+            batches: list[Pushed] = []
+            size = 0
+            for item in s.going:
+                over = isinstance(item, Skip) or size + len(item.data) > PUSH_BYTES
+                if batches and (over or len(batches) >= PUSH_BATCHES_MAX):
+                    pushes.append(Push(sub, tuple(batches)))
+                    batches, size = [], 0
+                if isinstance(item, Skip):
+                    pushes.append(item)
+                else:
+                    batches.append(item)
+                    size += len(item.data)
+            if batches:
+                pushes.append(Push(sub, tuple(batches)))
             s.going.clear()
         self._ready.clear()
         return pushes

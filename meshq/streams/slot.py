@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from meshq.batch import NO_PRODUCER, BatchHeader
-from meshq.entries import Entry, EntryKind, generation_of
+from meshq.entries import Entry, EntryKind, Payload, generation_of
 from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
+from meshq.streams.compaction import decode_compact
 from meshq.streams.groups.letters import LettersBody, decode_letters
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import ROW as GROUP_ROW
@@ -31,7 +33,18 @@ from meshq.streams.producers import (
     is_expired,
     judge,
 )
-from meshq.streams.publish import PublishBody, decode_publish
+from meshq.streams.publish import PublishBody, decode_publish, payload_key_of
+from meshq.streams.retention import decode_retain
+from meshq.streams.rows import (
+    APPLIED,
+    GENERATIONS,
+    dropping_row,
+    expired_row,
+    partition_of,
+    partition_row,
+    producer_of,
+    producer_row,
+)
 
 REFS_MAX = 64  # repeats of one batch that wait for its receipt; more: `Overloaded`
 
@@ -44,6 +57,9 @@ class PartitionState(msgspec.Struct, frozen=True, array_like=True):
     bytes: int = 0  # payload bytes stored
     timestamp_ms: int = 0  # of the newest batch
     cuts: tuple[tuple[int, int], ...] = ()  # (generation, end when it began), the newest CUTS_MAX
+    clean: int = 0  # of the records of a key before this offset only the last is left
+    clean_bytes: int = 0  # stored when that was so
+    rewritten: int = 0  # batches before this offset may be others than their entries brought
 
 
 EMPTY = PartitionState()
@@ -77,6 +93,29 @@ class Moved:
     stored: Stored
 
 
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """The records [first, low) of a partition have expired."""
+
+    partition: PartitionKey
+    first: int
+    low: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """One batch, to be written in place of those of a partition that begin in [first, end)."""
+
+    partition: PartitionKey
+    first: int
+    end: int
+    payload: Payload
+    index: int  # of the entry that says so
+
+
+Applied = Stored | Dropped | Retained | GroupApplied | Moved | Compacted
+
+
 @dataclass(slots=True)
 class _Waiting:
     body: PublishBody
@@ -92,9 +131,11 @@ class SlotStream:
         self.generations: tuple[int, ...] = ()  # after the first one, CUTS_MAX
         self.partitions: dict[PartitionKey, PartitionState] = {}
         self.dropping: set[PartitionKey] = set()  # deleted, payloads not all gone yet
+        self.expired: dict[PartitionKey, int] = {}  # payloads below this offset are not all gone yet
+        self.rewrites: list[Compacted] = []  # to be written with the state that they are part of
         self._dirty: dict[bytes, None] = {}
-        self.producers = ProducerTable(lambda key: self._mark(_producer_row(key)))
-        self.groups = GroupTable(self._mark)
+        self.producers = ProducerTable(lambda key: self._mark(producer_row(key)))
+        self.groups = GroupTable(self._mark, lambda p: self.partitions.get(p, EMPTY).low)
         self._ahead_end: dict[PartitionKey, int] = {}
         self._ahead_producers: dict[ProducerKey, ProducerState] = {}
         self._waiting: dict[int, _Waiting] = {}
@@ -181,7 +222,7 @@ class SlotStream:
         return refs
 
     # ------------------------------------------------------------------------------------- applying
-    def apply(self, entry: Entry) -> Stored | Dropped | GroupApplied | Moved | None:
+    def apply(self, entry: Entry) -> Applied | None:
         """The next committed entry. Same entries, same state, on every replica."""
         if entry.index != self.applied_index + 1:
             raise InternalError(f"slot {self.slot}: entry {entry.index} after {self.applied_index}")
@@ -204,6 +245,10 @@ class SlotStream:
                 if isinstance(state, GroupState):
                     state.on_letters(letters.base_offset)
                 return Moved(moved, self._apply_publish(entry, letters))
+            case EntryKind.RETAIN:
+                return self._apply_retain(entry)
+            case EntryKind.COMPACT:
+                return self._apply_compact(entry)
             case EntryKind.NOOP | EntryKind.CONFIG:
                 return None
             case EntryKind.REGISTRY:
@@ -212,11 +257,11 @@ class SlotStream:
     def _begin_generation(self, generation: int) -> None:
         """What was decided and never came here is lost: who read beyond these ends has to be told."""
         self.generations = (*self.generations, generation)[-CUTS_MAX:]
-        self._mark(_GENERATIONS)
+        self._mark(GENERATIONS)
         for partition, state in self.partitions.items():
             cuts = (*state.cuts, (generation, state.end))[-CUTS_MAX:]
-            self.partitions[partition] = msgspec.structs.replace(state, cuts=cuts)
-            self._mark(_partition_row(partition))
+            self.partitions[partition] = replace(state, cuts=cuts)
+            self._mark(partition_row(partition))
 
     @property
     def generation(self) -> int:
@@ -235,9 +280,10 @@ class SlotStream:
                 f"slot {self.slot}: offset {body.base_offset} after {old.end}: offsets are dense"
             )
         self.partitions[partition] = PartitionState(
-            old.low, old.end + body.count, old.bytes + body.payload_bytes, entry.timestamp_ms, old.cuts
-        )
-        self._mark(_partition_row(partition))
+            old.low, old.end + body.count, old.bytes + body.payload_bytes, entry.timestamp_ms, old.cuts,
+            old.clean, old.clean_bytes, old.rewritten,
+        )  # fmt: skip
+        self._mark(partition_row(partition))
         self.producers.expire(entry.timestamp_ms)
         if body.producer_id != NO_PRODUCER:
             key = _producer_key(body)
@@ -260,15 +306,81 @@ class SlotStream:
         for partition in gone:
             del self.partitions[partition]
             self.dropping.add(partition)
-            self._mark(_partition_row(partition))
-            self._mark(_dropping_row(partition))
+            if self.expired.pop(partition, None) is not None:
+                self._mark(expired_row(partition))
+            self._mark(partition_row(partition))
+            self._mark(dropping_row(partition))
         self.producers.drop_topic(topic_id)
         self.groups.drop_topic(topic_id)
         return Dropped(gone)
 
-    def on_payloads_deleted(self, partition: PartitionKey) -> None:
-        self.dropping.discard(partition)
-        self._mark(_dropping_row(partition))
+    def _apply_retain(self, entry: Entry) -> Retained | None:
+        body = decode_retain(entry.body)
+        partition = PartitionKey(TopicId(body.topic_id), body.partition)
+        old = self.partitions.get(partition)
+        if old is None or body.first != old.low or not old.low < body.low <= old.end:
+            return None  # deleted, or said before by another leader
+        size = max(old.bytes - body.size, 0)
+        clean_bytes = min(old.clean_bytes, size)
+        self.partitions[partition] = replace(old, low=body.low, bytes=size, clean_bytes=clean_bytes)
+        self._mark(partition_row(partition))
+        self.groups.expire(partition, body.low)
+        self.expire(partition, body.low)
+        return Retained(partition, body.first, body.low)
+
+    def _apply_compact(self, entry: Entry) -> Compacted | None:
+        body = decode_compact(entry.body)
+        partition = PartitionKey(TopicId(body.topic_id), body.partition)
+        old, end = self.partitions.get(partition), body.first + body.count
+        if old is None or body.first < old.low or end > old.end:
+            return None  # deleted, or it expired meanwhile
+        size = old.bytes - body.freed + len(body.data)
+        self.partitions[partition] = replace(
+            old,
+            bytes=max(size, 0),
+            clean=max(old.clean, body.clean),
+            clean_bytes=size if body.clean else old.clean_bytes,
+            rewritten=max(old.rewritten, end),
+        )
+        self._mark(partition_row(partition))
+        payload = Payload(partition, body.first, body.count, body.timestamp_ms, body.data)
+        done = Compacted(partition, body.first, end, payload, entry.index)
+        if body.count:
+            self.rewrite([done])
+        return done
+
+    def rewrite(self, more: Iterable[Compacted]) -> None:
+        """To be written. What a later one replaces again is not: they would be put side by side."""
+        every, self.rewrites = sorted([*self.rewrites, *more], key=lambda x: x.index), []
+        for x in every:
+            within, same = range(x.first, x.end), x.partition
+            self.rewrites = [y for y in self.rewrites if y.partition != same or y.first not in within]
+            self.rewrites.append(x)
+
+    def expire(self, partition: PartitionKey, below: int) -> None:
+        """Payloads below this offset may be on this disk, and are of no use any more."""
+        self.expired[partition] = below
+        self._mark(expired_row(partition))
+
+    def has_gone(self, entry: Entry) -> bool:
+        """Whether the payload of an entry that was applied is not kept any more."""
+        key = payload_key_of(entry) if entry.index <= self.applied_index else None
+        state = self.partitions.get(key.partition) if key is not None else None
+        return key is not None and (state is None or key.base_offset + key.count <= state.low)
+
+    def was_rewritten(self, entry: Entry) -> bool:
+        """Whether what is stored at the entry's place may be what compaction left of it, or nothing."""
+        key = payload_key_of(entry) if entry.index <= self.applied_index else None
+        return key is not None and key.base_offset < self.partitions.get(key.partition, EMPTY).rewritten
+
+    def on_payloads_deleted(self, partition: PartitionKey, below: int | None) -> None:
+        """Those that end at or before this offset; None: all."""
+        if below is None:
+            self.dropping.discard(partition)
+            self._mark(dropping_row(partition))
+        elif self.expired.get(partition, below + 1) <= below:
+            del self.expired[partition]
+            self._mark(expired_row(partition))
 
     # -------------------------------------------------------------------------------------- on disk
     @property
@@ -279,7 +391,7 @@ class SlotStream:
         """State that changed since the last call, with the applied index it belongs to, for one
         transaction.
         """
-        rows: list[tuple[bytes, bytes | None]] = [(_APPLIED, _encoder.encode(self.applied_index))]
+        rows: list[tuple[bytes, bytes | None]] = [(APPLIED, _encoder.encode(self.applied_index))]
         rows += [(key, self._encoded(key)) for key in self._dirty]
         self._dirty.clear()
         return tuple(rows)
@@ -287,7 +399,7 @@ class SlotStream:
     def mark_again(self, keys: Iterable[bytes]) -> None:
         """These rows did not reach the disk."""
         for key in keys:
-            if key != _APPLIED:
+            if key != APPLIED:
                 self._mark(key)
 
     def restore(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
@@ -299,13 +411,15 @@ class SlotStream:
                     case b"A":
                         self.applied_index = msgspec.msgpack.decode(value, type=int)
                     case b"P":
-                        self.partitions[_partition_of(key)] = msgspec.msgpack.decode(
+                        self.partitions[partition_of(key)] = msgspec.msgpack.decode(
                             value, type=PartitionState
                         )
                     case b"Q":
-                        producers[_producer_of(key)] = msgspec.msgpack.decode(value, type=ProducerState)
+                        producers[producer_of(key)] = msgspec.msgpack.decode(value, type=ProducerState)
                     case b"D":
-                        self.dropping.add(_partition_of(key))
+                        self.dropping.add(partition_of(key))
+                    case b"E":
+                        self.expired[partition_of(key)] = msgspec.msgpack.decode(value, type=int)
                     case b"G":
                         self.generations = msgspec.msgpack.decode(value, type=tuple[int, ...])
                     case b"C":
@@ -322,16 +436,18 @@ class SlotStream:
     def _encoded(self, row: bytes) -> bytes | None:
         if row[:1] == GROUP_ROW:
             return self.groups.encoded(row)
-        value: PartitionState | ProducerState | tuple[int, ...] | bool | None
+        value: PartitionState | ProducerState | tuple[int, ...] | int | None
         match row[:1]:
             case b"G":
                 value = self.generations
             case b"P":
-                value = self.partitions.get(_partition_of(row))
+                value = self.partitions.get(partition_of(row))
             case b"Q":
-                value = self.producers.row(_producer_of(row))
+                value = self.producers.row(producer_of(row))
+            case b"E":
+                value = self.expired.get(partition_of(row))
             case _:
-                value = _partition_of(row) in self.dropping or None
+                value = partition_of(row) in self.dropping or None
         return None if value is None else _encoder.encode(value)
 
     def holds(self, topic_id: TopicId) -> bool:
@@ -344,30 +460,17 @@ class SlotStream:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_APPLIED, _GENERATIONS = b"A", b"G"
-_LOCAL = (_APPLIED, b"D", b"H", b"R")  # rows that each replica has its own of
-_PARTITION_ROW_BYTES = 21
 
 
 def applied_index(rows: Mapping[bytes, bytes]) -> int:
     """How far a slot's rows go: entries behind this index are to be applied again."""
-    return msgspec.msgpack.decode(rows[_APPLIED], type=int) if _APPLIED in rows else 0
-
-
-def is_shared(key: bytes) -> bool:
-    """Whether a row is the same on every replica at the same index, and so part of a snapshot."""
-    return bool(key) and key[:1] not in _LOCAL
-
-
-def partition_of_row(key: bytes) -> PartitionKey | None:
-    """Whose row it is, if it is a partition's."""
-    return _partition_of(key) if key[:1] == b"P" and len(key) == _PARTITION_ROW_BYTES else None
+    return msgspec.msgpack.decode(rows[APPLIED], type=int) if APPLIED in rows else 0
 
 
 def partition_states(rows: Mapping[bytes, bytes]) -> list[tuple[PartitionKey, PartitionState]]:
     """The partitions that rows tell of, sorted: the same order on every replica."""
     return [
-        (_partition_of(key), msgspec.msgpack.decode(rows[key], type=PartitionState))
+        (partition_of(key), msgspec.msgpack.decode(rows[key], type=PartitionState))
         for key in sorted(rows)
         if key[:1] == b"P"
     ]
@@ -376,8 +479,8 @@ def partition_states(rows: Mapping[bytes, bytes]) -> list[tuple[PartitionKey, Pa
 def begun_rows(index: int, dropping: Iterable[PartitionKey]) -> list[tuple[bytes, bytes]]:
     """Rows of this replica alone where its state is replaced: the index that is at, what is to be deleted."""
     return [
-        (_APPLIED, _encoder.encode(index)),
-        *((_dropping_row(p), _encoder.encode(True)) for p in sorted(dropping)),
+        (APPLIED, _encoder.encode(index)),
+        *((dropping_row(p), _encoder.encode(True)) for p in sorted(dropping)),
     ]
 
 
@@ -391,23 +494,3 @@ def _advanced(state: ProducerState | None, entry: Entry, body: PublishBody) -> P
 
 def _producer_key(body: PublishBody) -> ProducerKey:
     return ProducerKey(body.client_key, body.producer_id, TopicId(body.topic_id), body.partition)
-
-
-def _partition_row(p: PartitionKey) -> bytes:
-    return b"P" + p.topic_id + p.partition.to_bytes(4, "big")
-
-
-def _dropping_row(p: PartitionKey) -> bytes:
-    return b"D" + p.topic_id + p.partition.to_bytes(4, "big")
-
-
-def _producer_row(k: ProducerKey) -> bytes:
-    return b"Q" + k.client_key + k.producer_id + k.topic_id + k.partition.to_bytes(4, "big")
-
-
-def _partition_of(row: bytes) -> PartitionKey:
-    return PartitionKey(TopicId(row[1:17]), int.from_bytes(row[17:21], "big"))
-
-
-def _producer_of(row: bytes) -> ProducerKey:
-    return ProducerKey(row[1:33], row[33:49], TopicId(row[49:65]), int.from_bytes(row[65:69], "big"))

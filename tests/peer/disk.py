@@ -9,9 +9,10 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count, takewhile
+from itertools import count, islice, takewhile
 
-from meshq.entries import ASIDE_ROW, Entry, Payload, PayloadCorrupt, PayloadKey, StoredBatch, Write
+from meshq.batch import COMPACTED, read_header
+from meshq.entries import ASIDE_ROW, Entry, Mark, Payload, PayloadCorrupt, PayloadKey, StoredBatch, Write
 from meshq.errors import StoreCorrupt
 from meshq.ids import PartitionKey, Slot
 from meshq.registry.state import GENESIS_DISK
@@ -28,6 +29,7 @@ class Disk:
     aside: dict[Slot, dict[bytes, bytes]] = field(default_factory=lambda: defaultdict(dict))
     waiting: list[Write] = field(default_factory=list)
     full: bool = False
+    room: int = 1 << 40  # for records
     refuses: bool = False  # a write failed, and until the peer has heard of it all others do
     id: bytes = GENESIS_DISK
     epoch: int = 0
@@ -46,6 +48,10 @@ class Disk:
         self._replace(write)
         if write.truncate_from is not None:
             self._forget(slot, [i for i in log if i >= write.truncate_from])
+        for partition, first, end in write.rewritten:
+            self.payloads[partition][:] = [
+                p for p in self.payloads[partition] if not first <= p.base_offset < end
+            ]
         for gone in write.dropped:
             self._delete(gone)
         for entry in write.entries:
@@ -139,10 +145,16 @@ class Disk:
     def read_payload(self, key: PayloadKey) -> bytes:
         for p in self.payloads[key.partition]:
             if where_of(p) == where_of(key):
+                if not len(p.data):
+                    return b""
                 if fault := _fault(p):
                     raise PayloadCorrupt(fault, key.partition, key.base_offset, stored=key)
                 return bytes(p.data)
         raise PayloadCorrupt("it is not there", key.partition, key.base_offset, stored=key)
+
+    def is_compacted(self, key: PayloadKey) -> bool:
+        found = [p for p in self.payloads[key.partition] if where_of(p) == where_of(key)]
+        return not found or read_header(found[0].data).version == COMPACTED
 
     def read_batches(
         self, partition: PartitionKey, offset: int, *, end: int, bytes_max: int, count_max: int = 64
@@ -158,6 +170,10 @@ class Disk:
                 raise PayloadCorrupt(fault, partition, p.base_offset, stored=stored)
             found.append(StoredBatch(partition, p.base_offset, p.count, p.timestamp_ms, bytes(p.data)))
         return found
+
+    def survey(self, partition: PartitionKey, offset: int, *, count_max: int) -> list[Mark]:
+        found = islice(self._from(partition, offset), count_max)
+        return [Mark(p.base_offset, p.count, p.timestamp_ms, len(p.data)) for p in found]
 
     def _from(self, partition: PartitionKey, offset: int) -> Iterator[Payload]:
         stored = sorted(self.payloads[partition], key=where_of)

@@ -147,6 +147,9 @@ class Single:
             if w.truncate_from is not None:
                 kept = [x for x in self.entries.get(w.slot, []) if x.index < w.truncate_from]
                 self.entries[w.slot] = kept
+            for partition, first, end in w.rewritten:
+                stored = self.payloads.get(partition, [])
+                stored[:] = [p for p in stored if not first <= p.base_offset < end]
             for gone in w.dropped:
                 stored = self.payloads.get(gone.partition, [])
                 stored[:] = [p for p in stored if p.base_offset != gone.base_offset]
@@ -157,7 +160,9 @@ class Single:
                 if value is not None:
                     rows[key] = value
             for p in w.payloads:
-                self.payloads.setdefault(p.partition, []).append(p)
+                stored = self.payloads.setdefault(p.partition, [])
+                stored.append(p)
+                stored.sort(key=lambda x: x.base_offset)
         if writes:
             self.tell(e.WritesDone([w.token for w in writes], self.room))
 

@@ -286,6 +286,17 @@ def test_what_a_peer_did_not_hear_while_it_stood_still_is_held_against_nobody() 
     assert [over for _, _, over in revoked(peer)] == [True]
 
 
+def test_a_peer_that_stands_still_now_and_then_lets_go_of_the_silent_all_the_same() -> None:
+    peer, info = ready(b"a")
+    join(peer, info)
+    join(peer, info, TWO)
+    for _ in range(5):  # each second that it runs it does not run for more than one
+        peer.tick(1.2)
+        beat(peer, 1, TWO)
+    (roster,) = peer.core.consuming.desks.leases._rosters.values()
+    assert len(roster) == 1, "the second one is here, the first is not"
+
+
 def test_who_does_not_give_back_what_it_is_asked_for_loses_it_in_time() -> None:
     peer, info = ready(b"a", partitions=2)
     join(peer, info)

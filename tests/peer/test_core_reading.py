@@ -203,7 +203,7 @@ def test_a_deleted_topic_ends_its_readers_and_its_payloads_are_deleted() -> None
     peer.start()
     (once_more,) = peer.take(e.DeletePayloads)
     assert once_more == delete, "until the disk says that they are gone"
-    peer.tell(e.PayloadsDeleted(delete.slot, delete.partition))
+    peer.tell(e.PayloadsDeleted(delete.slot, delete.partition, None))
     peer.tick(1.1)
     peer.start()
     assert not peer.take(e.DeletePayloads)

@@ -125,7 +125,7 @@ def believes_in_the_silent(patch: Patch) -> None:
 
 
 def holds_its_own_sleep_against_others(patch: Patch) -> None:
-    patch.setattr(Roster, "on_stall", lambda self, now: None)
+    patch.setattr(Roster, "on_stall", lambda self, seconds: None)
 
 
 def lets_nobody_go_at_once(patch: Patch) -> None:

@@ -13,15 +13,16 @@ import random
 import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from meshq import messages
 from meshq.batch import RawRecord, read_header, read_records
 from meshq.client import facts
 from meshq.client.core import ClientCore
-from meshq.entries import PayloadCorrupt, StoredBatch
+from meshq.entries import Entry, PayloadCorrupt, StoredBatch
 from meshq.errors import DiskFull, MeshqError, StoreCorrupt, StoreError
-from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId
+from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Slot
 from meshq.levels import LEVEL_KNOWN
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings, Me
@@ -32,8 +33,9 @@ from meshq.registry import commands
 from meshq.registry.state import Registry
 from meshq.replication.words import Item, LogRead
 from meshq.security.authority import Authority
-from meshq.security.certificates import Certificate, issue
+from meshq.security.certificates import WITNESS, Certificate, issue
 from meshq.security.identity import Identity
+from meshq.streams.publish import payload_key_of
 from tests.peer.disk import Disk
 
 WALL_MS = 1_700_000_000_000
@@ -51,7 +53,9 @@ class World:
         slots: int = 8,
         settings: CoreSettings | None = None,
         level: int = LEVEL_KNOWN,
+        witness: bool = False,
     ) -> None:
+        """`witness`: the last peer is one."""
         self.settings = settings or CoreSettings()
         self.rng = random.Random(seed)
         self.now = 0.0
@@ -66,25 +70,27 @@ class World:
         self.identities = [
             Identity(f"p{i}", self.rng.randbytes(32), self.rng.randbytes(32)) for i in range(peers)
         ]
-        self.founders = [self.certify(i) for i in self.identities]
+        last = self.identities[-1]
+        self.founders = [self.certify(i, witness=witness and i is last) for i in self.identities]
         self.slots, self.level = slots, level
         self.hosts = [Host(self, identity) for identity in self.identities]
         for host in self.hosts:
             host.start()
 
-    def certify(self, identity: Identity) -> bytes:
+    def certify(self, identity: Identity, *, witness: bool = False) -> bytes:
         return issue(
             self.authority, kind="peer", name=identity.name, signing_key=identity.signing_key,
             curve_key=identity.curve_public, serial=bytes(16), now=WALL_MS / 1000,
+            roles=(WITNESS,) if witness else (),
         ).encode()  # fmt: skip
 
-    def join(self, name: str, *, at: Host | None = None) -> Host:
+    def join(self, name: str, *, at: Host | None = None, witness: bool = False) -> Host:
         """Another peer, with a certificate of the authority, registered at this one (the first)."""
         identity = Identity(name, self.rng.randbytes(32), self.rng.randbytes(32))
         self.identities.append(identity)
         self.hosts.append(host := Host(self, identity))
         (at or self.hosts[0]).tell(
-            e.ProposalMade(0, commands.encode(commands.RegisterPeer(self.certify(identity))))
+            e.ProposalMade(0, commands.encode(commands.RegisterPeer(self.certify(identity, witness=witness))))
         )
         host.start()
         for other in self.hosts[:-1]:
@@ -275,7 +281,7 @@ class Host:
 
     def _tick(self, run: int) -> None:
         if self.up and run == self.run:
-            self.tell(e.RoomMeasured(0 if self.disk.full else ROOM))
+            self.tell(e.RoomMeasured(0 if self.disk.full else self.disk.room))
             self.tell(e.Ticked())
             self._wind(run)
 
@@ -359,6 +365,8 @@ class Host:
                     self.world.at(0.001, lambda p=effect.peer: self._link(p, run))
                 case e.CloseLink():
                     self._let_go(effect.peer)
+                case e.SurveyBatches():
+                    self.world.at(0.0005, lambda x=effect: self._survey(x, run))
                 case e.DeletePayloads():
                     self.world.at(self.world.rng.uniform(0.001, 0.1), lambda x=effect: self._delete(x, run))
                 case e.PeerLeft():
@@ -382,7 +390,7 @@ class Host:
             self.disk.refuses = True
             self.tell(e.WritesFailed(DiskFull("the disk is full"), 0))
         else:
-            self.tell(e.WritesDone(self.disk.sync(), ROOM))
+            self.tell(e.WritesDone(self.disk.sync(), self.disk.room))
 
     def _fetch(self, effect: e.FetchBatches, run: int) -> None:
         if run != self.run:
@@ -398,8 +406,9 @@ class Host:
 
     def _read_log(self, read: e.ReadSlotLog, run: int) -> None:
         found, damage = list[Item](), None
+        has_gone = partial(self._is_without, read.slot)
         try:
-            found = read_log(self.disk, read.slot, read.prev.index + 1, read.bytes_max)  # type: ignore[arg-type]
+            found = read_log(self.disk, read.slot, read.prev.index + 1, read.bytes_max, has_gone)  # type: ignore[arg-type]
         except StoreCorrupt as why:
             damage = why
         self._answer(run, e.SlotLogRead(read.slot, LogRead(read.to, read.prev, tuple(found)), damage))
@@ -415,6 +424,16 @@ class Host:
         except PayloadCorrupt as why:
             damage = why
         self._answer(run, e.PayloadsRead(read.slot, read.to, tuple(found), complete, damage))
+
+    def _is_without(self, slot: Slot, entry: Entry) -> bool:
+        """As DiskShell knows it."""
+        slots, key = self.core.slots, payload_key_of(entry)
+        there = key is not None and slots.was_rewritten(slot, entry)
+        return slots.has_gone(slot, entry) or (there and key is not None and self.disk.is_compacted(key))
+
+    def _survey(self, s: e.SurveyBatches, run: int) -> None:
+        marks = self.disk.survey(s.partition, s.offset, count_max=s.count_max)
+        self._answer(run, e.BatchesSurveyed(s.slot, s.partition, s.offset, marks))
 
     def _seek(self, seek: e.SeekTime, run: int) -> None:
         stored = sorted(self.disk.payloads[seek.partition], key=lambda p: p.base_offset)
@@ -461,8 +480,10 @@ class Host:
 
     def _delete(self, effect: e.DeletePayloads, run: int) -> None:
         if self.up and run == self.run:
-            self.disk.payloads.pop(effect.partition, None)
-            self.tell(e.PayloadsDeleted(effect.slot, effect.partition))
+            below = 1 << 63 if effect.below is None else effect.below
+            stored = self.disk.payloads[effect.partition]
+            stored[:] = [p for p in stored if p.base_offset + p.count > below]
+            self.tell(e.PayloadsDeleted(effect.slot, effect.partition, effect.below))
 
     def drop_session(self, session: tuple[str, bytes]) -> None:
         self.pipes.pop(session, None)
@@ -509,6 +530,7 @@ class Client:
         self.doubts: dict[int, Any] = {}
         self.read: dict[tuple[str, int], list[tuple[int, bytes]]] = defaultdict(list)  # offset and value
         self.ended: list[Any] = []
+        self.expired: list[facts.TellExpired] = []
         self._links: dict[bytes, tuple[Pipe, Pipe, Host, tuple[str, bytes]]] = {}
         self._tickets = itertools.count(1)
         self._timer = 0.0
@@ -553,10 +575,15 @@ class Client:
                 self.doubts[effect.ticket] = effect.error
             case facts.Hand():
                 self.on_hand(effect)
+            case facts.TellExpired():
+                self.on_expired(effect)
             case facts.EndSubscription():
                 self.ended.append(effect.error)
             case _:
                 pass
+
+    def on_expired(self, told: facts.TellExpired) -> None:
+        self.expired.append(told)
 
     def on_hand(self, hand: facts.Hand) -> None:
         """The application reads the new records of a batch, and is through with them a little later."""

@@ -36,7 +36,7 @@ def one(
     situation = Situation(SLOT, me, config, bool(more.pop("settled", True)), match, 1_000)  # type: ignore[arg-type]
     living = {n.peer for n in (alive if alive is not None else EVERYBODY.values())}
     nodes = more.pop("nodes", EVERYBODY)
-    found = steps([situation], {SLOT: [n.peer for n in wanted]}, nodes, living)  # type: ignore[arg-type]
+    found = steps([situation], {SLOT: [n.peer for n in wanted]}, nodes, living, {})  # type: ignore[arg-type]
     return found[0] if found else None
 
 
@@ -47,7 +47,7 @@ def one(
 def test_an_odd_number_votes_and_another_one_mirrors(
     owners: list[Node], voters: list[Node], learners: list[Node]
 ) -> None:
-    assert members_of(owners) == (voters, learners)
+    assert members_of(owners) == (voters, learners, [])
     assert genesis_config(owners) == config_of(voters, learners)
 
 
@@ -122,15 +122,17 @@ def test_few_slots_move_at_a_time() -> None:
     situations = [Situation(Slot(i), A, config_of([A]), True, {A: 1}, 1) for i in range(100)]
     wanted = {Slot(i): [A.peer, B.peer, C.peer] for i in range(100)}
     alive = {n.peer for n in EVERYBODY.values()}
-    assert len(steps(situations, wanted, EVERYBODY, {A.peer, B.peer, C.peer})) == COPIES_MAX // 3
-    assert len(steps(situations, wanted, EVERYBODY, alive)) == COPIES_MAX // 5, "five may be leaders of some"
+    assert len(steps(situations, wanted, EVERYBODY, {A.peer, B.peer, C.peer}, {})) == COPIES_MAX // 3
+    assert len(steps(situations, wanted, EVERYBODY, alive, {})) == COPIES_MAX // 5, (
+        "five may be leaders of some"
+    )
     ready = [Situation(Slot(i), A, config_of([A], [B, C]), True, {A: 1, B: 1, C: 1}, 1) for i in range(100)]
-    assert len(steps(ready, wanted, EVERYBODY, alive)) == MOVES_MAX
+    assert len(steps(ready, wanted, EVERYBODY, alive, {})) == MOVES_MAX
     copying = [Situation(s.slot, A, config_of([A], [B, C]), True, {A: 9_999}, 9_999) for s in situations]
-    assert steps(copying, wanted, EVERYBODY, alive) == [], "as many as may are catching up"
+    assert steps(copying, wanted, EVERYBODY, alive, {}) == [], "as many as may are catching up"
     led = [Situation(s.slot, A, config_of([A, B, C]), True, {A: 1, B: 1, C: 1}, 1) for s in situations]
     elsewhere = {Slot(i): [B.peer, A.peer, C.peer] for i in range(100)}
-    assert len(steps(led, elsewhere, EVERYBODY, alive)) == TRANSFERS_MAX
+    assert len(steps(led, elsewhere, EVERYBODY, alive, {})) == TRANSFERS_MAX
 
 
 @dataclass
@@ -169,3 +171,30 @@ def test_it_comes_to_an_end_where_the_ring_wants_it(before: list[Node], wanted: 
         walk.take(step)
     assert walk.config == genesis_config(wanted)
     assert walk.leader == wanted[0]
+
+
+def test_two_vote_with_a_witness_and_others_need_none() -> None:
+    assert members_of([A, B], D) == ([A, B, D], [], [D])
+    assert members_of([A, B, C], D) == ([A, B, C], [], [])
+    assert members_of([A], D) == ([A], [], [])
+    assert genesis_config([A, B], D) == config_of([A, B, D], [], [D])
+
+
+def test_a_witness_is_taken_in_and_let_go_like_any_voter_and_is_handed_nothing() -> None:
+    two = config_of([A], [B])
+    coming = config_of([A], [B, D], [D])
+    there = config_of([A, B, D], [], [D])
+    have = dict.fromkeys((A, B, C, D), 9)
+
+    def step(config: Config, witness: Node | None, **more: object) -> object:
+        s = Situation(SLOT, A, config, True, have, 9, **more)  # type: ignore[arg-type]
+        chosen = {SLOT: witness.peer} if witness else {}
+        found = steps([s], {SLOT: [A.peer, B.peer]}, EVERYBODY, set(EVERYBODY), chosen)
+        return found[0] if found else None
+
+    assert step(two, D) == ChangeMembers(SLOT, coming)
+    assert step(coming, D) == ChangeMembers(SLOT, there)
+    assert step(there, D) is None
+    assert step(there, None) == ChangeMembers(SLOT, two)
+    assert step(there, D, unfit={A}) == MoveLeadership(SLOT, B)
+    assert step(there, D, unfit={A, B}) is None, "a witness is no heir"

@@ -54,7 +54,7 @@ class Heard:
             lambda tokens: self._add(self.done, tokens),
             lambda tokens, error: self._add(self.failed, (tokens, error)),
             on_fatal=lambda error: self._add(self.fatal, error),
-            on_dropped=lambda partition: self._add(self.dropped, partition),
+            on_dropped=lambda partition, _: self._add(self.dropped, partition),
         )
 
     def tokens(self) -> list[int]:

@@ -53,8 +53,8 @@ def run_until_killed(path, after_lines: int) -> int:
     """The highest token the child reported before it was killed."""
     arguments = [str(path), MESH.hex(), P0.topic_id.hex(), batch(size=700).hex()]
     child = subprocess.Popen(
-        [sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )  # without a buffer, for `communicate` would forget what is in it
     assert child.stdout and child.stderr
     seen = [child.stdout.readline() for _ in range(after_lines)]
     child.send_signal(signal.SIGKILL)

@@ -7,7 +7,8 @@ import time
 import lmdb
 import pytest
 
-from meshq.entries import Write
+from meshq.batch import KeptRecord, frame_compacted
+from meshq.entries import Payload, PayloadKey, Write
 from meshq.errors import StoreCorrupt, UsageError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, Slot, TopicId
 from meshq.limits import MIB, TRANSACTION_BYTES_MAX
@@ -223,6 +224,22 @@ def test_dropping_below_an_offset_keeps_the_batch_that_holds_it(store, heard):
     assert store.first_offset(P0) == 6
     store.drop_payloads(PartitionKey(TOPIC, 5), below=None)
     heard.wait(lambda: len(heard.dropped) == 2)
+
+
+def test_what_is_compacted_takes_the_place_of_the_batches_it_is_of(store, heard):
+    others = PartitionKey(TOPIC, 1)
+    before = tuple(payload(n, count=3, partition=p) for n in range(0, 12, 3) for p in (P0, others))
+    kept = frame_compacted([KeptRecord(b"k", b"v", None, 0, 4, 0)], count=6, base_timestamp_ms=0)
+    made = Payload(P0, 3, 6, 9, kept)
+    rewritten = Write(2, S, payloads=(made,), rewritten=((P0, 3, 9),))
+    put(store, heard, Write(1, S, payloads=before), rewritten)
+    found = store.read_batches(P0, 0, end=99, bytes_max=MIB)
+    assert [(b.base_offset, b.count) for b in found] == [(0, 3), (3, 6), (9, 3)]
+    assert store.read_batches(P0, 7, end=99, bytes_max=MIB)[0].data == kept
+    assert [m.end for m in store.survey(P0, 4, count_max=9)] == [9, 12]
+    assert len(store.read_batches(others, 0, end=99, bytes_max=MIB)) == 4
+    keys = [PayloadKey(P0, base, 0, 3) for base in (0, 3, 6)]
+    assert [store.is_compacted(k) for k in keys] == [False, True, True]
 
 
 def test_freed_pages_count_as_room_again(store, heard):

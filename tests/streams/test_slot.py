@@ -19,7 +19,8 @@ from meshq.streams.groups.table import GroupKey
 from meshq.streams.groups.words import Bury, Grant, GroupBody, Op, Open, Settle, Verdict, encode_group
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import PublishBody, encode_publish
-from meshq.streams.slot import REFS_MAX, Dropped, Moved, SlotStream, Stored, applied_index
+from meshq.streams.retention import RetainBody, encode_retain
+from meshq.streams.slot import REFS_MAX, Dropped, Moved, Retained, SlotStream, Stored, applied_index
 
 CLIENT = b"k" * 32
 PAYLOAD = b"payload"
@@ -334,6 +335,22 @@ def test_a_table_full_of_idle_producers_takes_new_ones(monkeypatch: pytest.Monke
     assert len(rig.stream.producers) == 2
 
 
+def test_what_two_leaders_say_of_the_same_records_counts_once() -> None:
+    rig, where = Rig(), at(1)
+    for _ in range(4):
+        rig.publish(where, header(0))
+    rig.commit()
+    size = rig.stream.partitions[where].bytes
+    said = [encode_retain(RetainBody(*where, 0, low, size // 4 * low)) for low in (1, 2)]
+    rig.waiting += [rig.append(EntryKind.RETAIN, body) for body in (*said, said[0])]
+    assert rig.commit() == [Retained(where, 0, 1), None, None]
+    state = rig.stream.partitions[where]
+    assert (state.low, state.end, state.bytes) == (1, 4, size // 4 * 3)
+    rig.checkpoint()
+    again = rig.rebuilt()
+    assert (again.partitions, again.expired) == (rig.stream.partitions, {where: 1})
+
+
 def test_a_deleted_topic_takes_its_partitions_and_producers_along() -> None:
     rig = Rig()
     for where in (at(1), at(1, 1), at(2)):
@@ -350,7 +367,7 @@ def test_a_deleted_topic_takes_its_partitions_and_producers_along() -> None:
     rig.checkpoint()
     assert rig.rebuilt().dropping == {at(1), at(1, 1)}, "a restart knows what is still to be deleted"
     for where in (at(1), at(1, 1)):
-        rig.stream.on_payloads_deleted(where)
+        rig.stream.on_payloads_deleted(where, None)
     rig.checkpoint()
     assert {row[:1] for row in rig.rows} == {b"A", b"P", b"Q"}
     assert len(rig.rows) == 3

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from meshq import limits
 from meshq.errors import Forbidden, MeshqError, UnknownTopic, UsageError
 from meshq.ids import PartitionKey, PeerId, Session, TopicId
 from meshq.levels import CHANGES
 from meshq.messages import Answer, Ask, Failure, TopicInfo
-from meshq.peer.core.arguments import number_of, text_of
+from meshq.peer.core.arguments import text_of
 from meshq.peer.core.context import Context
 from meshq.peer.core.declared import Declared
 from meshq.peer.core.draining import PLACEMENT, Draining
@@ -30,8 +29,9 @@ from meshq.peer.core.recovering import FACTS, SLOTS, Recovering
 from meshq.peer.core.registrar import LEVEL, Registrar
 from meshq.peer.core.sessions import is_peers
 from meshq.peer.core.slots import Slots
+from meshq.peer.core.topic_settings import create_command, describe, set_command
 from meshq.peer.core.whereabouts import Whereabouts
-from meshq.registry.commands import AnyCommand, CreateTopic, DeleteTopic, RegisterClient, SetTopic
+from meshq.registry.commands import AnyCommand, DeleteTopic, RegisterClient
 from meshq.ring import slot_of
 from meshq.security.authorization import Principal
 from meshq.topics import check_pattern, check_topic, matches
@@ -85,7 +85,7 @@ class Admin:
             if info is None or not matches(pattern, name):
                 continue
             if principal.may_read(name) or principal.may_publish(name):
-                rows.append(_describe(info))
+                rows.append(describe(info))
                 if len(rows) == PAGE:
                     break
         self.ctx.send(session, Answer(message.request, rows))
@@ -106,7 +106,7 @@ class Admin:
                 owner = registry.peers[self.whereabouts.leader_of(slot)].facts.name
                 known = mine.get(p, {"earliest": None, "end": None, "bytes": None})
                 rows.append({"partition": p, "slot": slot, "owner": owner, **known})
-            self.ctx.send(session, Answer(message.request, {**_describe(info), "partition": rows}))
+            self.ctx.send(session, Answer(message.request, {**describe(info), "partition": rows}))
 
         self.fan_out.ask("offsets", {"topic": info.name}, done)
 
@@ -182,27 +182,25 @@ class Admin:
     # ------------------------------------------------------------------------------------- changing
     def _topic_create(self, session: Session, _: Principal, message: Ask) -> None:
         name = check_topic(text_of(message, "topic"))
-        partitions = number_of(message, "partitions", self.ctx.settings.partitions, limits.PARTITIONS_MAX)
-        size = _record_bytes(message, self.ctx.settings.record_bytes_max)
-        copies = self._copies_min(message, 1)
-        command = CreateTopic(name, self.ctx.random_id(), partitions, size, copies)
+        command = create_command(
+            message,
+            name,
+            self.ctx.random_id(),
+            partitions=self.ctx.settings.partitions,
+            record_bytes_max=self.ctx.settings.record_bytes_max,
+            replicas=self.ctx.registry.replicas,
+            level=self.ctx.registry.level,
+        )
         self._commit(session, message, command, name)
 
     def _topic_set(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
-        args = message.args
-        partitions = (
-            number_of(message, "partitions", 1, limits.PARTITIONS_MAX) if "partitions" in args else None
+        registry = self.ctx.registry
+        change = self.ctx.random_id() if registry.level >= CHANGES else b""
+        command = set_command(
+            message, info.topic_id, replicas=registry.replicas, level=registry.level, change=change
         )
-        size = _record_bytes(message, 1) if "record_bytes_max" in args else None
-        copies = self._copies_min(message, 1) if "copies_min" in args else None
-        if partitions is None and size is None and copies is None:
-            raise UsageError("nothing to set: give `partitions`, `record_bytes_max` or `copies_min`")
-        change = self.ctx.random_id() if self.ctx.registry.level >= CHANGES else b""
-        self._commit(session, message, SetTopic(info.topic_id, partitions, size, copies, change), info.name)
-
-    def _copies_min(self, message: Ask, default: int) -> int:
-        return number_of(message, "copies_min", default, self.ctx.registry.replicas)
+        self._commit(session, message, command, info.name)
 
     def _topic_delete(self, session: Session, _: Principal, message: Ask) -> None:
         info = self._topic(message)
@@ -220,7 +218,7 @@ class Admin:
                 self.ctx.fail(session, message.request, result)
                 return
             info = self.ctx.registry.topic(topic) if topic else None
-            self.ctx.send(session, Answer(message.request, _describe(info) if info else {"version": result}))
+            self.ctx.send(session, Answer(message.request, describe(info) if info else {"version": result}))
 
         self.registrar.propose(command, done)
 
@@ -274,17 +272,3 @@ _HANDLERS: dict[str, _Handler] = {
 _OPEN_TO_ALL = {"topics", "topic.show", "groups", "group.show"}
 # Parts of what a peer does with the others. What they take for granted was looked at by the peer that asks.
 _BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, HEALTH, BATCH, PART}
-
-
-def _describe(info: TopicInfo) -> dict[str, Any]:
-    return {
-        "name": info.name,
-        "id": info.topic_id.hex(),
-        "partitions": info.partitions,
-        "record_bytes_max": info.record_bytes_max,
-        "copies_min": info.copies_min,
-    }
-
-
-def _record_bytes(message: Ask, default: int) -> int:
-    return number_of(message, "record_bytes_max", default, limits.RECORD_BYTES_CEILING)

@@ -46,6 +46,8 @@ class Changes:
                     self.core.ctx.recheck_sessions()
                 case TopicChanged():
                     self.core.naming.on_topic(change.info, gone=False)
+                    self.core.retaining.on_topic(change.info)
+                    self.core.compacting.on_topic(change.info)
                 case LevelRaised():
                     self.core.declared.on_level()
                 case TopicRemoved():
@@ -59,6 +61,8 @@ class Changes:
         if not self.core.slots.drop_topic(topic_id):
             self.look_for_deleted = True
         self.core.consuming.on_topic_gone(topic_id, change.info.name)
+        self.core.retaining.on_topic_gone(topic_id)
+        self.core.compacting.on_topic_gone(topic_id)
         for partition in self.core.ctx.deliveries.readers_of(topic_id):
             self.core.reading.on_partition_gone(
                 partition, TopicGone(f"topic {change.info.name!r} was deleted")

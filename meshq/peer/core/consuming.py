@@ -188,7 +188,7 @@ class Consuming:
             case messages.LATEST:
                 start = state.end
             case messages.OFFSET:
-                start = min(max(item.value, state.low), state.end)
+                start = min(item.value, state.end)  # what has expired of it is counted
             case _:
                 ref = ((GROUPS, key.group.encode()), self.ctx.next_request())
                 part.seek = SeekTime(ref, key.partition, item.value, state.end)
@@ -217,7 +217,7 @@ class Consuming:
                 raise Overloaded(f"group {joined.group!r} has as many members as an ordered one may")
             lease = desk.on_join(member, joined.opened.ack_wait_ms / 1000)
             if lease:
-                self.desks.leases.push_from(member.ref, partition, desk.state.next, desk.end)
+                self.desks.leases.push_from(member.ref, partition, desk.state.next, desk)
             self.desks.take_notices(part)
         else:
             if len(desk.members) >= GROUP_MEMBERS_MAX:
@@ -235,7 +235,8 @@ class Consuming:
                 if first is None:
                     self.desks.drop(part)
                 else:
-                    self.desks.add(part, replace(first.opened, start=event.offset))
+                    low = self.slots.partition(part.slot, event.seek.partition).low
+                    self.desks.add(part, replace(first.opened, start=max(event.offset, low)))
 
     def _on_opened(self, part: Part) -> None:
         opening, part.opening = part.opening, []

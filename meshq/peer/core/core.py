@@ -35,6 +35,7 @@ from meshq.peer.core.absences import Absences
 from meshq.peer.core.admin import Admin
 from meshq.peer.core.changes import Changes
 from meshq.peer.core.clocks import Clocks
+from meshq.peer.core.compacting import Compacting
 from meshq.peer.core.consuming import Consuming
 from meshq.peer.core.context import Context, CoreSettings, Me
 from meshq.peer.core.declared import Declared
@@ -44,6 +45,7 @@ from meshq.peer.core.draining import Draining
 from meshq.peer.core.events import (
     PEERS,
     BatchesFetched,
+    BatchesSurveyed,
     Effect,
     Event,
     LinkDown,
@@ -94,6 +96,7 @@ from meshq.peer.core.recovering import Recovering
 from meshq.peer.core.registrar import REGISTRY, Registrar
 from meshq.peer.core.replicating import Replicating
 from meshq.peer.core.requests import Requests
+from meshq.peer.core.retaining import Retaining
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry import commands
@@ -105,7 +108,7 @@ from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Config, Node
 from meshq.replication.system import system_genesis
 from meshq.security.certificates import Certificate
-from meshq.streams.slot import Stored
+from meshq.streams.slot import Retained, Stored
 
 if TYPE_CHECKING:
     import random
@@ -151,6 +154,12 @@ class PeerCore:
         self.slots.on_stored, self.slots.on_refused = self._on_stored, self._on_refused
         self.consuming = Consuming(ctx, self.slots, rng)
         self.slots.on_group = self.consuming.desks.on_applied
+        self.retaining = Retaining(ctx, self.slots)
+        self.slots.on_retained = self._on_retained
+        self.compacting = Compacting(ctx, self.slots, self.retaining.is_looking)
+        self.retaining.is_rewritten = self.compacting.is_busy
+        self.slots.on_compacted = self.compacting.on_compacted
+        self.slots.on_written = self.compacting.on_written
         ctx.sessions.on_closed = self._on_session_gone
         self.slots.on_lost = self._on_lost
         self.reading = Reading(ctx, self.slots)
@@ -241,8 +250,9 @@ class PeerCore:
         if slot == SYSTEM_SLOT:
             founders = [Node(peer, GENESIS_DISK) for peer in self.ctx.registry.founders]
             return system_genesis(founders, first=Node(self.ctx.me.registry_peer, GENESIS_DISK))
-        owners = self.ctx.registry.genesis_owners[slot]
-        return genesis_config([Node(peer, GENESIS_DISK) for peer in owners])
+        owners, witness = self.ctx.registry.genesis_owners[slot], self.ctx.registry.genesis_witnesses[slot]
+        nodes = [Node(peer, GENESIS_DISK) for peer in owners]
+        return genesis_config(nodes, Node(witness, GENESIS_DISK) if witness is not None else None)
 
     def on_presented(self, certificate: Certificate) -> None:
         """A peer this copy of the registry has not heard of showed a valid certificate: let it in
@@ -298,8 +308,10 @@ class PeerCore:
                 self.slots.on_rows_read(event.slot, event.to, event.rows)
             case PayloadsRead():
                 self.fetching.on_payloads_read(event)
+            case BatchesSurveyed():
+                self.retaining.on_surveyed(event)
             case PayloadsDeleted():
-                self.slots.on_payloads_deleted(event.slot, event.partition)
+                self.slots.on_payloads_deleted(event)
             case SessionClosed():
                 self.consuming.on_unsent(event.session, event.unsent)
                 self.ctx.sessions.close(event.session)
@@ -334,6 +346,8 @@ class PeerCore:
         self.draining.tick()
         self.disks.tick()
         self.admin.tick()
+        self.retaining.tick()
+        self.compacting.tick()
         self.mending.tick()
         self.ctx.sessions.tick(self.ctx.now)
         self.publishing.receipts.tick()
@@ -380,10 +394,19 @@ class PeerCore:
     def _on_stored(self, stored: Stored, payload: Buffer, copies: int) -> None:
         self.publishing.on_stored(stored, payload, copies)
         self.consuming.desks.on_stored(stored, payload)
+        self.retaining.on_stored(stored.partition)
+        self.compacting.on_stored(stored.partition)
+
+    def _on_retained(self, retained: Retained) -> None:
+        self.reading.on_retained(retained)
+        self.consuming.desks.on_retained(retained)
+        self.retaining.on_retained(retained)
 
     def _on_lost(self, host: Host, error: MeshqError) -> None:
         self.publishing.receipts.on_lost(host, error)
         self.consuming.desks.on_refused(host.slot, error)
+        self.retaining.on_lost(host)
+        self.compacting.on_lost(host)
 
     def _on_session_gone(self, session: Session) -> None:
         self.ctx.deliveries.on_session_gone(session)
@@ -438,6 +461,8 @@ class PeerCore:
             self.changes.look_for_deleted = True
             self.consuming.burying.on_led(host.slot)
             self.registrar.doubt_level()
+            self.retaining.on_role(host)
+            self.compacting.on_role(host)
         else:
             self._end_reads_of(host.slot)
             self.consuming.on_slot_lost(host.slot)

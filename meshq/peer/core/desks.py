@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from meshq.entries import EntryKind
 from meshq.errors import MeshqError, NotOwner, Unavailable
 from meshq.ids import PartitionKey, Ref, Session, Slot
-from meshq.messages import HandItem, HandOut, Settled
+from meshq.messages import Expired, ExpiredItem, HandItem, HandOut, Settled
 from meshq.peer.core.context import Context
 from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime
 from meshq.peer.core.leases import Leases
@@ -30,8 +30,8 @@ from meshq.streams.groups.keyed import KeyedDesk
 from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.ordered_state import OrderedState
 from meshq.streams.groups.table import GroupApplied, GroupKey
-from meshq.streams.groups.words import GroupBody, Mode, Op, Settle, encode_group
-from meshq.streams.slot import Stored
+from meshq.streams.groups.words import GroupBody, Mode, Op, Settle, Told, encode_group
+from meshq.streams.slot import Retained, Stored
 
 if TYPE_CHECKING:
     import random
@@ -68,6 +68,8 @@ class Part:
     asked: list[tuple[Asker, int]] = field(default_factory=list)  # whose they are, and their places in `ops`
     proposed: deque[tuple[int, list[tuple[Asker, int]]]] = field(default_factory=deque)  # by index
     want: Want | None = None
+    told: int = 0  # of the records that expired: it is proposed that members were told of so many
+    lapsed: int = 0  # it is proposed that what was dying before this offset has expired
     burial: Burial | None = None  # under way
     bury_at: float = 0.0  # not before: it could not be done
     ending: bool = False  # a deletion of the group is under way
@@ -216,13 +218,25 @@ class Desks:
         part.proposed.clear()
         part.ops.clear()
         part.asked.clear()
+<<<<<<< HEAD
         part.burial = self.burials.get(part.key)  # what is in the log goes on, whoever asks no more
+=======
+        part.told = part.lapsed = 0
+        part.burial = None
+>>>>>>> main
         if part.desk is not None:
             part.desk.now = self.ctx.now
             part.desk.on_refused()
             for member in part.desk.members.values():
                 self.stir_all(member)
         self.stir(part.key)
+
+    def on_retained(self, retained: Retained) -> None:
+        for part in self.of_partition(retained.partition):
+            if part.desk is not None:
+                if part.desk.on_expired():
+                    part.want = None
+                self.stir(part.key)
 
     def on_stored(self, stored: Stored, payload: Buffer) -> None:
         for part in self.of_partition(stored.partition):
@@ -286,15 +300,15 @@ class Desks:
         ops, desk = part.ops, part.desk
         if desk is not None:
             desk.now = self.ctx.now
+            self.bury(part)
             more, want = desk.take()
             self.take_notices(part)
-            ops = [*ops, *more]
+            ops = [*ops, *more, *self._tell_expired(part, desk)]
             if want is not None:
                 part.want = want
                 ref = ((GROUPS, part.key.group.encode()), 0)
                 fetch = Fetch(ref, part.key.partition, want.offset, want.end, want.bytes_max)
                 self.ctx.out.append(FetchBatches(fetch))
-            self.bury(part)
             self._wake = min(self._wake, part.wake())
         if ops:
             (topic_id, number), group = part.key
@@ -305,6 +319,22 @@ class Desks:
             self.ctx.count("group_entries")
         elif part.seek is None and not part.proposed and (desk.is_idle if desk else not part.opening):
             self.drop(part)
+
+    def _tell_expired(self, part: Part, desk: Desk) -> list[Op]:
+        """Of records that nobody will be handed any more, each member that is there hears; if none is, the
+        first one that comes. That they were told is noted behind them: told twice is better than never.
+        """
+        state = desk.state
+        before = max(state.told, part.told)
+        if state.expired <= before or not desk.members:
+            return []
+        part.told = state.expired
+        topic_id, number = part.key.partition
+        item = ExpiredItem(topic_id, number, state.expired - before, state.low)
+        for member in desk.members.values():
+            session, sub = member.ref
+            self.ctx.send(session, Expired(sub, [item]))
+        return [Told(state.expired)]
 
     def flush(self) -> None:
         self.leases.flush()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from meshq.entries import Entry, Payload, PayloadKey, Write
 from meshq.errors import InternalError, MeshqError
-from meshq.ids import Slot
+from meshq.ids import PartitionKey, Slot
 from meshq.limits import BATCH_BYTES_MAX
 from meshq.peer.core.events import Effect, Persist, ResumeWrites
 
@@ -71,13 +71,14 @@ class Disk:
         clear_aside: bytes | None = None,
         replace: tuple[bytes, ...] | None = None,
         doubtful: tuple[PayloadKey, ...] = (),
+        rewritten: tuple[tuple[PartitionKey, int, int], ...] = (),
     ) -> None:
         if self._failing:
             raise InternalError("a write was begun while failed ones are being taken back")
         self._token += 1
         write = Write(
             self._token, slot, entries, payloads, rows, trim_below, truncate_from, dropped,
-            aside, clear_aside, replace, doubtful,
+            aside, clear_aside, replace, doubtful, rewritten,
         )  # fmt: skip
         size = write.payload_bytes()
         self._outstanding[self._token] = _Outstanding(self.now, size, done, failed)

@@ -204,6 +204,7 @@ class Draining:
     def _check_others(self, peer: PeerId) -> None:
         registry = self.ctx.registry
         others = registry.peers.keys() - registry.leaving.keys() - {peer}
+        others = {p for p in others if not registry.is_witness(p)}
         if others and not any(map(self.absences.is_there, others)):
             names = ", ".join(sorted(registry.peers[p].facts.name for p in others))
             raise Refused(f"none of the other peers ({names}) is there to take over: start them first")

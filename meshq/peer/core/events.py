@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from meshq.batch import Buffer
-from meshq.entries import PayloadCorrupt, StoredBatch, Write
+from meshq.entries import Mark, PayloadCorrupt, StoredBatch, Write
 from meshq.errors import MeshqError, StoreCorrupt
 from meshq.ids import PartitionKey, PeerId, Session, Slot
 from meshq.messages import AnyMessage, ServerMessage
@@ -105,8 +105,21 @@ class PayloadsRead:
 
 @dataclass(frozen=True, slots=True)
 class PayloadsDeleted:
+    """Those that end at or before `below`; None: all."""
+
     slot: Slot
     partition: PartitionKey
+    below: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchesSurveyed:
+    """What a SurveyBatches asked for."""
+
+    slot: Slot
+    partition: PartitionKey
+    offset: int
+    marks: Sequence[Mark]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +217,7 @@ class Ticked:
 
 Event = (
     MessageArrived | MalformedArrived | SessionClosed | WritesDone | WritesFailed | BatchesFetched
-    | TimeSought | SlotLogRead | RowsRead | PayloadsRead | PayloadsDeleted | LinkUp
+    | TimeSought | SlotLogRead | RowsRead | PayloadsRead | PayloadsDeleted | BatchesSurveyed | LinkUp
     | LinkDown | LinkMessage | MemberSeen | UdpSeen | RoundTripsMeasured | MembershipNoticed
     | LinkProbeWanted | ProposalMade | RoomMeasured | Ticked
 )  # fmt: skip
@@ -274,8 +287,21 @@ class ReadPayloads:
 
 @dataclass(frozen=True, slots=True)
 class DeletePayloads:
+    """Those that end at or before `below`; None: all."""
+
     slot: Slot
     partition: PartitionKey
+    below: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyBatches:
+    """Which batches are stored, from the one that holds `offset` on; at most so many."""
+
+    slot: Slot
+    partition: PartitionKey
+    offset: int
+    count_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +392,6 @@ class Settle:
 
 Effect = (
     SendSession | Persist | ResumeWrites | FetchBatches | SeekTime | ReadSlotLog | ReadRows
-    | ReadPayloads | DeletePayloads | OpenLink | CloseLink | SendPeer | HintMembership | TellMembership
-    | PeersRegistered | TellRolledBack | ClockTold | Mended | PeerLeft | StopPeer | Settle
+    | ReadPayloads | DeletePayloads | SurveyBatches | OpenLink | CloseLink | SendPeer | HintMembership
+    | TellMembership | PeersRegistered | TellRolledBack | ClockTold | Mended | PeerLeft | StopPeer | Settle
 )  # fmt: skip

@@ -49,7 +49,9 @@ class Fetching:
         return state is not None and state.seeks.get((sub, read.partition)) == read
 
     def on_fetched(self, event: BatchesFetched) -> None:
-        damage = _damage_of(event.fetch, event.batches)
+        fetch = event.fetch
+        low = self.slots.partition(self.ctx.slot_of(fetch.partition), fetch.partition).low
+        damage = _damage_of(fetch, event.batches) if fetch.offset >= low else None  # it may have expired
         if event.fetch.sub[0][0] == MENDING:
             self.mending.on_fetched(event)
         elif damage is not None and self.is_awaited(FetchBatches(event.fetch)):

@@ -90,8 +90,11 @@ class Health:
         copies = sum(n.peer in alive and n not in config.witnesses for n in level)
         lacking = [_missing(n, n in members, n in level, alive, behind.get(n, last)) for n in needed]
         coming = [n for n in needed if n not in level and n not in config.voters]
-        going = members - set(needed)
-        moves = config.is_joint or set(config.voters) != set(members_of(needed)[0]) or bool(coming or going)
+        chosen = self.placing.witnesses.get(host.slot)
+        witness = (nodes.get(chosen) or _unknown(chosen, members)) if chosen is not None else None
+        going = members - {*needed, witness}
+        voters = members_of(needed, witness)[0]
+        moves = config.is_joint or set(config.voters) != set(voters) or bool(coming or going)
         return {
             "slot": host.slot,
             "leader": self.ctx.me.peer,

@@ -16,8 +16,8 @@ from meshq.entries import PayloadKey
 from meshq.errors import StoreCorrupt
 from meshq.ids import SYSTEM_SLOT, PartitionKey, Slot
 from meshq.limits import REPLICA_MEMORY_BYTES
-from meshq.peer.core.events import DeletePayloads
 from meshq.peer.core.receiving import Incoming
+from meshq.peer.core.witnessing import Kept
 from meshq.replication.machine import Replica
 from meshq.replication.quorum import Config
 from meshq.replication.saved import restored
@@ -61,6 +61,9 @@ class Host:
     trimming: Position = GENESIS  # up to where the log is trimmed, on disk or on its way there
     damaged_below: int = 0  # entries below are unreadable: not to be kept for others
     members: Config | None = None  # that were last told of
+    kept: Kept = field(default_factory=Kept)  # payloads, at a witness
+    rewriting: int = 0  # compacted batches on their way to disk
+    deleting: dict[PartitionKey, int | None] = field(default_factory=dict)  # payloads, up to where; None: all
 
     @property
     def is_replaced(self) -> bool:
@@ -101,8 +104,7 @@ class Hosting:
             slot, stream, now, hard=hard, log=log, configs=configs, partial=partial, repair_until=until
         )
         host.incoming, host.touched = incoming, touched
-        for partition in sorted(stream.dropping):
-            self.slots.out.append(DeletePayloads(slot, partition))
+        self.slots.saving.delete(host, self.slots.saving.deletions(host))
 
     def begin(self, slots: Iterable[Slot], *, now: float) -> None:
         """Take part in the slots that genesis gave to this node, as far as the disk has none of them."""

@@ -52,9 +52,10 @@ class Leases:
             self._rosters.pop((key.partition.topic_id, key.group), None)
 
     def tick(self) -> None:
-        if self.ctx.now - self._looked > STALL_S:
+        stood_still = self.ctx.now - self._looked
+        if stood_still > STALL_S:
             for roster in self._rosters.values():
-                roster.on_stall(self.ctx.now)
+                roster.on_stall(stood_still)
         self._looked = self.ctx.now
 
     def take_notices(self, key: GroupKey, desk: OrderedDesk) -> None:
@@ -65,7 +66,7 @@ class Leases:
             ref = notice.member.ref
             match notice:
                 case Began(_, lease, offset, attempts):
-                    self.push_from(ref, key.partition, offset, desk.end)
+                    self.push_from(ref, key.partition, offset, desk)
                     granted = self._word(ref, Granted)
                     granted.items.append(GrantedItem(topic_id, number, lease, offset, attempts))
                 case Asked(_, lease) | Over(_, lease):
@@ -84,8 +85,9 @@ class Leases:
         assert isinstance(last, kind)
         return last
 
-    def push_from(self, ref: Ref, partition: PartitionKey, offset: int, end: int) -> None:
-        fetches = self.ctx.deliveries.on_read(ref, partition, position=min(offset, end), end=end)
+    def push_from(self, ref: Ref, partition: PartitionKey, offset: int, desk: OrderedDesk) -> None:
+        end, low = desk.end, desk.state.low
+        fetches = self.ctx.deliveries.on_read(ref, partition, position=min(offset, end), end=end, low=low)
         self.ctx.out.extend(FetchBatches(fetch) for fetch in fetches)
 
     def flush(self) -> None:

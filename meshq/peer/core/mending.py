@@ -172,7 +172,8 @@ class Mending:
         host = self.slots.hosts.get(self.ctx.slot_of(partition))
         if host is None or host.is_emptied or host.is_replaced or host.replica.is_stale:
             return None
-        known = 0 <= offset < self.slots.partition(host.slot, partition).end
+        state = self.slots.partition(host.slot, partition)
+        known = state.low <= offset < state.end
         return host if known and partition not in host.stream.dropping else None
 
     # -------------------------------------------------------------------------------- asked by others
@@ -203,7 +204,9 @@ class Mending:
         fetch, found = event.fetch, event.batches
         value: dict[str, Any] = {}
         if isinstance(found, PayloadCorrupt):
-            self.mend(found, lambda _: None)
+            host = self._host_of(fetch.partition, fetch.offset)
+            if host is not None and not host.replica.is_witness:  # a witness has let go of it
+                self.mend(found, lambda _: None)
         elif not isinstance(found, MeshqError) and found and _holds(found[0], fetch.offset):
             b = found[0]
             value = {"base_offset": b.base_offset, "timestamp_ms": b.timestamp_ms, "data": b.data}

@@ -105,7 +105,9 @@ class Overview:
     def _place(self, peer: PeerId) -> dict[str, Any]:
         registered = peer in self.ctx.registry.peers  # not yet, as far as this copy goes
         weight, zone = self.ctx.registry.place(peer) if registered else (None, "")
-        return {"weight": weight, "zone": zone or None, "level": self.declared.level(peer)}
+        witness = registered and self.ctx.registry.is_witness(peer)
+        level = self.declared.level(peer)
+        return {"witness": witness, "weight": weight, "zone": zone or None, "level": level}
 
     def _own_state(self) -> dict[str, Any]:
         return {
@@ -144,6 +146,7 @@ def _left(peer: PeerId, facts: CertificateFacts) -> dict[str, Any]:
     return {
         "name": facts.name,
         "id": show_id(peer),
+        "witness": facts.witness,
         "standing": "left",
         "state": "left",
         **dict.fromkeys(nothing),

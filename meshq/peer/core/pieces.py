@@ -20,7 +20,7 @@ from meshq.errors import RemoteProtocolError
 from meshq.ids import PartitionKey, TopicId
 from meshq.limits import SNAPSHOT_PARTITIONS_MAX
 from meshq.messages import U32, U63, Id16
-from meshq.streams.slot import is_shared
+from meshq.streams.rows import is_shared
 
 OFFSET_BITS: Final = 42  # 4.4e12 records of a partition
 OFFSET_MAX: Final = (1 << OFFSET_BITS) - 1  # beyond it a slot is not sent; no partition comes there

@@ -18,7 +18,7 @@ from meshq.peer.core.slots import Slots
 from meshq.replication.placement import ChangeMembers, MoveLeadership, Situation, Step, is_at_rest, steps
 from meshq.replication.quorum import Node
 from meshq.replication.system import system_step
-from meshq.ring import owners
+from meshq.ring import owners, witnesses_of
 
 ROUND_S = 1.0
 MOVING_S = 0.25  # while steps are found: what throttles them is how many copies are under way
@@ -31,6 +31,7 @@ class Placing:
     slots: Slots
     absences: Absences
     wanted: dict[Slot, tuple[PeerId, ...]] = field(default_factory=dict)
+    witnesses: dict[Slot, PeerId] = field(default_factory=dict)  # of slots that want one
     moves: int = 0  # begun since the start, for `status`
     _gone: frozenset[PeerId] = frozenset()
     _ring_changed: bool = True
@@ -65,8 +66,8 @@ class Placing:
         if self._rested == (alive, nodes):
             return []
         situations = [self._situation(host) for host in self.slots.led() if host.slot != SYSTEM_SLOT]
-        found = steps(situations, self.wanted, nodes, alive)
-        if not found and is_at_rest(situations, self.wanted, nodes, alive):
+        found = steps(situations, self.wanted, nodes, alive, self.witnesses)
+        if not found and is_at_rest(situations, self.wanted, nodes, alive, self.witnesses):
             self._rested = alive, nodes
         return found
 
@@ -92,9 +93,17 @@ class Placing:
 
     def _look_at_ring(self) -> None:
         registry = self.ctx.registry
-        peers = [p for p in registry.ring_peers() if p.peer not in self._gone]
+        witnesses = [p for p in registry.ring_witnesses() if p.peer not in self._gone]
+        everybody = registry.ring_peers()
+        peers = [p for p in everybody if p.peer not in self._gone]
+        if witnesses and len(peers) < 2:
+            # Of one that is left, nobody else would have what is published, and with a witness somebody has:
+            # who is away stays a member until another peer takes its place, or is made to leave.
+            peers = everybody
         found = owners(peers, slots=registry.slots, replicas=registry.replicas)
         self.wanted = {Slot(i): o for i, o in enumerate(found)}
+        chosen = witnesses_of(found, peers, witnesses)
+        self.witnesses = {Slot(i): peer for i, peer in enumerate(chosen) if peer is not None}
         self._rank()
 
     def _look_at_disks(self) -> None:

@@ -69,7 +69,7 @@ class Publishing:
             raise Forbidden(f"{info.name!r} holds dead letters: the mesh alone writes them")
         partition = PartitionKey(TopicId(item.topic_id), item.partition)
         slot = led_slot(self.ctx, self.slots, partition)
-        header = batch.check(payload, record_bytes_max=info.record_bytes_max)
+        header = batch.check(payload, record_bytes_max=info.record_bytes_max, keyed=info.retain.compact)
         if header.producer_epoch and self.ctx.registry.level < OUTBOXES:
             text = f"outboxes need feature level {OUTBOXES}, and this mesh has {self.ctx.registry.level}"
             raise Unavailable(f"{text}: `meshq upgrade`", retry_after_ms=5_000)  # they can wait for that

@@ -13,6 +13,8 @@ from meshq.messages import (
     Credit,
     Deliver,
     DeliverItem,
+    Expired,
+    ExpiredItem,
     Read,
     ReadItem,
     ReadStarted,
@@ -24,7 +26,8 @@ from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime, TimeS
 from meshq.peer.core.publishing import check_partition, find_topic, led_slot
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal
-from meshq.streams.delivery import Fetch, SubKey
+from meshq.streams.delivery import Fetch, Skip, SubKey
+from meshq.streams.slot import Retained
 
 
 @dataclass
@@ -92,8 +95,8 @@ class Reading:
         except MeshqError as e:
             self.ctx.end_read(session, sub, seek.partition, e)
             return
-        end = self.slots.partition(slot, seek.partition).end
-        started = self._start(seek.sub, seek.partition, event.offset, end)
+        now = self.slots.partition(slot, seek.partition)
+        started = self._start(seek.sub, seek.partition, max(event.offset, now.low), now.end)
         self.ctx.send(session, ReadStarted(sub, [started]))
 
     def _start(self, sub: SubKey, partition: PartitionKey, position: int, end: int) -> Started:
@@ -134,6 +137,9 @@ class Reading:
             batches = ()
         self._fetch(self.ctx.deliveries.on_fetched(fetch, batches))
 
+    def on_retained(self, retained: Retained) -> None:
+        self._fetch(self.ctx.deliveries.on_expired(retained.partition, retained.low))
+
     def on_partition_gone(self, partition: PartitionKey, error: MeshqError) -> None:
         for session, sub in self.ctx.deliveries.on_partition_gone(partition):
             self.ctx.end_read(session, sub, partition, error)
@@ -141,6 +147,12 @@ class Reading:
     def flush(self) -> None:
         for push in self.ctx.deliveries.take_pushes():
             session, sub = push.sub
+            if isinstance(push, Skip):
+                topic_id, number = push.partition
+                self.ctx.count("expired_reads")
+                gone = ExpiredItem(topic_id, number, push.end - push.first, push.end)
+                self.ctx.send(session, Expired(sub, [gone]))
+                continue
             items = [
                 DeliverItem(
                     b.partition.topic_id, b.partition.partition, b.base_offset, b.timestamp_ms, b.first

@@ -62,7 +62,7 @@ class Receipts:
             return
         host = self.slots.hosts[slot]
         there = self._there() | {self.ctx.me.peer}
-        able = sum(node.peer in there for node in host.replica.config.nodes())
+        able = sum(node.peer in there for node in host.replica.config.keepers())
         if able < info.copies_min:
             self._refuse_for_good(info)
             raise NotEnoughCopies(
@@ -95,7 +95,7 @@ class Receipts:
     ) -> None:
         """Committed."""
         host = self.slots.hosts[slot]
-        if copies >= copies_min and self._mirrors_have(host, host.replica.match(), index):
+        if copies >= copies_min and self._mirrors_have(host, host.replica.copies(), index):
             for ref in refs:
                 self._answer(ref, base_offset, copies)
         elif refs:
@@ -131,7 +131,7 @@ class Receipts:
     # ------------------------------------------------------------------------------- how it is done
     def _look_again(self, slot: Slot) -> None:
         host, kept = self.slots.hosts[slot], deque[_Waiting]()
-        durable, match = host.replica.log.durable, host.replica.match()
+        durable, match = host.replica.log.durable, host.replica.copies()
         mirrors = self._look_at_mirrors(host, match)
         seen = durable, tuple(match.items()), frozenset(mirrors.nodes) if mirrors else None
         if self._seen.get(slot) == seen:

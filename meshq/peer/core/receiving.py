@@ -23,13 +23,14 @@ from meshq.entries import ASIDE_ROW, PayloadKey
 from meshq.errors import OutcomeUnknown, RemoteProtocolError
 from meshq.ids import PartitionKey, TopicId
 from meshq.limits import PENDING_BYTES_MAX
-from meshq.peer.core.events import DeletePayloads, ReadRows
+from meshq.peer.core.events import ReadRows
 from meshq.peer.core.pieces import BatchesPiece, RowsPiece, decode_piece, part_of, position_of
 from meshq.replication import words
 from meshq.replication.saved import HARD_ROW, decode_partial, encode_partial, snapshot_row
 from meshq.replication.words import SnapshotMeta
 from meshq.streams.publish import payload_key_of
-from meshq.streams.slot import EMPTY, SlotStream, begun_rows, partition_of_row
+from meshq.streams.rows import partition_of_row
+from meshq.streams.slot import EMPTY, SlotStream, begun_rows, partition_states
 
 if TYPE_CHECKING:
     from meshq.peer.core.hosts import Host
@@ -42,12 +43,19 @@ AGAIN_S = 1.0  # a piece that could not be stored is asked for again after this
 
 @dataclass(slots=True, eq=False)
 class Incoming:
-    """What is aside of one snapshot. `partitions` are those its rows have named so far."""
+    """What is aside of one snapshot. `partitions` are those its rows have named so far; `rewritten` which of
+    them were compacted, so that batches may be here that became others. After a restart that is not known.
+    """
 
     meta: SnapshotMeta
     position: int = 0
     partitions: set[PartitionKey] = field(default_factory=set)
+    rewritten: set[PartitionKey] | None = field(default_factory=set)
     installing: bool = False
+
+    def may_differ(self, partition: PartitionKey) -> bool:
+        """Whether what is here of the partition's batches may be others than the snapshot's."""
+        return self.rewritten is None or partition in self.rewritten
 
 
 @dataclass
@@ -66,7 +74,8 @@ class Receiving:
         if _META not in aside:
             return None, touched
         meta, position = decode_partial(aside[_META])
-        return Incoming(meta, position, _partitions(k[1:] for k in aside if k[:1] == ASIDE_ROW)), touched
+        partitions = _partitions(k[1:] for k in aside if k[:1] == ASIDE_ROW)
+        return Incoming(meta, position, partitions, None), touched
 
     # ------------------------------------------------------------------------------------- pieces
     def on_order(self, host: Host, order: words.StoreSnapshot) -> None:
@@ -102,7 +111,7 @@ class Receiving:
         last = piece.payloads[-1].partition
         part, offset = part_of(piece.next)
         have = max(host.stream.partitions.get(last, EMPTY).end, host.touched.get(last, 0))
-        if part == piece.part and have > offset and not order.done:
+        if part == piece.part and have > offset and not order.done and not incoming.may_differ(last):
             return position_of(part, have)
         return piece.next
 
@@ -120,6 +129,9 @@ class Receiving:
         if isinstance(piece, RowsPiece):
             aside += [(ASIDE_ROW + key, value) for key, value in piece.rows]
             incoming.partitions |= _partitions(key for key, _ in piece.rows)
+            if incoming.rewritten is not None:
+                states = partition_states(dict(piece.rows))
+                incoming.rewritten |= {p for p, state in states if state.rewritten}
         came = {p.partition: p.base_offset + p.count for p in payloads}  # the last one of each counts
         came = {p: max(end, host.touched.get(p, 0)) for p, end in came.items()}
         aside += [_touched_row(p, end) for p, end in came.items()]
@@ -135,6 +147,11 @@ class Receiving:
         self.slots.disk.submit(
             host.slot,
             payloads=payloads,
+            rewritten=tuple(
+                (p.partition, p.base_offset, p.base_offset + p.count)
+                for p in payloads
+                if incoming.may_differ(p.partition)
+            ),
             aside=tuple(aside),
             clear_aside=ASIDE_ROW if order.position == 0 else None,
             done=done,
@@ -195,10 +212,14 @@ class Receiving:
         self.slots.refuse_waiting(
             host, OutcomeUnknown("this peer's copy of the slot was replaced: ask again")
         )
+        had = {*host.stream.partitions, *host.touched}
         host.stream, host.checkpointed = stream, stream.applied_index
+        host.kept.begin()
         host.incoming, host.touched = None, {}
-        for partition in sorted(stream.dropping):
-            self.slots.out.append(DeletePayloads(host.slot, partition))
+        host.deleting.clear()
+        self.slots.saving.delete(host, self.slots.saving.deletions(host))
+        for partition in sorted(had & stream.partitions.keys()):
+            stream.expire(partition, stream.partitions[partition].low)  # what was here may begin before that
         self.slots.count("snapshots_installed")
         self.slots.tell(host, words.SnapshotStored(incoming.meta, incoming.position, True))
         self.slots.on_role(host)

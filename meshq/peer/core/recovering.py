@@ -77,7 +77,8 @@ class Recovering:
     def _copy(self, host: Host) -> list[Any]:
         r = host.replica
         last, kept = r.last, r.kept()
-        may = not self.slots.frozen and not r.is_stale and not host.is_replaced and not host.is_emptied
+        whole = not self.slots.frozen and not r.is_stale and not host.is_replaced and not host.is_emptied
+        may = whole and not r.is_witness
         return [
             int(host.slot), encode_config(r.config), last.term, last.index, kept.term, kept.index,
             r.kept_ms(), r.role is Role.LEADER, may,

@@ -26,7 +26,8 @@ def no_room(slots: Slots, host: Host, size: int) -> MeshqError | None:
     if not _can_decide(slots, host):
         return DiskFull(
             f"too few of the voters of slot {host.slot} have room for records: disks of some are at their "
-            "watermarks. Delete topics, add space there or raise their `store_bytes_max`",
+            "watermarks. Delete topics, add space there or raise their `store_bytes_max` (a witness's: "
+            "`witness_bytes_max`)",
             retry_after_ms=1_000,
         )
     if slots.disk.pending_bytes + size > PENDING_BYTES_MAX:

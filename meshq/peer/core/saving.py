@@ -7,14 +7,16 @@ for followers that lack it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshq.entries import PayloadKey
-from meshq.errors import MeshqError
-from meshq.ids import SYSTEM_SLOT
+from meshq.errors import DiskFull, MeshqError
+from meshq.ids import SYSTEM_SLOT, PartitionKey
 from meshq.limits import LOG_BYTES_MAX, LOG_ENTRIES_KEPT, LOG_ENTRIES_MAX
+from meshq.peer.core.events import DeletePayloads
+from meshq.peer.core.witnessing import Kept
 from meshq.replication import words
 from meshq.replication.saved import hard_row, replica_row
 from meshq.replication.words import GENESIS, Item, Position, Role
@@ -27,22 +29,37 @@ if TYPE_CHECKING:
 CHECKPOINT_S = 1.0
 CHECKPOINT_ENTRIES = 1_024
 
+Deletion = tuple[PartitionKey, int | None]  # payloads that end at or before this offset; None: all
+
 
 @dataclass(slots=True)
 class Saving:
     slots: Slots
     failing: dict[Host, MeshqError] = field(default_factory=dict)  # until what was under way is taken back
+    _refused: list[Host] = field(default_factory=list)  # of them, those of this turn that had no room
     _checkpoint_at: float = 0.0
 
     def on_order(self, host: Host, effect: words.Persist) -> None:
+        if host in self.failing:
+            return  # it hears of that first, and orders all of it anew
         # While a snapshot takes the log's place on disk, what is said of that log is out of date.
         items = () if host.is_replaced else effect.items
         dropped = () if host.is_replaced else tuple(_keys(effect.dropped))
+        bare = host.replica.hard.bare_until
+
+        def is_bare(item: Item) -> bool:
+            return not item.payload and item.entry.index <= bare
+
+        payloads = tuple(p for p in (payload_of(*i) for i in items if not is_bare(i)) if p is not None)
+        if host.replica.is_witness and sum(len(p.data) for p in payloads) > self.slots.disk.room_bytes:
+            self.failing[host] = DiskFull("this witness keeps as much as it may (`witness_bytes_max`)")
+            self._refused.append(host)
+            return
         clear_aside, aside = self.slots.receiving.give_up(host, dropped)
         self.slots.disk.submit(
             host.slot,
             entries=tuple(i.entry for i in items),
-            payloads=tuple(p for p in (payload_of(i.entry, i.payload) for i in items) if p is not None),
+            payloads=payloads,
             rows=(hard_row(effect.hard),) if effect.hard else (),
             truncate_from=None if host.is_replaced else effect.truncate_from,
             dropped=dropped,
@@ -64,9 +81,15 @@ class Saving:
 
         self.slots.disk.when_settled(settle)
 
+    def flush(self) -> None:
+        refused, self._refused = self._refused, []
+        for host in refused:
+            del self.failing[host]
+            self.slots.tell(host, words.PersistFailed())
+
     # ---------------------------------------------------------------------------------- state rows
-    def on_applied(self, host: Host) -> None:
-        if host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
+    def on_applied(self, host: Host, *, now: bool) -> None:
+        if now or host.stream.applied_index - host.checkpointed >= CHECKPOINT_ENTRIES:
             self.checkpoint(host)
 
     def tick(self) -> None:
@@ -76,7 +99,8 @@ class Saving:
 
     def checkpoint_all(self) -> None:
         for host in self.slots.hosts.values():
-            if host.stream.is_dirty or host.stream.applied_index > host.checkpointed:
+            behind = host.stream.is_dirty or host.stream.applied_index > host.checkpointed
+            if behind or (host.replica.is_witness and Kept.trim_to(host.replica, _start(host).index + 1)):
                 self.checkpoint(host)
 
     def checkpoint(self, host: Host) -> None:
@@ -89,16 +113,33 @@ class Saving:
         there = log.position(before) or Position(before, log.term_at(before) or 0, b"")
         start = there if keep_from else _start(host)
         host.trimming = start
+        deletions = self.deletions(host)
+        rewrites, host.stream.rewrites = host.stream.rewrites, []
+        if host.replica.is_witness:
+            rewrites = []  # it keeps what somebody lacks as that was made: the entry rewrites it there
+        host.rewriting += len(rewrites)
         rows = (*host.stream.take_rows(), replica_row(log, applied, host.replica.settled_config, start=start))
         host.checkpointed = applied
+        witness = host.replica.is_witness
+        ends = host.kept.take(host.stream) if witness else {}
 
         def done() -> None:
             if keep_from:
                 host.replica.trim(start)
+            host.rewriting -= len(rewrites)
+            self.delete(host, deletions)
+            if rewrites and host.leads:
+                self.slots.on_written(host)
+            if witness:
+                host.kept.mark(applied, ends)
+                self.slots.out += host.kept.let_go(host.replica)
 
         def failed(_: MeshqError) -> None:
             host.trimming = GENESIS
+            host.rewriting -= len(rewrites)
+            host.stream.rewrite(rewrites)
             host.stream.mark_again(key for key, _ in rows)
+            host.kept.give_back(ends)
 
         self.slots.disk.submit(
             host.slot,
@@ -106,7 +147,25 @@ class Saving:
             trim_below=keep_from or None,
             done=done,
             failed=failed,
+            rewritten=tuple((x.partition, x.first, x.end) for x in rewrites),
+            payloads=tuple(x.payload for x in rewrites),
         )
+
+    def deletions(self, host: Host) -> list[Deletion]:
+        """Of payloads that the state is without, and that were not ordered yet. To be ordered when that state
+        is on disk: a log that is read again from an older one needs them.
+        """
+        stream, ordered = host.stream, host.deleting
+        found: list[Deletion] = [(p, None) for p in sorted(stream.dropping) if ordered.get(p, 0) is not None]
+        found += [(p, low) for p, low in sorted(stream.expired.items()) if _is_more(low, ordered.get(p, 0))]
+        return found
+
+    def delete(self, host: Host, deletions: Iterable[Deletion]) -> None:
+        if self.slots.hosts.get(host.slot) is not host:
+            return
+        for partition, below in deletions:
+            host.deleting[partition] = below
+            self.slots.out.append(DeletePayloads(host.slot, partition, below))
 
     def _trim_to(self, host: Host, applied: int) -> int:
         """The first entry to keep, or 0. Few are kept for nobody; for followers that lack them, and for one
@@ -114,6 +173,8 @@ class Saving:
         """
         if host.slot == SYSTEM_SLOT:
             return 0  # the log is the registry
+        if host.replica.is_witness:
+            return Kept.trim_to(host.replica, _start(host).index + 1)
         keep_from = applied - LOG_ENTRIES_KEPT + 1
         if host.replica.role is Role.LEADER:
             lacking = [m + 1 for m in host.replica.match().values()]
@@ -130,6 +191,10 @@ class Saving:
 def _start(host: Host) -> Position:
     """Where the log begins once all that is on its way to disk is there; a slow disk has several to do."""
     return max(host.trimming, host.replica.log.start, key=lambda p: p.index)
+
+
+def _is_more(below: int, ordered: int | None) -> bool:
+    return ordered is not None and ordered < below
 
 
 def _keys(items: Collection[Item]) -> Iterator[PayloadKey]:

@@ -22,7 +22,8 @@ from meshq.replication import words
 from meshq.replication.quorum import Node
 from meshq.replication.saved import meta_of
 from meshq.replication.words import SnapshotMeta
-from meshq.streams.slot import PartitionState, is_shared, partition_states
+from meshq.streams.rows import is_shared
+from meshq.streams.slot import PartitionState, partition_states
 
 if TYPE_CHECKING:
     from meshq.peer.core.hosts import Host
@@ -107,7 +108,7 @@ class Sending:
         else:
             return  # damaged, which was counted: asked for again in a while
         data = encode_batches(list(batches), part=part, then=then)
-        self._tell(host, order, image, data, done=self._ranges(image, then) == ())
+        self._tell(host, order, image, data, done=not self._ranges(host, order, image, then))
 
     def on_role(self, host: Host) -> None:
         """Leadership went: nobody asks for the rest."""
@@ -138,7 +139,7 @@ class Sending:
         if part == 0 and offset < len(image.rows):
             self._send_rows(host, order, image, offset)
             return
-        ranges = self._ranges(image, order.position)
+        ranges = self._ranges(host, order, image, order.position)
         if not ranges:
             end = position_of(len(image.partitions) + 1, 0)
             self._tell(host, order, image, encode_rows([], then=end), done=True)
@@ -155,18 +156,27 @@ class Sending:
             end += 1
         then = position_of(0, end) if end < len(image.rows) else position_of(1, 0)
         data = encode_rows(list(image.rows[start:end]), then=then)
-        done = end == len(image.rows) and self._ranges(image, then) == ()
+        done = end == len(image.rows) and not self._ranges(host, order, image, then)
         self._tell(host, order, image, data, done=done)
 
-    def _ranges(self, image: Image, position: int) -> tuple[tuple[int, int, int], ...]:
-        """(part, offset, end) of what batches follow, in up to RANGES_MAX partitions."""
+    def _ranges(
+        self, host: Host, order: words.ReadSnapshot, image: Image, position: int
+    ) -> tuple[tuple[int, int, int], ...]:
+        """(part, offset, end) of what batches follow, in up to RANGES_MAX partitions; for a witness, none.
+
+        What went by retention or with its topic since the image was made is left out. The entry that says so
+        is in the log behind the image, and committed: who gets this knows it before it serves anybody.
+        """
+        if order.to in host.replica.config.witnesses:
+            return ()
         part, offset = part_of(position)
         found: list[tuple[int, int, int]] = []
         if part == 0:
             part, offset = 1, 0
         while part <= len(image.partitions) and len(found) < RANGES_MAX:
-            state = image.partitions[part - 1][1]
-            start = max(offset, state.low)
+            partition, state = image.partitions[part - 1]
+            live = host.stream.partitions.get(partition)
+            start = max(offset, state.low, live.low) if live is not None else state.end
             if start < state.end:
                 found.append((part, start, state.end))
             part, offset = part + 1, 0

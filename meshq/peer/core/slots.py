@@ -19,7 +19,7 @@ from meshq.entries import Entry, EntryKind
 from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, StoreError
 from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Ref, Slot, TopicId
 from meshq.peer.core.disk import Disk
-from meshq.peer.core.events import DeletePayloads, Effect, PayloadsRead, ReadPayloads, ReadSlotLog
+from meshq.peer.core.events import Effect, PayloadsDeleted, PayloadsRead, ReadPayloads, ReadSlotLog
 from meshq.peer.core.hosts import Host, Hosting, Tail
 from meshq.peer.core.pacing import Pacing
 from meshq.peer.core.receiving import Receiving
@@ -36,7 +36,17 @@ from meshq.streams.groups.table import GroupApplied
 from meshq.streams.groups.words import GroupBody
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import encode_publish
-from meshq.streams.slot import EMPTY, Dropped, Moved, PartitionState, SlotStream, Stored, begun_rows
+from meshq.streams.slot import (
+    EMPTY,
+    Compacted,
+    Dropped,
+    Moved,
+    PartitionState,
+    Retained,
+    SlotStream,
+    Stored,
+    begun_rows,
+)
 
 if TYPE_CHECKING:
     import random
@@ -63,6 +73,9 @@ class Slots:
     on_stored: Callable[[Stored, Buffer, int], None] = field(init=False)
     on_refused: Callable[[Ref, MeshqError], None] = field(init=False)
     on_group: Callable[[GroupApplied], None] = field(init=False)
+    on_retained: Callable[[Retained], None] = field(init=False)
+    on_compacted: Callable[[Compacted], None] = field(init=False)
+    on_written: Callable[[Host], None] = field(init=False)  # what was compacted
     on_lost: Callable[[Host, MeshqError], None] = field(init=False)  # what was proposed, not decided
     system: SlotStream = field(init=False)  # what the system slot's log means
     hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
@@ -238,7 +251,8 @@ class Slots:
                 continue
             match, last = replica.match(), replica.last.index
             there = self.supported_by - self.barred
-            others = [n for n in replica.config.voters if n != self.me and n.peer in there]
+            voters = [n for n in replica.config.voters if n not in replica.config.witnesses]
+            others = [n for n in voters if n != self.me and n.peer in there]
             others = [n for n in others if n.peer not in self.full] or others
             if others:
                 left += 1
@@ -250,6 +264,7 @@ class Slots:
 
     def flush(self) -> None:
         """Hand on what was proposed in this turn."""
+        self.saving.flush()
         while self._dirty or self._soon:
             soon, self._soon = self._soon, []
             for host, event in soon:
@@ -327,9 +342,12 @@ class Slots:
     def on_payloads_read(self, event: PayloadsRead) -> None:
         self.sending.on_payloads(self.hosts[event.slot], event.to, event.batches, event.complete)
 
-    def on_payloads_deleted(self, slot: Slot, partition: PartitionKey) -> None:
-        if slot in self.hosts:
-            self.hosts[slot].stream.on_payloads_deleted(partition)
+    def on_payloads_deleted(self, event: PayloadsDeleted) -> None:
+        host = self.hosts.get(event.slot)
+        if host is not None:
+            if host.deleting.get(event.partition, -1) == event.below:
+                del host.deleting[event.partition]
+            host.stream.on_payloads_deleted(event.partition, event.below)
 
     # --------------------------------------------------------------------------- what replicas order
     def _carry_out(self, host: Host, effects: list[words.Effect]) -> None:
@@ -383,13 +401,20 @@ class Slots:
         return node in config.voters or node in config.outgoing
 
     def _apply(self, host: Host, items: tuple[Item, ...]) -> None:
-        match = host.replica.match() if host.leads else {}
+        match = host.replica.copies() if host.leads else {}
+        gone = False  # payloads can be deleted, once that is saved
         for entry, payload in items:
             applied = host.stream.apply(entry)
             host.log_bytes += len(entry.body) + ENTRY_BYTES
-            if isinstance(applied, Dropped):
-                for partition in applied.partitions:
-                    self.out.append(DeletePayloads(host.slot, partition))
+            stored = applied.stored if isinstance(applied, Moved) else applied
+            if isinstance(stored, Stored) and host.replica.is_witness:
+                host.kept.on_stored(stored.partition, stored.base_offset + stored.count)
+            if isinstance(applied, Dropped | Retained | Compacted):
+                gone = True
+                if isinstance(applied, Retained) and host.leads:
+                    self.on_retained(applied)
+                elif isinstance(applied, Compacted) and host.leads:
+                    self.on_compacted(applied)
             elif isinstance(applied, Stored) and host.leads:
                 copies = sum(index >= entry.index for index in match.values())
                 self.on_stored(applied, payload, copies)
@@ -399,7 +424,7 @@ class Slots:
                 self.on_group(applied.group)
                 copies = sum(index >= entry.index for index in match.values())
                 self.on_stored(applied.stored, payload, copies)
-        self.saving.on_applied(host)
+        self.saving.on_applied(host, now=gone)
 
     def _on_role(self, host: Host, effect: words.TellRole) -> None:
         leads = effect.role is Role.LEADER and effect.serves
@@ -440,11 +465,19 @@ class Slots:
 
     def copies(self, slot: Slot, index: int) -> int:
         """How many nodes are known to have this entry on disk."""
-        return sum(match >= index for match in self.hosts[slot].replica.match().values())
+        return sum(match >= index for match in self.hosts[slot].replica.copies().values())
 
     def partition(self, slot: Slot, partition: PartitionKey) -> PartitionState:
         host = self.hosts.get(slot)
         return host.stream.partitions.get(partition, EMPTY) if host else EMPTY
+
+    def was_rewritten(self, slot: Slot, entry: Entry) -> bool:
+        """Whether compaction may have put another batch, or one of others, in place of this entry's."""
+        return slot in self.hosts and self.hosts[slot].stream.was_rewritten(entry)
+
+    def has_gone(self, slot: Slot, entry: Entry) -> bool:
+        """Whether the payload of this entry is not kept any more."""
+        return slot in self.hosts and self.hosts[slot].stream.has_gone(entry)
 
     def written(self) -> int:
         """Slots that hold records."""

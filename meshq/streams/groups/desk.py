@@ -144,6 +144,17 @@ class QueueDesk:
             elif stock.base_offset <= self._in_hand_to() < stock.end:
                 self._fresh.append(stock)
 
+    def on_expired(self) -> bool:
+        """The partition begins later now: whether what is being fetched is void."""
+        low = self.state.low
+        self._due.remove(0, low)
+        while self._fresh and self._fresh[0].end <= self.state.next:
+            self._fresh.popleft()
+        void = self._wanted is not None and self._wanted.offset < low
+        if void:
+            self._wanted = None
+        return void
+
     def on_applied(self, ops: Iterable[Op], index: int) -> list[Hand]:
         """What was proposed counts; what is to be pushed now."""
         ops = tuple(ops)

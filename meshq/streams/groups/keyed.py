@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from meshq.batch import Buffer, read_records
+from meshq.batch import Buffer, read_header, read_placed
 from meshq.entries import StoredBatch
 from meshq.limits import GROUP_PENDING_MAX
 from meshq.streams.groups.desk import RANGES_MAX, STOCK_BYTES, QueueDesk
@@ -45,6 +45,7 @@ class KeyedDesk(QueueDesk):
         for runs in (self.state.leased.runs(), self.state.back.runs()):
             for first, end, _ in runs:
                 self._unknown.set(first, end, True)
+        self._unknown.remove(0, self.state.low)  # nobody can read it any more
 
     # ------------------------------------------------------------------------------- what happens
     def on_fetched(self, want: Want, batches: Iterable[StoredBatch]) -> None:
@@ -82,12 +83,19 @@ class KeyedDesk(QueueDesk):
                 self._take_back_behind(op)
         return hands
 
+    def on_expired(self) -> bool:
+        void = QueueDesk.on_expired(self)
+        self._unknown.remove(0, self.state.low)
+        self._follow(0, self.state.low)
+        return void
+
     def _on_passed(self, first: int, end: int, fresh: list[Stock]) -> None:
         self._unknown.set(first, end, True)
         for batch in fresh:
             if batch.base_offset < end and batch.end > first:
                 self._learn(batch.base_offset, self._keys_in(batch))
                 self._unknown.remove(max(batch.base_offset, first), min(batch.end, end))
+        self._follow(first, end)  # it may not have counted: the partition began later by then
         self._mind_back(first, end)
 
     def _on_put_back(self, first: int, end: int) -> None:
@@ -311,4 +319,7 @@ class _Turn:
 
 
 def _keys_of(data: Buffer) -> list[bytes | None]:
-    return [record.key for record in read_records(data)]
+    keys: list[bytes | None] = [None] * read_header(data).count
+    for place, record in read_placed(data):
+        keys[place] = record.key
+    return keys

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from meshq.batch import Buffer, RawRecord, frame, read_header, read_records, seal
+from meshq.batch import Buffer, RawRecord, frame, read_header, read_placed, read_records, seal
 from meshq.entries import StoredBatch
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.state import Dying
@@ -26,6 +26,9 @@ REASON, ATTEMPTS, ORIGIN, GROUP = "meshq-reason", "meshq-attempts", "meshq-origi
 LETTERS_BYTES: Final = 256 * 1024  # of the records moved at a time; a single one may be larger
 LETTERS_MAX: Final = 256  # in one entry; the rest goes into the next ones
 _ORIGIN: Final = re.compile(rb"([A-Za-z0-9_.-]+)/(\d{1,10})@(\d{1,19})")
+
+
+_GONE: Final = RawRecord(None, b"")  # of a record that was compacted away before it could be a letter
 
 
 class LettersBody(PublishBody, frozen=True, array_like=True):
@@ -55,10 +58,10 @@ def write_letters(
     size, timestamp_ms = 0, None
     for batch in batches:
         runs = list(dying.runs(batch.base_offset, batch.base_offset + batch.count))
-        raw = read_records(batch.data) if runs else []
+        raw = dict(read_placed(batch.data)) if runs else {}
         for first, end, why in runs:
             for offset in range(first, end):
-                record = raw[offset - batch.base_offset]
+                record = raw.get(offset - batch.base_offset, _GONE)
                 if records and (size + record.size() > LETTERS_BYTES or len(records) >= LETTERS_MAX):
                     return _sealed(records, ranges, timestamp_ms or 0)
                 if timestamp_ms is None:

@@ -104,6 +104,10 @@ class OrderedDesk:
     def on_stored(self, batch: Stock) -> None:
         self.end = batch.end
 
+    def on_expired(self) -> bool:
+        """Its reader is told like any other; whoever is granted it next begins behind what is gone."""
+        return False
+
     def on_fetched(self, want: Want, batches: Iterable[StoredBatch]) -> None:
         """It fetches nothing."""
 

@@ -19,6 +19,7 @@ from meshq.streams.groups.words import (
     LEADER,
     Assign,
     Delete,
+    Lapse,
     Mode,
     Op,
     Open,
@@ -27,6 +28,7 @@ from meshq.streams.groups.words import (
     Redrive,
     Reset,
     Settle,
+    Told,
     Verdict,
 )
 
@@ -34,7 +36,10 @@ from meshq.streams.groups.words import (
 class OrderedState:
     """Changed by `apply` only. Same entries, same state, on every replica."""
 
-    __slots__ = ("ack_wait_ms", "acked", "before", "holder", "lease", "max_deliver", "mode", "next", "tries")
+    __slots__ = (
+        "ack_wait_ms", "acked", "before", "expired", "holder", "lease", "low", "max_deliver", "mode", "next",
+        "told", "tries",
+    )  # fmt: skip
 
     def __init__(self, opened: Open) -> None:
         self.mode = Mode.ORDERED
@@ -46,6 +51,9 @@ class OrderedState:
         self.tries = 0  # leases in a row that began at this cursor
         self.before = (b"", 0, 0)  # the lease before: whose it was, its number, the cursor it left
         self.acked = 0  # in all
+        self.low = 0  # of the partition: what is before it has expired
+        self.expired = 0  # in all: went before they were acknowledged, and cannot be handed out any more
+        self.told = 0  # of these members were told
 
     @property
     def floor(self) -> int:
@@ -57,6 +65,19 @@ class OrderedState:
         """Nothing ever is: what is behind a record waits for it."""
         return Intervals()
 
+    def expire(self, low: int) -> None:
+        """Records before `low` are not there any more. Whoever holds the partition may still acknowledge
+        what it was handed; the next one begins behind what is gone.
+        """
+        self.low = low
+        if not self.holder:
+            self._pass_by()
+
+    def _pass_by(self) -> None:
+        if self.next < self.low:
+            self.expired += self.low - self.next
+            self.next, self.tries = self.low, 0
+
     def apply(self, op: Op, index: int) -> tuple[Range, ...]:
         """What of it did not count."""
         match op:
@@ -65,6 +86,7 @@ class OrderedState:
                 return ()
             case Assign():
                 if not self.holder:
+                    self._pass_by()
                     self.holder, self.lease = op.member, index
                     self.tries += 1
                 return ()
@@ -72,11 +94,17 @@ class OrderedState:
                 return tuple(
                     (first, end) for first, end, lease in op.ranges if not self._settle(op, end, lease)
                 )
+            case Told():
+                self.told = max(self.told, min(op.expired, self.expired))
+                return ()
+            case Lapse():
+                return ()  # nothing is ever dying here
             case Pass():
                 return ((op.first, op.end),)
             case Reset():
                 self.next, self.tries = op.start, 0
                 self.holder, self.lease, self.before = b"", 0, (b"", 0, 0)
+                self._pass_by()
                 return ()
             case Delete():
                 return ()
@@ -109,7 +137,7 @@ class OrderedState:
         return _encoder.encode(
             _Row(
                 self.mode, self.ack_wait_ms, self.max_deliver, self.next, self.acked, self.holder, self.lease,
-                self.tries, self.before,
+                self.tries, self.before, self.low, self.expired, self.told,
             )
         )  # fmt: skip
 
@@ -120,6 +148,7 @@ def decode_ordered(data: bytes) -> OrderedState:
     state = OrderedState(Open(row.mode, row.ack_wait_ms, row.max_deliver, row.next))
     state.acked, state.holder, state.lease = row.acked, row.holder, row.lease
     state.tries, state.before = row.tries, row.before
+    state.low, state.expired, state.told = row.low, row.expired, row.told
     return state
 
 
@@ -133,6 +162,9 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     lease: int
     tries: int
     before: tuple[bytes, int, int]
+    low: int = 0
+    expired: int = 0
+    told: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

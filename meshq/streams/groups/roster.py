@@ -85,10 +85,10 @@ class Roster:
         if gone:
             self._change()
 
-    def on_stall(self, now: float) -> None:
-        """This peer itself did not run for a while: what it did not hear says nothing of anybody."""
+    def on_stall(self, seconds: float) -> None:
+        """This peer itself did not run for so long: what it did not hear then says nothing of anybody."""
         for seat in self._seats.values():
-            seat.heard = now
+            seat.heard = seat.until() - seat.timeout + seconds
 
     def deadline(self) -> float:
         return min((seat.until() for seat in self._seats.values()), default=inf)

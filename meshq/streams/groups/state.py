@@ -26,6 +26,7 @@ from meshq.streams.groups.words import (
     Bury,
     Delete,
     Grant,
+    Lapse,
     Mode,
     Op,
     Open,
@@ -34,6 +35,7 @@ from meshq.streams.groups.words import (
     Redrive,
     Reset,
     Settle,
+    Told,
     Verdict,
 )
 
@@ -65,8 +67,8 @@ class GroupState:
     """Changed by `apply` only. Same entries, same state, on every replica."""
 
     __slots__ = (
-        "ack_wait_ms", "acked", "back", "buried", "dying", "graves", "leased", "max_deliver", "mode", "next",
-        "redelivered", "redriven",
+        "ack_wait_ms", "acked", "back", "buried", "dying", "expired", "graves", "leased", "low",
+        "max_deliver", "mode", "next", "redelivered", "redriven", "told",
     )  # fmt: skip
 
     def __init__(self, opened: Open) -> None:
@@ -82,6 +84,9 @@ class GroupState:
         self.buried = 0  # moved to the dead letters
         self.redriven = 0  # dead letters below this offset of theirs were put back
         self.graves: Intervals[bool] = Intervals()  # which, of late: who acknowledges one too late is told
+        self.low = 0  # of the partition: what is before it has expired
+        self.expired = 0  # in all: went before they were acknowledged, and cannot be handed out any more
+        self.told = 0  # of these a member was told
 
     @property
     def floor(self) -> int:
@@ -93,6 +98,15 @@ class GroupState:
     def pending(self) -> int:
         """Records handed out and not done."""
         return self.leased.count + self.back.count + self.dying.count
+
+    def expire(self, low: int) -> None:
+        """Records before `low` are not there any more. What is out may still be acknowledged."""
+        self.low = low
+        gone = list(self.back.runs(0, low))
+        for first, end, _ in gone:
+            self.back.remove(first, end)
+        self.expired += sum(end - first for first, end, _ in gone) + max(low - self.next, 0)
+        self.next = max(self.next, low)
 
     def apply(self, op: Op, index: int) -> tuple[Range, ...]:
         """What of it did not count."""
@@ -108,9 +122,16 @@ class GroupState:
                 return tuple(r for x in op.ranges for r in self._settle(op, *x))
             case Bury():
                 return tuple(r for r in op.ranges if not self._bury(*r))
+            case Told():
+                self.told = max(self.told, min(op.expired, self.expired))
+                return ()
+            case Lapse():
+                self._lapse()
+                return ()
             case Reset():
                 self.next = op.start
                 self.leased, self.back, self.graves = Intervals(), Intervals(), Intervals()
+                self.expire(self.low)
                 return ()
             case Redrive():
                 return () if self._redrive(op) else ((op.since, op.end),)
@@ -152,7 +173,7 @@ class GroupState:
                 case Verdict.RELEASE:
                     self._take_back(start, stop, Back(x.attempts - 1, 0))
                 case Verdict.REJECT:
-                    self.dying.set(start, stop, Dying(x.attempts, op.reason or REJECTED))
+                    self._die(start, stop, Dying(x.attempts, op.reason or REJECTED))
                 case _:
                     self._take_back(start, stop, Back(x.attempts, op.delay_ms))
         if op.verdict == Verdict.ACK:
@@ -160,12 +181,28 @@ class GroupState:
         return _without(first, end, held)
 
     def _take_back(self, first: int, end: int, back: Back) -> None:
-        """To be handed out again, unless that was done as often as it may be."""
+        """To be handed out again, as far as it is still there, unless that was done as often as it may be."""
         if self.max_deliver and back.attempts >= self.max_deliver:
             self.back.remove(first, end)
-            self.dying.set(first, end, Dying(back.attempts, MAX_DELIVER))
-        else:
-            self.back.set(first, end, back)
+            self._die(first, end, Dying(back.attempts, MAX_DELIVER))
+            return
+        there = self._pass_by(first, end)
+        self.back.set(there, end, back)
+
+    def _die(self, first: int, end: int, why: Dying) -> None:
+        self.dying.set(self._pass_by(first, end), end, why)
+
+    def _pass_by(self, first: int, end: int) -> int:
+        """Where what is still there begins; the records before that have expired."""
+        there = min(max(first, self.low), end)
+        self.expired += there - first
+        return there
+
+    def _lapse(self) -> None:
+        """Of what is dying too nothing is left that could be moved."""
+        for first, end, _ in list(self.dying.runs(0, self.low)):
+            self.dying.remove(first, end)
+            self.expired += end - first
 
     def _bury(self, first: int, end: int) -> bool:
         if next(self.dying.gaps(first, end), None) is not None:
@@ -194,7 +231,7 @@ class GroupState:
         for first, end in op.ranges:
             self.graves.remove(first, end)
             for start, stop in list(self._done(first, min(end, self.next))):
-                self.back.set(start, stop, Back(0, 0))
+                self.back.set(self._pass_by(start, stop), stop, Back(0, 0))
         return True
 
     def _done(self, first: int, end: int) -> Iterator[Range]:
@@ -225,7 +262,7 @@ class GroupState:
                 self.buried, reasons,
                 [(s, e, x.attempts, place[x.reason]) for s, e, x in self.dying.runs()],
                 [(s, e) for s, e, _ in self.graves.runs()],
-                self.redriven,
+                self.redriven, self.low, self.expired, self.told,
             )
         )  # fmt: skip
 
@@ -236,6 +273,7 @@ def decode_state(data: bytes) -> GroupState:
     state = GroupState(Open(row.mode, row.ack_wait_ms, row.max_deliver, row.next))
     state.acked, state.redelivered = row.acked, row.redelivered
     state.buried, state.redriven = row.buried, row.redriven
+    state.low, state.expired, state.told = row.low, row.expired, row.told
     for first, end, member, lease, attempts in row.leased:
         state.leased.set(first, end, Lease(row.members[member], lease, attempts))
     for first, end, attempts, delay_ms in row.back:
@@ -262,6 +300,9 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     dying: list[tuple[int, int, int, int]] = []
     graves: list[tuple[int, int]] = []
     redriven: int = 0
+    low: int = 0
+    expired: int = 0
+    told: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

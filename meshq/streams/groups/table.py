@@ -40,11 +40,12 @@ class GroupApplied:
 
 
 class GroupTable:
-    """`changed(row)`: this row has to be written."""
+    """`changed(row)`: this row has to be written. `low(partition)`: where it begins."""
 
-    def __init__(self, changed: Callable[[bytes], None]) -> None:
+    def __init__(self, changed: Callable[[bytes], None], low: Callable[[PartitionKey], int]) -> None:
         self._states: dict[GroupKey, AnyState] = {}  # GROUPS_PER_SLOT_MAX, held by who proposes
         self._changed = changed
+        self._low = low
 
     def __len__(self) -> int:
         return len(self._states)
@@ -66,11 +67,22 @@ class GroupTable:
     def _apply(self, key: GroupKey, op: object, index: int) -> tuple[Range, ...] | None:
         state = self._states.get(key)
         if isinstance(op, Open) and state is None:
-            self._states[key] = OrderedState(op) if op.mode == Mode.ORDERED else GroupState(op)
+            state = OrderedState(op) if op.mode == Mode.ORDERED else GroupState(op)
+            state.expire(self._low(key.partition))
+            self._states[key] = state
             return ()
         if isinstance(op, Delete):
             return () if self._states.pop(key, None) is not None else None
         return state.apply(op, index) if state is not None else None  # type: ignore[arg-type]
+
+    def of_partition(self, partition: PartitionKey) -> list[GroupKey]:
+        return [k for k in self._states if k.partition == partition]
+
+    def expire(self, partition: PartitionKey, low: int) -> None:
+        """The partition begins here now."""
+        for key in self.of_partition(partition):
+            self._states[key].expire(low)
+            self._changed(row_of(key))
 
     def drop_topic(self, topic_id: TopicId) -> None:
         for key in [k for k in self._states if k.partition.topic_id == topic_id]:

@@ -99,7 +99,17 @@ class Pass(msgspec.Struct, frozen=True, array_like=True, tag=9):
     end: int
 
 
-Op = Open | Grant | Settle | Bury | Reset | Redrive | Delete | Assign | Pass
+class Told(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """Members were told that so many records in all had expired before the group was through with them."""
+
+    expired: int
+
+
+class Lapse(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """What was dying and has expired cannot be moved to the dead letters any more."""
+
+
+Op = Open | Grant | Settle | Bury | Reset | Redrive | Delete | Assign | Pass | Told | Lapse
 
 
 class GroupBody(msgspec.Struct, frozen=True, array_like=True):
