@@ -3,18 +3,11 @@
     dying ──> the dead-letter topic is there ──> read from disk ──> DEAD_LETTER entry ──> applied: buried
                  └─ no: it is made ──┘
 
-<<<<<<< HEAD
 One burial of a group and partition is under way at a time, whatever becomes of the desk there: one that is
 proposed is remembered until it is applied, or the slot is lost. Nothing but its entry ends a record that is
-dying, so what was read still holds when it is proposed, and when it is applied; a new leader begins anew with
-what its state says. What cannot be done (the registry has no majority, the disk is full) is tried again:
-meanwhile the records wait, and count as handed out.
-=======
-One burial of a group and partition is under way at a time. Nothing but its entry ends a record that is dying,
-so what was read still holds when it is proposed, and when it is applied (that a record expired meanwhile is
-said behind that); a new leader begins anew with what its state says. What cannot be done (the registry has no
-majority, the disk is full) is tried again: meanwhile the records wait, and count as handed out.
->>>>>>> main
+dying, so what was read still holds when it is proposed, and when it is applied (that a record expired meanwhile
+is said behind that); a new leader begins anew with what its state says. What cannot be done (the registry has
+no majority, the disk is full) is tried again: meanwhile the records wait, and count as handed out.
 """
 
 from __future__ import annotations
@@ -34,12 +27,8 @@ from meshq.registry.commands import AnyCommand, CreateTopic, SetTopic
 from meshq.ring import slot_of
 from meshq.streams.groups.desk import QueueDesk
 from meshq.streams.groups.letters import LETTERS_BYTES, write_letters
-<<<<<<< HEAD
 from meshq.streams.groups.table import GroupKey
-from meshq.streams.groups.words import Bury, GroupBody
-=======
 from meshq.streams.groups.words import Bury, GroupBody, Lapse
->>>>>>> main
 from meshq.topics import dead_letters_of
 
 AGAIN_S: Final = 1.0
@@ -89,13 +78,7 @@ class Burying:
         if source is None or graves is None:
             part.bury_at = self.ctx.now + AGAIN_S
             return
-<<<<<<< HEAD
         burial = part.burial = Burial(part.slot)
-        first = desk.state.dying.first
-        assert first is not None
-=======
-        burial = part.burial = Burial()
->>>>>>> main
 
         def read(found: Found) -> None:
             if part.burial is burial:

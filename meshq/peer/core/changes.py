@@ -78,6 +78,6 @@ class Changes:
             return
         self.look_for_deleted = False
         for topic_id in sorted(self.core.slots.topics_held()):
-            if self.core.ctx.registry.version > 0 and self.core.ctx.topic(topic_id) is None:
-                if not self.core.slots.drop_topic(topic_id):
-                    self.look_for_deleted = True  # in the next tick, if it is led here then
+            is_gone = self.core.ctx.registry.version > 0 and self.core.ctx.topic(topic_id) is None
+            if is_gone and not self.core.slots.drop_topic(topic_id):
+                self.look_for_deleted = True  # in the next tick, if it is led here then

@@ -218,12 +218,8 @@ class Desks:
         part.proposed.clear()
         part.ops.clear()
         part.asked.clear()
-<<<<<<< HEAD
-        part.burial = self.burials.get(part.key)  # what is in the log goes on, whoever asks no more
-=======
         part.told = part.lapsed = 0
-        part.burial = None
->>>>>>> main
+        part.burial = self.burials.get(part.key)  # what is in the log goes on, whoever asks no more
         if part.desk is not None:
             part.desk.now = self.ctx.now
             part.desk.on_refused()
