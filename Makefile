@@ -64,7 +64,7 @@ lab-replication: $(READY) lab-deps  ## peers under load and every fault, judged 
 	@$(BIN)/python -m pytest tests/lab/test_replication.py
 
 lab-groups: $(READY) lab-deps  ## ordered groups of 1 to 20 members, killed, stopped and cut off (root; ten minutes)
-	@$(BIN)/python -m pytest tests/lab/test_groups.py
+	@$(BIN)/python -m pytest tests/lab/test_group_times.py
 
 simulate: $(READY)  ## the replicated log under faults: make simulate SEEDS=1000 FIRST=0
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)

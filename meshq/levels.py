@@ -19,7 +19,7 @@ BASE: Final = 1  # what meshes have that were made before there were levels
 PLACES: Final = 2  # peers' weights and zones by their own word (PlacePeer)
 CHANGES: Final = 2  # a change of a topic is named, so that a retry does not make it twice (SetTopic.change)
 DEAD_LETTERS: Final = (
-    2  # groups' max_deliver, reject, reset, redrive, delete (DEAD_LETTER, operations 4 to 7)
+    2  # groups' max_deliver, reject, reset, redrive, delete (DEAD_LETTER, operations 4 to 7, ONLY_SETTINGS)
 )
 WITNESSES: Final = 2  # peers that vote and keep no records
 MODES: Final = 2  # ordered and keyed groups (operations 8 and 9, Granted and Revoked)

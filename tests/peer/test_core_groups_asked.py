@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from meshq.errors import NotOwner, Unavailable
+from meshq.entries import EntryKind
+from meshq.errors import NotOwner, StoreError, Unavailable
 from meshq.levels import BASE
 from meshq.limits import GROUP_QUESTIONS_MAX
 from meshq.messages import (
     ACK,
+    LATEST,
     NACK,
     ORDERED,
     REJECT,
@@ -25,6 +27,7 @@ from meshq.messages import (
     Settle,
     SettleItem,
     TopicInfo,
+    Unread,
 )
 from meshq.peer.core import events as e
 from meshq.peer.core import group_parts
@@ -34,6 +37,7 @@ from meshq.replication import words
 from meshq.replication.quorum import Node
 from meshq.streams.groups.state import decode_state
 from meshq.streams.groups.table import GroupKey
+from meshq.streams.groups.words import ONLY_SETTINGS, GroupBody, Open, Reset, encode_group
 from tests.peer.single import WALL_MS, Single, elect, follow, identity, key_of
 from tests.peer.test_core_consuming import ONE, TWO, got, join, ready, settle, where
 from tests.peer.test_core_dead_letters import letters, origins, state_of
@@ -183,6 +187,39 @@ def test_reset_while_records_are_on_their_way_out() -> None:
     held = {n for first, end, *_ in got(peer) for n in range(first, end)}
     assert held >= {1, 2, 3}
     assert [(s, x) for s, x, _ in state_of(peer).leased.runs()] == [(1, 4)]
+
+
+@pytest.mark.parametrize("mode", [1, 3])
+@pytest.mark.parametrize("knows", [True, False], ids=["when it is proposed", "when it is applied"])
+def test_no_record_has_both_fates_because_of_a_reset_while_it_is_dying(mode: int, knows: bool) -> None:
+    peer, info = ready(3)
+    join(peer, info, mode=mode)
+    (record,) = got(peer)
+    burying, held = peer.core.consuming.burying, list[Any]()
+    propose, burying.propose = burying.propose, lambda command, done: held.append((command, done))
+    settle(peer, info, REJECT, (0, 1, 1, record[3]))
+    if knows:
+        assert group("reset", peer, to="earliest") is None, "it is tried again for some seconds"
+        for _ in range(12):
+            peer.tick(1)
+        (answer,) = [m for m in peer.heard() if isinstance(m, Failure) and m.request == 99]
+        assert answer.name == "Unavailable"
+    else:
+        told = list[Any]()
+        (part,) = peer.core.consuming.desks.parts.values()
+        peer.core.consuming.desks.add(part, Reset(0), told.append)
+        peer.tick()
+        assert told == [[(0, 1)]], "it did not count"
+        assert settle(peer, info, ACK, (1, 3, 1, record[3])) == []
+    assert state_of(peer).next == 3
+    propose(*held[0])
+    for _ in range(3):
+        peer.tick(1.1)
+        peer.fetch()
+    assert origins(letters(peer)) == ["t/0@0"]
+    if not knows:
+        assert group("reset", peer, to="earliest")["partitions"][0]["to"] == 0
+        assert where(got(peer))[-1] == (0, 3, 1), "once it is quiet"
 
 
 def test_what_makes_no_sense_is_refused() -> None:
@@ -440,3 +477,41 @@ def test_a_member_that_joins_while_its_group_is_deleted_is_told_to_join_again() 
     peer.out.clear()
     join(peer, info)
     assert where(got(peer)) == [(0, 1, 1)]
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["who knows of it", "who has forgotten it"])
+@pytest.mark.parametrize("mode", [1, ORDERED, 3])
+def test_other_settings_do_not_make_a_group_again_that_is_being_deleted(mode: int, knows: bool) -> None:
+    peer, info = ready(3)
+    join(peer, info, mode=mode)
+    for record in got(peer):
+        settle(peer, info, ACK, record)
+    peer.send(Unread(1, []))
+    peer.hold = True
+    consuming, key = peer.core.consuming, GroupKey(key_of(info), "g")
+    slot, told = peer.core.ctx.slot_of(key_of(info)), list[Any]()
+    peer.core.admin.grouping.answers.parts.do({"do": "delete"}, info, slot, key, told.append)
+    peer.tick()
+    if not knows:
+        (part,) = consuming.desks.parts.values()
+        consuming._end(part, StoreError("a batch cannot be read"))
+    join(peer, info, TWO, start=LATEST, mode=mode, ack_wait_ms=7_000)
+    peer.hold = False
+    peer.write()
+    assert len(told) == 1
+    assert consuming.slots.hosts[slot].stream.groups.get(key) is None
+    (ended,) = [m for m in peer.heard(TWO) if isinstance(m, ReadEnded)]
+    assert (ended.status, "deleted" in ended.text) == (503, True)
+    join(peer, info, TWO, start=LATEST, mode=mode, ack_wait_ms=7_000)
+    assert state_of(peer).next == 3, "it begins where it was asked to"
+
+
+def test_settings_that_came_behind_a_deletion_while_the_group_begins_again() -> None:
+    peer, info = ready(3)
+    settings = encode_group(GroupBody(info.topic_id, 0, "g", (Open(1, 7_000, 0, ONLY_SETTINGS),)))
+    peer.hold = True
+    peer.core.slots.append(peer.core.ctx.slot_of(key_of(info)), EntryKind.GROUP, settings)
+    join(peer, info, start=LATEST)
+    peer.hold = False
+    peer.write()
+    assert (state_of(peer).next, state_of(peer).ack_wait_ms) == (3, 10_000)

@@ -5,9 +5,10 @@
 
 One burial of a group and partition is under way at a time, whatever becomes of the desk there: one that is
 proposed is remembered until it is applied, or the slot is lost. Nothing but its entry ends a record that is
-dying, so what was read still holds when it is proposed, and when it is applied (that a record expired meanwhile
-is said behind that); a new leader begins anew with what its state says. What cannot be done (the registry has
-no majority, the disk is full) is tried again: meanwhile the records wait, and count as handed out.
+dying, so what was read still holds when it is proposed, and when it is applied (that a record expired
+meanwhile is said behind that); a new leader begins anew with what its state says. What cannot be done (the
+registry has no majority, the disk is full) is tried again: meanwhile the records wait, and count as handed
+out.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ from meshq.streams.groups.desk import QueueDesk
 from meshq.streams.groups.hands import Member
 from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.table import AnyState, GroupKey
-from meshq.streams.groups.words import Mode, Open, Verdict
+from meshq.streams.groups.words import ONLY_SETTINGS, Mode, Open, Verdict
 from meshq.topics import dead_letters_of
 
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ class Consuming:
         self.ctx.sessions.states[session].add_reader(sub, partition)
         key = GroupKey(partition, joined.group)
         part = self.desks.parts.get(key) or self._begin(key, slot, joined, item)
+        if part.ending:
+            raise Unavailable(f"group {joined.group!r} is being deleted", retry_after_ms=100)
         if part.desk is None:
             if joined.member not in part.opening:
                 part.opening.append(joined.member)
@@ -188,7 +190,7 @@ class Consuming:
             case messages.LATEST:
                 start = state.end
             case messages.OFFSET:
-                start = min(item.value, state.end)  # what has expired of it is counted
+                start = min(max(item.value, 0), state.end)  # what has expired of it is counted
             case _:
                 ref = ((GROUPS, key.group.encode()), self.ctx.next_request())
                 part.seek = SeekTime(ref, key.partition, item.value, state.end)
@@ -206,7 +208,9 @@ class Consuming:
                 "join it in that mode, or take another name"
             )
         if (o.ack_wait_ms, o.max_deliver) != (state.ack_wait_ms, state.max_deliver):
-            self.desks.add(part, o)
+            # Below that level groups are not deleted, and peers take any Open as a beginning.
+            deletes = self.ctx.registry.level >= DEAD_LETTERS
+            self.desks.add(part, replace(o, start=ONLY_SETTINGS) if deletes else o)
 
     def _take_part(self, part: Part, desk: Desk, joined: _Joined) -> Started:
         """Raises: Overloaded."""

@@ -30,7 +30,7 @@ from meshq.streams.groups.keyed import KeyedDesk
 from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.ordered_state import OrderedState
 from meshq.streams.groups.table import GroupApplied, GroupKey
-from meshq.streams.groups.words import GroupBody, Mode, Op, Settle, Told, encode_group
+from meshq.streams.groups.words import GroupBody, Mode, Op, Reset, Settle, Told, encode_group
 from meshq.streams.slot import Retained, Stored
 
 if TYPE_CHECKING:
@@ -170,13 +170,17 @@ class Desks:
             return
         desk = part.desk
         if desk is None:
+            if self.slots.hosts[part.slot].stream.groups.get(part.key) is None:
+                return  # it was behind a deletion in the log, and is not what begins the group again
             desk = self._make_desk(part)
             self.on_opened(part)
         if part.burial is not None and part.burial.index == applied.index:
             part.burial = None
         desk.now = self.ctx.now
         full = [m for m in desk.members.values() if not m.room()]
-        self._hands += [(part.key, hand) for hand in desk.on_applied(applied.body.ops, applied.index)]
+        judged = zip(applied.body.ops, applied.refused, strict=True)
+        ops = [op for op, refused in judged if not (refused and isinstance(op, Reset))]
+        self._hands += [(part.key, hand) for hand in desk.on_applied(ops, applied.index)]
         self.take_notices(part)
         if part.proposed and part.proposed[0][0] == applied.index:
             for asker, place in part.proposed.popleft()[1]:

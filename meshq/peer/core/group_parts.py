@@ -173,14 +173,14 @@ class GroupParts:
             return
         try:
             part = self._part(slot, key)
+            _check_quiet(part, state)
             self.desks.add(part, Reset(to), lambda result: tell(_or_error(result, facts)))
         except MeshqError as e:
             tell(e)
 
     def _delete(self, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
         part = self._part(slot, key)
-        if part.burial is not None or state.dying:
-            raise Unavailable("records are on their way to the dead letters: try again", retry_after_ms=500)
+        _check_quiet(part, state)
         facts = {"partition": key.partition.partition, "there": True}
         self.desks.add(part, Delete(), lambda result: tell(_or_error(result, facts)))
         part.ending = True
@@ -266,6 +266,12 @@ def _own(state: AnyState) -> Facts:
     return {"holder": holder, "leased": 0, "waiting_again": 0, "dying": 0, "redelivered": 0}
 
 
+def _check_quiet(part: Part, state: AnyState) -> None:
+    """Raises: Unavailable."""
+    if part.burial is not None or state.dying:
+        raise Unavailable("records are on their way to the dead letters: try again", retry_after_ms=500)
+
+
 def _lag(state: AnyState, end: int) -> int:
     """Records that are not done."""
     pending = state.pending if isinstance(state, GroupState) else 0
@@ -276,5 +282,5 @@ def _or_error(result: Refused | MeshqError, facts: Facts) -> Facts | MeshqError:
     if isinstance(result, MeshqError):
         return result
     if result:
-        return Unavailable("somebody else did the same just now: look, and try again", retry_after_ms=200)
+        return Unavailable("something else was done to it just now: look, and try again", retry_after_ms=200)
     return facts

@@ -129,6 +129,8 @@ class GroupState:
                 self._lapse()
                 return ()
             case Reset():
+                if self.dying:  # handed out again, such a record would be done and a dead letter
+                    return tuple((first, end) for first, end, _ in self.dying.runs())
                 self.next = op.start
                 self.leased, self.back, self.graves = Intervals(), Intervals(), Intervals()
                 self.expire(self.low)

@@ -66,7 +66,7 @@ class GroupTable:
 
     def _apply(self, key: GroupKey, op: object, index: int) -> tuple[Range, ...] | None:
         state = self._states.get(key)
-        if isinstance(op, Open) and state is None:
+        if isinstance(op, Open) and state is None and op.start >= 0:
             state = OrderedState(op) if op.mode == Mode.ORDERED else GroupState(op)
             state.expire(self._low(key.partition))
             self._states[key] = state

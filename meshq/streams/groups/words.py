@@ -17,6 +17,7 @@ import msgspec
 Range = tuple[int, int]  # [first, end)
 Leased = tuple[int, int, int]  # [first, end), the lease under which they were handed out
 
+ONLY_SETTINGS: Final = -1  # in the place of an Open's start
 LEADER: Final = b""  # in the place of a member: the leader itself, whose word needs no lease of its own
 
 
@@ -34,7 +35,11 @@ class Verdict(IntEnum):
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """The group begins at `start`, if it is not there; if it is, it goes on with these settings."""
+    """The group begins at `start`, if it is not there; if it is, it goes on with these settings.
+
+    With a negative `start` (ONLY_SETTINGS) it begins nowhere: who wants other settings must not make a group
+    again whose deletion is ahead of that in the log.
+    """
 
     mode: int
     ack_wait_ms: int
@@ -66,7 +71,8 @@ class Bury(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 class Reset(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """The group goes on at `start`: no lease stands any more, and what came back is as if it had not."""
+    """The group goes on at `start`: no lease stands any more, and what came back is as if it had not. Counts
+    only while nothing is dying."""
 
     start: int
 
