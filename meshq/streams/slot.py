@@ -238,9 +238,9 @@ class SlotStream:
                 return self.groups.apply(entry.body, entry.index)
             case EntryKind.DEAD_LETTER:
                 letters = decode_letters(entry.body)
+                # What is not dying (any more), or has no group, was a dead letter all the same when this was
+                # proposed: its letter is stored, as what was proposed behind it begins where that one ends.
                 moved = self.groups.apply_body(letters.moved, entry.index)
-                if any(moved.refused):  # what there is no group for any more was a dead letter all the same
-                    raise InternalError(f"slot {self.slot}: entry {entry.index} buries what is not dying")
                 state = self.groups.get(moved.key)
                 if isinstance(state, GroupState):
                     state.on_letters(letters.base_offset)

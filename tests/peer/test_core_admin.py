@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
+from meshq.ids import TopicId
 from meshq.messages import Answer, Ask, Failure, Welcome
 from meshq.peer.core import admin, fanning
 from meshq.peer.core import events as e
 from meshq.peer.core.fanning import FAN_OUT_S
-from tests.peer.single import AUTHORITY, SLOTS, Single, client_certificate, identity
+from meshq.registry import commands
+from meshq.registry.state import GENESIS_DISK
+from meshq.replication.quorum import Node
+from tests.peer.single import AUTHORITY, SLOTS, Single, client_certificate, identity, key_of
 
 B = identity("b").peer_id
 
@@ -180,3 +184,19 @@ def test_a_client_is_registered_through_any_admin() -> None:
         "version": 2
     }
     assert peer.hello(session=(e.CLIENTS, b"2"), key=identity("app").curve_public)
+
+
+def test_a_topic_deleted_while_its_slot_is_handed_over_is_dropped_by_who_leads_then() -> None:
+    """This peer too, if the other one does not take the lead."""
+    peer = Single()
+    peer.hello()
+    info = peer.make_topic()
+    peer.produce(info, b"x")
+    host = peer.core.slots.hosts[peer.core.ctx.slot_of(key_of(info))]
+    host.replica._leading.hand_over.to = Node(identity("b").peer_id, GENESIS_DISK)
+    peer.propose(commands.DeleteTopic(info.topic_id))
+    peer.tick(1)
+    assert host.stream.holds(TopicId(info.topic_id))
+    host.replica._leading.hand_over.to = None
+    peer.tick(1)
+    assert not host.stream.holds(TopicId(info.topic_id))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from meshq import batch
-from meshq.errors import DiskFull
+from meshq.errors import DiskFull, StoreError
 from meshq.ids import PartitionKey, TopicId
 from meshq.messages import (
     ACK,
@@ -19,12 +19,15 @@ from meshq.messages import (
     Join,
     Produce,
     ProduceItem,
+    ReadEnded,
     ReadItem,
     Settle,
     SettleItem,
     TopicInfo,
+    Unread,
 )
 from meshq.peer.core import events as e
+from meshq.peer.core.desks import GROUPS
 from meshq.registry import commands
 from meshq.ring import slot_of
 from meshq.streams.groups.state import GroupState, decode_state
@@ -222,6 +225,52 @@ def test_what_the_disk_refuses_is_moved_later() -> None:
     peer.tick(1.1)
     peer.fetch()
     assert origins(letters(peer)) == ["t/0@0"]
+
+
+def test_what_is_on_its_way_is_not_moved_again_when_its_desk_ends() -> None:
+    """The disk is slow and a read for the desk fails: who joins again finds the record still dying."""
+    peer, info = ready(3)
+    join(peer, info, in_flight=1)
+    (record,) = got(peer)
+    peer.send(Settle(1, [SettleItem(7, info.topic_id, 0, REJECT, [(0, 1, record[3])])]))
+    peer.hold = True
+    peer.fetch()  # the letter is on its way to disk
+    assert state_of(peer).dying
+    peer.send(Unread(1, []))
+    peer.out.clear()
+    peer.send(Join(1, "g", bytes(15) + b"1", 1, 10_000, 0, 100, 1 << 20, [item_of(info)]))
+    (read,) = [x for x in peer.take(e.FetchBatches) if x.fetch.sub[0][0] == GROUPS]
+    peer.tell(e.BatchesFetched(read.fetch, StoreError("the disk cannot be read")))
+    assert [m.name for m in peer.heard() if isinstance(m, ReadEnded)] == ["StoreError"]
+    for _ in range(2):
+        join(peer, info)
+        peer.tick(1.1)
+    peer.hold = False
+    peer.write()
+    for _ in range(3):
+        peer.fetch()
+        peer.tick(1.1)
+    assert origins(letters(peer)) == ["t/0@0"]
+    peer.start()
+    assert state_of(peer).buried == 1
+
+
+def test_what_is_dying_is_moved_although_its_desk_ended_and_nobody_joins_again() -> None:
+    peer, info = ready(3)
+    join(peer, info)
+    (record,) = got(peer)
+    settle(peer, info, REJECT, record)
+    (part,) = peer.core.consuming.desks.parts.values()
+    peer.out.clear()  # what was read for it is lost
+    peer.core.consuming.desks.on_failed(part, StoreError("the disk cannot be read"))
+    peer.tick(1.1)
+    for _ in range(3):
+        peer.fetch()
+    assert origins(letters(peer)) == [f"t/0@{n}" for n in range(3)]
+
+
+def item_of(info: TopicInfo) -> ReadItem:
+    return ReadItem(info.topic_id, 0, info.version, EARLIEST)
 
 
 def test_many_go_in_pieces_and_others_records_stay_where_they_are() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from meshq.entries import EntryKind
-from meshq.errors import StoreError
+from meshq.errors import NotOwner, StoreError, Unavailable
 from meshq.levels import BASE
 from meshq.limits import GROUP_QUESTIONS_MAX
 from meshq.messages import (
@@ -32,10 +32,13 @@ from meshq.messages import (
 from meshq.peer.core import events as e
 from meshq.peer.core import group_parts
 from meshq.registry import commands
+from meshq.registry.state import GENESIS_DISK
+from meshq.replication import words
+from meshq.replication.quorum import Node
 from meshq.streams.groups.state import decode_state
 from meshq.streams.groups.table import GroupKey
 from meshq.streams.groups.words import ONLY_SETTINGS, GroupBody, Open, Reset, encode_group
-from tests.peer.single import WALL_MS, Single, elect, follow, key_of
+from tests.peer.single import WALL_MS, Single, elect, follow, identity, key_of
 from tests.peer.test_core_consuming import ONE, TWO, got, join, ready, settle, where
 from tests.peer.test_core_dead_letters import letters, origins, state_of
 
@@ -359,6 +362,51 @@ def test_more_questions_than_may_wait_are_refused() -> None:
         peer.send(Ask(100 + n, "group.show", {"topic": info.name, "group": "g"}))
     refused = [m for m in peer.heard() if isinstance(m, Failure)]
     assert [m.status for m in refused] == [429]
+
+
+def test_a_redrive_that_reads_while_the_lead_is_lost_is_told_so() -> None:
+    """And the peer goes on, without a desk in a slot that is led elsewhere."""
+    peer = Single(founders=("a", "b", "c"))
+    elect(peer)
+    peer.hello()
+
+    def go_on() -> None:
+        for _ in range(12):
+            follow(peer)
+            peer.fetch()
+            peer.tick(0.02)
+
+    info = peer.make_topic()
+    go_on()
+    peer.produce(info, b"x", b"y")
+    go_on()
+    join(peer, info)
+    go_on()
+    (record,) = got(peer)
+    peer.send(Settle(1, [SettleItem(7, info.topic_id, 0, REJECT, [(0, 1, record[3])])]))
+    go_on()
+    go_on()
+    assert origins(letters(peer)) == ["t/0@0"]
+    peer.out.clear()
+    key = GroupKey(key_of(info), "g")
+    host = peer.core.slots.hosts[peer.core.ctx.slot_of(key.partition)]
+    told: list[Any] = []
+    args = {"do": "redrive", "wanted": {"0": 1}}
+    peer.core.admin.grouping.answers.parts.do(args, info, host.slot, key, told.append)
+    peer.tick()
+    assert not told and [x for x in peer.out if isinstance(x, e.FetchBatches)], "it reads"
+    last, term = host.replica.last, host.replica.term + 1
+    other = Node(identity("b").peer_id, GENESIS_DISK)
+    leads = words.AppendEntries(term, last, (), last.index)
+    peer.core.slots.tell(host, words.Received(other, leads))
+    assert not host.leads
+    peer.fetch()
+    peer.tick(1)
+    (refused,) = told
+    assert isinstance(refused, Unavailable)
+    assert not peer.core.consuming.desks.parts
+    with pytest.raises(NotOwner):
+        peer.core.consuming.desks.begin(key, host.slot)
 
 
 def test_redrive_after_a_reset_takes_nobody_away_from_who_has_it() -> None:

@@ -14,10 +14,13 @@ from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt, Un
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
 from meshq.limits import PRODUCER_IDLE_MS
 from meshq.streams import producers
+from meshq.streams.groups.state import GroupState
+from meshq.streams.groups.table import GroupKey
+from meshq.streams.groups.words import Bury, Grant, GroupBody, Op, Open, Settle, Verdict, encode_group
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import PublishBody, encode_publish
 from meshq.streams.retention import RetainBody, encode_retain
-from meshq.streams.slot import REFS_MAX, Dropped, Retained, SlotStream, Stored, applied_index
+from meshq.streams.slot import REFS_MAX, Dropped, Moved, Retained, SlotStream, Stored, applied_index
 
 CLIENT = b"k" * 32
 PAYLOAD = b"payload"
@@ -402,3 +405,30 @@ def test_only_what_changed_is_said() -> None:
 def test_a_row_that_cannot_be_read_is_corruption() -> None:
     with pytest.raises(StoreCorrupt, match="slot 1"):
         SlotStream(Slot(1)).restore([(b"P" + bytes(20), b"\xc1")])
+
+
+def test_an_entry_that_buries_what_is_not_dying_stops_nobody() -> None:
+    """Proposed twice: both have their place in the partition, and what comes behind them is dense."""
+    rig = Rig()
+    key, graves = at(1), at(2)
+
+    def group(*ops: Op) -> GroupBody:
+        return GroupBody(*key, "g", ops)
+
+    for ops in (
+        (Open(1, 1_000, 0, 0), Grant(b"m", ((0, 2),))),
+        (Settle(Verdict.REJECT, b"m", ((0, 1, 1),)),),
+    ):
+        rig.stream.apply(rig.append(EntryKind.GROUP, encode_group(group(*ops))))
+    found = []
+    for _ in range(2):
+        body = rig.stream.letters(graves, 1, 0, group(Bury(((0, 1),))))
+        entry = rig.append(EntryKind.DEAD_LETTER, encode_publish(body, PAYLOAD))
+        rig.stream.on_proposed(entry, body, None)
+        found.append(entry)
+    applied = [rig.stream.apply(entry) for entry in found]
+    assert [x.group.refused for x in applied if isinstance(x, Moved)] == [((),), (((0, 1),),)]
+    assert rig.stream.partitions[graves].end == 2
+    assert rig.stream.letters(graves, 1, 0, group()).base_offset == 2
+    state = rig.stream.groups.get(GroupKey(key, "g"))
+    assert isinstance(state, GroupState) and (state.buried, state.pending) == (1, 1)

@@ -3,10 +3,12 @@
     dying ──> the dead-letter topic is there ──> read from disk ──> DEAD_LETTER entry ──> applied: buried
                  └─ no: it is made ──┘
 
-One burial of a group and partition is under way at a time. Nothing but its entry ends a record that is dying,
-so what was read still holds when it is proposed, and when it is applied (that a record expired meanwhile is
-said behind that); a new leader begins anew with what its state says. What cannot be done (the registry has no
-majority, the disk is full) is tried again: meanwhile the records wait, and count as handed out.
+One burial of a group and partition is under way at a time, whatever becomes of the desk there: one that is
+proposed is remembered until it is applied, or the slot is lost. Nothing but its entry ends a record that is
+dying, so what was read still holds when it is proposed, and when it is applied (that a record expired
+meanwhile is said behind that); a new leader begins anew with what its state says. What cannot be done (the
+registry has no majority, the disk is full) is tried again: meanwhile the records wait, and count as handed
+out.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from meshq.registry.commands import AnyCommand, CreateTopic, SetTopic
 from meshq.ring import slot_of
 from meshq.streams.groups.desk import QueueDesk
 from meshq.streams.groups.letters import LETTERS_BYTES, write_letters
+from meshq.streams.groups.table import GroupKey
 from meshq.streams.groups.words import Bury, GroupBody, Lapse
 from meshq.topics import dead_letters_of
 
@@ -47,11 +50,15 @@ class Burying:
 
     def on_led(self, slot: Slot) -> None:
         """What a leader before had under way of this slot."""
-        groups = self.slots.hosts[slot].stream.groups
-        for key in groups:
-            state = groups.get(key)
-            if state is not None and state.dying and key not in self.desks.parts:
-                self.desks.begin(key, slot)
+        for key in self.slots.hosts[slot].stream.groups:
+            self.go_on(key, slot)
+
+    def go_on(self, key: GroupKey, slot: Slot) -> None:
+        """What is dying there is moved, although nobody is at the desk."""
+        host = self.slots.hosts[slot]
+        state = host.stream.groups.get(key)
+        if host.leads and state is not None and state.dying and key not in self.desks.parts:
+            self.desks.begin(key, slot)
 
     def look(self, part: Part) -> None:
         """In each turn that something happened to this group."""
@@ -72,7 +79,7 @@ class Burying:
         if source is None or graves is None:
             part.bury_at = self.ctx.now + AGAIN_S
             return
-        burial = part.burial = Burial()
+        burial = part.burial = Burial(part.slot)
 
         def read(found: Found) -> None:
             if part.burial is burial:
@@ -96,6 +103,7 @@ class Burying:
                 raise StoreCorrupt("the dead-letter topic was deleted meanwhile")
             place = PartitionKey(TopicId(graves.topic_id), number)
             burial.index = self.slots.bury(part.slot, place, letters, moved)
+            self.desks.burials[part.key] = burial
         except MeshqError as e:
             self.ctx.count(f"burials_{type(e).__name__}")
             part.burial, part.bury_at = None, self.ctx.now + AGAIN_S

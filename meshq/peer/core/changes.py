@@ -58,7 +58,8 @@ class Changes:
     def _on_topic_removed(self, change: TopicRemoved) -> None:
         topic_id = TopicId(change.info.topic_id)
         self.core.naming.on_topic(change.info, gone=True)
-        self.core.slots.drop_topic(topic_id)
+        if not self.core.slots.drop_topic(topic_id):
+            self.look_for_deleted = True
         self.core.consuming.on_topic_gone(topic_id, change.info.name)
         self.core.retaining.on_topic_gone(topic_id)
         self.core.compacting.on_topic_gone(topic_id)
@@ -77,5 +78,6 @@ class Changes:
             return
         self.look_for_deleted = False
         for topic_id in sorted(self.core.slots.topics_held()):
-            if self.core.ctx.registry.version > 0 and self.core.ctx.topic(topic_id) is None:
-                self.core.slots.drop_topic(topic_id)
+            is_gone = self.core.ctx.registry.version > 0 and self.core.ctx.topic(topic_id) is None
+            if is_gone and not self.core.slots.drop_topic(topic_id):
+                self.look_for_deleted = True  # in the next tick, if it is led here then

@@ -340,6 +340,8 @@ class Consuming:
                 if not joined.member.keys:
                     del self._joined[member.ref]
         self.desks.drop(part)
+        if self.ctx.topic(part.key.partition.topic_id) is not None:
+            self.burying.go_on(part.key, part.slot)
 
     # ------------------------------------------------------------------------------------- settling
     def on_settle(self, session: Session, message: Settle) -> None:

@@ -16,7 +16,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from meshq.entries import EntryKind
-from meshq.errors import MeshqError, Unavailable
+from meshq.errors import MeshqError, NotOwner, Unavailable
 from meshq.ids import PartitionKey, Ref, Session, Slot
 from meshq.messages import Expired, ExpiredItem, HandItem, HandOut, Settled
 from meshq.peer.core.context import Context
@@ -52,6 +52,7 @@ Desk = QueueDesk | OrderedDesk
 class Burial:
     """Records on their way to the dead letters. `index`: of the entry, once it is proposed."""
 
+    slot: Slot
     index: int = 0
 
 
@@ -94,6 +95,7 @@ class Desks:
     leases: Leases = field(init=False)
     bury: Callable[[Part], None] = field(init=False)  # what is dying there (burying.py)
     parts: dict[GroupKey, Part] = field(default_factory=dict)  # GROUPS_PER_SLOT_MAX a slot
+    burials: dict[GroupKey, Burial] = field(default_factory=dict)  # proposed: they outlive their parts
     _of_partition: dict[PartitionKey, dict[GroupKey, None]] = field(default_factory=dict)
     _stirred: dict[GroupKey, None] = field(default_factory=dict)
     _settled: dict[Session, list[tuple[int, Refused]]] = field(default_factory=dict)  # of this turn
@@ -105,8 +107,10 @@ class Desks:
         self.leases = Leases(self.ctx, self.stir)
 
     def begin(self, key: GroupKey, slot: Slot) -> Part:
-        """With a desk, if the log knows the group."""
-        part = self.parts[key] = Part(key, slot)
+        """With a desk, if the log knows the group. Raises: NotOwner."""
+        if not self.slots.hosts[slot].leads:
+            raise NotOwner(f"slot {slot} is not led here", retry_after_ms=50)
+        part = self.parts[key] = Part(key, slot, burial=self.burials.get(key))
         self._of_partition.setdefault(key.partition, {})[key] = None
         if self.slots.hosts[slot].stream.groups.get(key) is not None:
             self._make_desk(part)
@@ -158,6 +162,9 @@ class Desks:
 
     # -------------------------------------------------------------------------------- what happens
     def on_applied(self, applied: GroupApplied) -> None:
+        burial = self.burials.get(applied.key)
+        if burial is not None and burial.index == applied.index:
+            del self.burials[applied.key]
         part = self.parts.get(applied.key)
         if part is None:
             return
@@ -198,6 +205,7 @@ class Desks:
 
     def on_refused(self, slot: Slot, error: MeshqError) -> None:
         """Nothing of what was under way in this slot came into its log, or nobody knows."""
+        self.burials = {key: b for key, b in self.burials.items() if b.slot != slot}
         for part in [p for p in self.parts.values() if p.slot == slot]:
             self.refuse(part, error)
             if part.desk is None and part.seek is None:
@@ -215,7 +223,7 @@ class Desks:
         part.ops.clear()
         part.asked.clear()
         part.told = part.lapsed = 0
-        part.burial = None
+        part.burial = self.burials.get(part.key)  # what is in the log goes on, whoever asks no more
         if part.desk is not None:
             part.desk.now = self.ctx.now
             part.desk.on_refused()

@@ -131,6 +131,11 @@ class GroupParts:
         return place, max(at.end - max(state.redriven, at.low), 0)
 
     # -------------------------------------------------------------------------------------- changing
+    def _led_state(self, slot: Slot, key: GroupKey) -> AnyState | None:
+        """After a look at the disk, which takes its time: who leads may have changed."""
+        host = self.slots.hosts.get(slot)
+        return host.stream.groups.get(key) if host is not None and host.leads else None
+
     def _part(self, slot: Slot, key: GroupKey) -> Part:
         """Raises: Unavailable."""
         part = self.desks.parts.get(key) or self.desks.begin(key, slot)
@@ -158,8 +163,7 @@ class GroupParts:
         self._reset_to(args, slot, key, min(max(to, at.low), at.end), tell)
 
     def _reset_to(self, args: Facts, slot: Slot, key: GroupKey, to: int, tell: Tell) -> None:
-        host = self.slots.hosts.get(slot)
-        state = host.stream.groups.get(key) if host is not None and host.leads else None
+        state = self._led_state(slot, key)
         if state is None:
             tell(Unavailable("the partition has another leader now", retry_after_ms=100))
             return
@@ -170,17 +174,16 @@ class GroupParts:
         try:
             part = self._part(slot, key)
             _check_quiet(part, state)
+            self.desks.add(part, Reset(to), lambda result: tell(_or_error(result, facts)))
         except MeshqError as e:
             tell(e)
-        else:
-            self.desks.add(part, Reset(to), lambda result: tell(_or_error(result, facts)))
 
     def _delete(self, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
         part = self._part(slot, key)
         _check_quiet(part, state)
-        part.ending = True
         facts = {"partition": key.partition.partition, "there": True}
         self.desks.add(part, Delete(), lambda result: tell(_or_error(result, facts)))
+        part.ending = True
 
     def _redrive(
         self, args: Facts, info: TopicInfo, slot: Slot, key: GroupKey, state: AnyState, tell: Tell
@@ -202,6 +205,8 @@ class GroupParts:
             try:
                 if isinstance(batches, MeshqError):
                     raise batches
+                if self._led_state(slot, key) is not state:
+                    raise Unavailable("the partition has another leader now", retry_after_ms=100)
                 part = self._part(slot, key)
                 held = self.slots.partition(slot, key.partition)
                 end, ranges, expired = _choose(info, number, batches, first, min(wanted, room), held)

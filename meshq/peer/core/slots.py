@@ -192,11 +192,15 @@ class Slots:
         host.stream.on_proposed(entry, body, None)
         return entry.index
 
-    def drop_topic(self, topic_id: TopicId) -> None:
-        """The registry deleted this topic: log it in every slot led here that holds some of it."""
-        for host in self.hosts.values():
-            if host.leads and host.stream.holds(topic_id):
-                self._propose(host, EntryKind.DROP_TOPIC, topic_id)
+    def drop_topic(self, topic_id: TopicId) -> bool:
+        """The registry deleted this topic: log it in every slot led here that holds some of it. False: not in
+        all of them, as some are being handed over; whoever leads those then has to.
+        """
+        held = [h for h in self.hosts.values() if h.leads and h.stream.holds(topic_id)]
+        ready = [h for h in held if not h.replica.is_handing_over]
+        for host in ready:
+            self._propose(host, EntryKind.DROP_TOPIC, topic_id)
+        return len(ready) == len(held)
 
     def _propose(self, host: Host, kind: EntryKind, body: bytes, payload: Buffer = b"") -> Entry:
         self._dirty[host] = None
