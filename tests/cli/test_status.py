@@ -17,6 +17,7 @@ module = importlib.import_module("meshq.cli.status")
 WELL: dict[str, Any] = {
     "name": "p0", "peer": "id", "mesh": "m", "mesh_level": 2, "weight": 2.0, "zone": "attic", "level": 2,
     "registry": {"holder": "p0", "version": 7, "reachable": True, "voters": ["p0", "p1"]},
+    "witness": False, "outbox": None,
     "peers": 3, "peers_reachable": 3, "topics": 1, "sessions": 0, "readers": 0, "counters": {},
     "clock": {"trusted": True, "why": None, "offset_ms": 12, "compared_with": 2, "records_ahead_ms": 0},
     "disk": {"room_bytes": 1 << 30, "pending_bytes": 0},

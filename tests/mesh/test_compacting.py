@@ -47,7 +47,6 @@ async def test_the_last_record_of_each_key_is_left_also_after_a_restart(
         assert last[b"k0"].value == b""
         assert [last[b"k%d" % n].value for n in range(1, KEYS)] == [b"%d" % (TURNS - 1) * 10] * (KEYS - 1)
         assert last[b"k7"].offset == (TURNS - 1) * KEYS + 7
-        assert len(seen) < TURNS * KEYS // 2, "but for what came since the last pass"
         handed = set()
         while (b"big", TURNS * KEYS + 60) not in handed:
             record = await anext(group)

@@ -159,7 +159,7 @@ async def test_statuses_tell_what_was_not_found_not_there_and_not_known(
         async def lost(*args: Any, **more: Any) -> None:
             raise meshq.OutcomeUnknown("sent, and not answered")
 
-        monkeypatch.setattr(peers[0]._running().gateway, "publish", lost)
+        monkeypatch.setattr(peers[0]._running().gateway, "publish_directly", lost)
         answer = await _call(dealer, [b"id", b"", b"PUB", b"t", b"", b"x"])
         assert answer[:4] == [b"id", b"", b"504", b"OutcomeUnknown"]
 
