@@ -32,6 +32,7 @@ class History:
     unknown: set[Place] = field(default_factory=set)
     seen_again: list[Place] = field(default_factory=list)
     era: int = 0  # what was said in another one may count or not: the group was reset
+    resets: int = 0  # under way: each waits until nothing is dying, and what is said meanwhile may be undone
 
     def reset(self) -> None:
         self.era += 1
@@ -98,7 +99,7 @@ class Worker(Client):
             self.world.at(0.005, lambda: self.on_result(ticket, place, lease, era))
             return
         result = self.results[ticket]
-        if isinstance(result, MeshqError) or era != self.history.era:
+        if isinstance(result, MeshqError) or era != self.history.era or self.history.resets:
             self.history.unknown.add(place)
         elif not result:
             self.history.done.add(place)
@@ -199,11 +200,13 @@ def redrive(client: Client, args: dict[str, object]) -> None:
 def reset(client: Client, history: History) -> None:
     """From its beginning; whatever was said until this is answered may have come before it, or behind."""
     history.reset()
+    history.resets += 1
     args = {"topic": "t", "group": "g", "to": "earliest"}
     ticket = client.ask(lambda t, d: facts.AskRequested(t, "group.reset", args, d), 12.0)
 
     def answered() -> None:
         if ticket in client.results:
+            history.resets -= 1
             history.reset()
         else:
             client.world.at(0.005, answered)
