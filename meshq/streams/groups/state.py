@@ -14,11 +14,13 @@ Durations are kept, never points in time: a new leader begins each one anew.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
 
+from meshq.limits import GROUP_REASONS_MAX
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.words import (
     LEADER,
@@ -67,7 +69,7 @@ class GroupState:
     """Changed by `apply` only. Same entries, same state, on every replica."""
 
     __slots__ = (
-        "ack_wait_ms", "acked", "back", "buried", "dying", "expired", "graves", "leased", "low",
+        "_reasons", "ack_wait_ms", "acked", "back", "buried", "dying", "expired", "graves", "leased", "low",
         "max_deliver", "mode", "next", "redelivered", "redriven", "told",
     )  # fmt: skip
 
@@ -78,7 +80,8 @@ class GroupState:
         self.next = opened.start
         self.leased: Intervals[Lease] = Intervals()
         self.back: Intervals[Back] = Intervals()
-        self.dying: Intervals[Dying] = Intervals()
+        self.dying: Intervals[Dying] = Intervals()  # changed by `_die` and `_end_dying`
+        self._reasons: Counter[str] = Counter()  # of those, why how many are; GROUP_REASONS_MAX, and two more
         self.acked = 0  # in all
         self.redelivered = 0  # handed out a second time or later
         self.buried = 0  # moved to the dead letters
@@ -175,7 +178,7 @@ class GroupState:
                 case Verdict.RELEASE:
                     self._take_back(start, stop, Back(x.attempts - 1, 0))
                 case Verdict.REJECT:
-                    self._die(start, stop, Dying(x.attempts, op.reason or REJECTED))
+                    self._die(start, stop, Dying(x.attempts, self._reason(op.reason)))
                 case _:
                     self._take_back(start, stop, Back(x.attempts, op.delay_ms))
         if op.verdict == Verdict.ACK:
@@ -192,7 +195,28 @@ class GroupState:
         self.back.set(there, end, back)
 
     def _die(self, first: int, end: int, why: Dying) -> None:
-        self.dying.set(self._pass_by(first, end), end, why)
+        there = self._pass_by(first, end)
+        self._end_dying(there, end)
+        if there < end:
+            self.dying.set(there, end, why)
+            self._reasons[why.reason] += end - there
+
+    def _end_dying(self, first: int, end: int) -> int:
+        """How many there were."""
+        count = 0
+        for start, stop, why in list(self.dying.runs(first, end)):
+            count += stop - start
+            self._reasons[why.reason] -= stop - start
+            if not self._reasons[why.reason]:
+                del self._reasons[why.reason]
+        self.dying.remove(first, end)
+        return count
+
+    def _reason(self, given: str) -> str:
+        """As it was given, while there are few different ones: the row is written whole each time."""
+        if given in self._reasons or len(self._reasons) < GROUP_REASONS_MAX:
+            return given or REJECTED
+        return REJECTED
 
     def _pass_by(self, first: int, end: int) -> int:
         """Where what is still there begins; the records before that have expired."""
@@ -202,15 +226,12 @@ class GroupState:
 
     def _lapse(self) -> None:
         """Of what is dying too nothing is left that could be moved."""
-        for first, end, _ in list(self.dying.runs(0, self.low)):
-            self.dying.remove(first, end)
-            self.expired += end - first
+        self.expired += self._end_dying(0, self.low)
 
     def _bury(self, first: int, end: int) -> bool:
         if next(self.dying.gaps(first, end), None) is not None:
             return False
-        self.dying.remove(first, end)
-        self.buried += end - first
+        self.buried += self._end_dying(first, end)
         self.graves.set(first, end, True)
         while len(self.graves) > GRAVES_MAX:
             start, stop, _ = next(self.graves.runs())
@@ -282,6 +303,7 @@ def decode_state(data: bytes) -> GroupState:
         state.back.set(first, end, Back(attempts, delay_ms))
     for first, end, attempts, reason in row.dying:
         state.dying.set(first, end, Dying(attempts, row.reasons[reason]))
+        state._reasons[row.reasons[reason]] += end - first
     for first, end in row.graves:
         state.graves.set(first, end, True)
     return state
