@@ -80,6 +80,7 @@ ACK_WAIT_MS_MAX = _limit("ACK_WAIT_MS_MAX", 12 * 3_600_000, "how long a record m
 
 GROUP_QUESTIONS_MAX = _limit("GROUP_QUESTIONS_MAX", 256, "questions about groups, and changes of them, that wait at one peer", "`Overloaded`")
 SETTLE_RANGES_MAX = _limit("SETTLE_RANGES_MAX", 32_768, "ranges of records that are settled by one message", "`Overloaded` for the rest of them")
+DEAD_LETTER_TOPICS_MAX = _limit("DEAD_LETTER_TOPICS_MAX", 64, "topics of dead letters of one topic: groups on it that have some", "`Overloaded` to who rejects; what was handed out `max_deliver` times waits, and is looked at once a minute")
 GROUP_OPS_BYTES_MAX = _limit("GROUP_OPS_BYTES_MAX", 4 * MIB, "what is said of one group's records in one partition while its slot is handed over, or in one turn", "`Overloaded`")
 GROUP_REASONS_MAX = _limit("GROUP_REASONS_MAX", 64, "different reasons of the records of one group and partition that are on their way to the dead letters", "further ones become `rejected`")
 REASON_CHARS_MAX = _limit("REASON_CHARS_MAX", 256, "characters of the reason for which a record is rejected", "`UsageError`")
