@@ -80,6 +80,8 @@ ACK_WAIT_MS_MAX = _limit("ACK_WAIT_MS_MAX", 12 * 3_600_000, "how long a record m
 
 GROUP_QUESTIONS_MAX = _limit("GROUP_QUESTIONS_MAX", 256, "questions about groups, and changes of them, that wait at one peer", "`Overloaded`")
 SETTLE_RANGES_MAX = _limit("SETTLE_RANGES_MAX", 32_768, "ranges of records that are settled by one message", "`Overloaded` for the rest of them")
+DEAD_LETTER_TOPICS_MAX = _limit("DEAD_LETTER_TOPICS_MAX", 64, "topics of dead letters of one topic: groups on it that have some", "`Overloaded` to who rejects; what was handed out `max_deliver` times waits, and is looked at once a minute")
+GROUP_OPS_BYTES_MAX = _limit("GROUP_OPS_BYTES_MAX", 4 * MIB, "what is said of one group's records in one partition while its slot is handed over, or in one turn", "`Overloaded`")
 GROUP_REASONS_MAX = _limit("GROUP_REASONS_MAX", 64, "different reasons of the records of one group and partition that are on their way to the dead letters", "further ones become `rejected`")
 REASON_CHARS_MAX = _limit("REASON_CHARS_MAX", 256, "characters of the reason for which a record is rejected", "`UsageError`")
 
@@ -119,6 +121,7 @@ WITNESS_BYTES_MAX = _limit("WITNESS_BYTES_MAX", 4 * GIB, "the store of a witness
 DISKS_REMEMBERED_MAX = _limit("DISKS_REMEMBERED_MAX", 4_096, "disks of peers whose newest start is remembered", "the one that has been silent longest is forgotten")
 DISK_RESERVE_BYTES = _limit("DISK_RESERVE_BYTES", 256 * MIB, "free disk kept for entries without payload (setting `disk_reserve_bytes`)", "`DiskFull`")
 TRANSACTION_BYTES_MAX = _limit("TRANSACTION_BYTES_MAX", 32 * MIB, "payload of one group commit", "the rest waits for the next one")
+ENTRY_BYTES_MAX = _limit("ENTRY_BYTES_MAX", BATCH_BYTES_MAX + 256 * KIB, "the body of one log entry, which goes to followers in one frame (a compacted batch is in it)", "`TooLarge`: it does not come into the log")
 LOG_ENTRIES_KEPT = _limit("LOG_ENTRIES_KEPT", 4_096, "applied entries a slot's log keeps when nobody lacks them (payloads stay as long as the topic's retention says)", "older ones are trimmed")
 LOG_ENTRIES_MAX = _limit("LOG_ENTRIES_MAX", 65_536, "applied entries a leader's log keeps for followers that lack them", "older ones are trimmed; who lacks them gets a snapshot")
 LOG_BYTES_MAX = _limit("LOG_BYTES_MAX", 16 * MIB, "bytes of the applied entries a slot's log keeps, without payloads", "older ones are trimmed; who lacks them gets a snapshot")

@@ -8,6 +8,7 @@ cannot slip in one the authority never signed.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 from meshq.errors import MeshqError, Overloaded, Refused, SecurityError, TopicExists, TopicGone, UsageError
 from meshq.ids import MeshId, PeerId, TopicId, peer_id_of
 from meshq.levels import LEVEL_KNOWN, WITNESSES
-from meshq.limits import CLIENTS_MAX, LEFT_PEERS_KEPT, PEERS_MAX, TOPICS_MAX
+from meshq.limits import CLIENTS_MAX, DEAD_LETTER_TOPICS_MAX, LEFT_PEERS_KEPT, PEERS_MAX, TOPICS_MAX
 from meshq.messages import Retain, TopicInfo
 from meshq.registry.commands import (
     LEAVING,
@@ -35,7 +36,7 @@ from meshq.registry.commands import (
     SetTopic,
 )
 from meshq.ring import RingPeer, owners, slot_of, witnesses_of
-from meshq.topics import check_topic, source_of
+from meshq.topics import check_topic, dead_letters_of, source_of
 
 SET_MAX = 4_096  # changes of topics' settings that are not made twice; as many wait at most at a few peers
 DELETED_MAX = 65_536  # topics' ids that are not made again; a proposal is repeated within seconds
@@ -132,6 +133,7 @@ class Registry:
         self._client_names: set[str] = set()
         self.topics: dict[TopicId, TopicInfo] = {}
         self._by_name: dict[str, TopicInfo] = {}
+        self._graves: Counter[str] = Counter()  # by topic: how many have dead letters of its groups
         self._names: list[str] = []  # sorted, for listing in pages
         self._set: dict[bytes, int] = {}  # changes of topics and when; the newest ones, SET_MAX
         self._deleted: dict[TopicId, None] = {}  # the newest ones; bounded by DELETED_MAX
@@ -370,6 +372,18 @@ class Registry:
                 f"topic {command.name!r} would be the dead letters of group {source[1]!r}: the mesh makes it "
                 "when there are some"
             )
+        self.check_graves(*source)
+
+    def check_graves(self, topic: str, group: str) -> None:
+        """Raises: Overloaded where this group cannot have dead letters, for enough others have."""
+        if dead_letters_of(topic, group) in self._by_name:
+            return
+        if self._graves[topic] >= DEAD_LETTER_TOPICS_MAX:
+            raise Overloaded(
+                f"{DEAD_LETTER_TOPICS_MAX} groups on topic {topic!r} have dead letters, which is the limit: "
+                f"delete one of them (`meshq group delete`), or the letters of one (`meshq topic delete`)",
+                retry_after_ms=1_000,
+            )
 
     def _start(self, topic_id: bytes) -> int:
         return slot_of(TopicId(topic_id), 0, self.slots)
@@ -384,6 +398,8 @@ class Registry:
             command.retain,
         )  # fmt: skip
         insort(self._names, command.name)
+        if (source := source_of(command.name)) is not None:
+            self._graves[source[0]] += 1
         return [self._keep(info)]
 
     def _check_set(self, command: SetTopic) -> TopicInfo:
@@ -421,6 +437,10 @@ class Registry:
             self._deleted[TopicId(info.topic_id)] = None
             del self.topics[TopicId(info.topic_id)]
             del self._by_name[info.name]
+            if (source := source_of(info.name)) is not None:
+                self._graves[source[0]] -= 1
+                if not self._graves[source[0]]:
+                    del self._graves[source[0]]
             del self._names[bisect_left(self._names, info.name)]
         return [TopicRemoved(info) for info in gone]
 

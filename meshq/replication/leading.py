@@ -13,7 +13,8 @@ from math import inf
 
 from meshq.batch import Buffer
 from meshq.entries import Entry, EntryKind, make_entry
-from meshq.errors import NotOwner, RemoteProtocolError, UsageError
+from meshq.errors import NotOwner, RemoteProtocolError, TooLarge, UsageError
+from meshq.limits import ENTRY_BYTES_MAX
 from meshq.replication.handover import HandOver
 from meshq.replication.progress import Pace, Progress
 from meshq.replication.quorum import Config, Node, encode_config, leave_joint, step_toward
@@ -88,9 +89,13 @@ class Leading:
 
     # ------------------------------------------------------------------------------------------ proposing
     def propose(self, kind: EntryKind, body: bytes, payload: Buffer) -> Entry:
-        """Give the entry its place. Raises: NotOwner while it hands over, as a witness always does."""
+        """Give the entry its place. Raises: NotOwner while it hands over, as a witness always does; TooLarge
+        for one that no frame would hold: it could be sent to nobody, nor anything behind it.
+        """
         if self.hand_over.to is not None or self._state.is_witness:
             raise NotOwner("the slot's leadership is being handed over", retry_after_ms=50)
+        if len(body) > ENTRY_BYTES_MAX:
+            raise TooLarge(f"an entry of {len(body)} bytes; a log takes at most {ENTRY_BYTES_MAX}")
         return self._append(kind, body, payload)
 
     def propose_config(self, target: Config) -> Entry:

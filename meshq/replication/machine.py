@@ -267,7 +267,7 @@ class Replica:
 
     # --------------------------------------------------------------------------------- what a leader is asked
     def propose(self, kind: EntryKind, body: bytes, payload: Buffer = b"", *, wall_ms: int) -> Entry:
-        """Append an entry; `Commit` brings it when it is decided. Raises: NotOwner."""
+        """Append an entry; `Commit` brings it when it is decided. Raises: NotOwner, TooLarge."""
         self._state.wall_ms = wall_ms
         return self._lead().propose(kind, body, payload)
 

@@ -6,15 +6,23 @@ from typing import Any
 
 import pytest
 
-from meshq.errors import DiskFull
+from meshq.entries import EntryKind
+from meshq.errors import DiskFull, TooLarge
 from meshq.ids import Session
-from meshq.limits import GROUP_PENDING_MAX
+from meshq.limits import (
+    BATCH_BYTES_MAX,
+    ENTRY_BYTES_MAX,
+    GROUP_OPS_BYTES_MAX,
+    GROUP_PENDING_MAX,
+    MESSAGE_BYTES_MAX,
+)
 from meshq.messages import (
     ACK,
     EARLIEST,
     EXTEND,
     LATEST,
     NACK,
+    REJECT,
     RELEASE,
     TIMESTAMP,
     Failure,
@@ -30,8 +38,11 @@ from meshq.messages import (
     Unread,
 )
 from meshq.peer.core import events as e
+from meshq.peer.core.desks import ENTRY_BYTES
 from meshq.registry import commands
-from tests.peer.single import WALL_MS, Single
+from meshq.registry.state import GENESIS_DISK
+from meshq.replication.quorum import Node
+from tests.peer.single import WALL_MS, Single, identity, key_of
 
 ONE: Session = (e.CLIENTS, b"1")
 TWO: Session = (e.CLIENTS, b"2")
@@ -402,3 +413,45 @@ def test_a_million_records_that_wait_cost_nothing() -> None:
         s for h in peer.core.slots.hosts.values() for k in h.stream.groups if (s := h.stream.groups.get(k))
     ]
     assert len(state.encode()) < 200
+
+
+def test_what_is_said_while_the_slot_is_handed_over_becomes_entries_that_can_be_sent() -> None:
+    """Long reasons, and more than may wait: the rest is refused, nothing is lost of what was taken."""
+    peer, info = ready(*[2_000] * 8)
+    join(peer, info, in_flight=10_000, in_flight_bytes=1 << 26)
+    out = [r for _ in range(3) for r in got(peer)]
+    (part,) = peer.core.consuming.desks.parts.values()
+    host = peer.core.slots.hosts[part.slot]
+    host.replica._leading.hand_over.to = Node(identity("b").peer_id, GENESIS_DISK)
+    lease = {o: lease for first, end, _, lease in out for o in range(first, end)}
+    before = len(peer.out)
+    for chunk in range(3):
+        some = range(2_000 * chunk, 2_000 * (chunk + 1))
+        peer.send(
+            Settle(
+                1,
+                [
+                    SettleItem(o, info.topic_id, 0, REJECT, [(o, o + 1, lease[o])], None, "é" * 256)
+                    for o in some
+                ],
+            )
+        )
+    refused = [m for m in peer.heard(since=before) if isinstance(m, Failure)]
+    assert {m.status for m in refused} == {429}
+    assert part.size <= GROUP_OPS_BYTES_MAX
+    host.replica._leading.hand_over.to = None
+    peer.tick(0.1)
+    told = dict(r for m in peer.heard(since=before) if isinstance(m, Settled) for r in m.results)
+    assert sorted([*told, *(m.request for m in refused)]) == list(range(6_000))
+    assert len(told) > 3_000 and not any(told.values())
+    assert max(len(x.body) for x in peer.entries[part.slot]) <= ENTRY_BYTES + 100
+
+
+def test_an_entry_that_no_frame_would_hold_does_not_come_into_the_log() -> None:
+    peer, info = ready(1)
+    slot = peer.core.ctx.slot_of(key_of(info))
+    last = peer.core.slots.hosts[slot].replica.last
+    assert ENTRY_BYTES_MAX + BATCH_BYTES_MAX // 64 < MESSAGE_BYTES_MAX
+    with pytest.raises(TooLarge):
+        peer.core.slots.append(slot, EntryKind.GROUP, bytes(ENTRY_BYTES_MAX + 1))
+    assert peer.core.slots.hosts[slot].replica.last == last

@@ -29,8 +29,9 @@ from meshq.messages import (
 from meshq.peer.core import events as e
 from meshq.peer.core.desks import GROUPS
 from meshq.registry import commands
+from meshq.registry import state as registry
 from meshq.ring import slot_of
-from meshq.streams.groups.state import GroupState, decode_state
+from meshq.streams.groups.state import Dying, GroupState, decode_state
 from tests.peer.single import SLOTS, Single, key_of
 from tests.peer.test_core_consuming import ONE, TWO, got, join, ready, settle
 
@@ -285,6 +286,54 @@ def test_many_go_in_pieces_and_others_records_stay_where_they_are() -> None:
     assert found[10][1]["meshq-reason"] == b"from 0"
     join(peer, info, TWO, group="other")
     assert sum(end - first for first, end, *_ in got(peer, TWO)) == 100
+
+
+def test_a_topic_has_dead_letters_of_so_many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "DEAD_LETTER_TOPICS_MAX", 2)
+    peer, info = ready(1)
+    for sub, group in enumerate(("a", "b", "c")):
+        join(peer, info, sub=sub, group=group, max_deliver=1)
+        (record,) = got(peer)
+        item = SettleItem(7, info.topic_id, 0, REJECT, [(0, 1, record[3])])
+        answers = peer.send(Settle(sub, [item]))
+        peer.fetch()
+        failed = [m for m in answers if isinstance(m, Failure)]
+        assert bool(failed) == (group == "c")
+    (refused,) = failed
+    assert (refused.name, "'t' have dead letters" in refused.text) == ("Overloaded", True)
+    assert state_of(peer, "c").leased.count == 1, "it is settled otherwise"
+    item = SettleItem(7, info.topic_id, 0, NACK, [(0, 1, record[3])])
+    peer.send(Settle(2, [item]))
+    for _ in range(10):
+        peer.tick(1)
+        peer.fetch()
+    assert runs(state_of(peer, "c")) == [(0, 1, Dying(1, "max_deliver"))]
+    assert peer.core.ctx.counters["burials_Overloaded"] == 1, "once a minute"
+    assert [len(letters(peer, f"_dead.{g}.t")) for g in "abc"] == [1, 1, 0]
+    graves = peer.core.ctx.registry.topic("_dead.a.t")
+    assert graves is not None
+    peer.propose(commands.DeleteTopic(graves.topic_id))
+    peer.tick(60)
+    for _ in range(3):
+        peer.tick(1)
+        peer.fetch()
+    assert [len(letters(peer, f"_dead.{g}.t")) for g in "abc"] == [0, 1, 1]
+
+
+def test_letters_wait_for_as_many_copies_as_their_source_wants() -> None:
+    peer, info = ready(1)
+    join(peer, info)
+    (record,) = got(peer)
+    peer.propose(commands.SetTopic(info.topic_id, copies_min=2))
+    settle(peer, info, REJECT, record)
+    for _ in range(3):
+        peer.tick(1.1)
+        peer.fetch()
+    assert (letters(peer), state_of(peer).dying.count) == ([], 1)
+    peer.propose(commands.SetTopic(info.topic_id, copies_min=1))
+    peer.tick(1.1)
+    peer.fetch()
+    assert origins(letters(peer)) == ["t/0@0"]
 
 
 def test_only_the_mesh_makes_dead_letter_topics_and_writes_them() -> None:

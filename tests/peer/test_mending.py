@@ -9,8 +9,8 @@ import pytest
 
 from meshq import batch
 from meshq.client import facts
-from meshq.entries import Payload
-from meshq.errors import StoreCorrupt
+from meshq.entries import Payload, PayloadCorrupt
+from meshq.errors import RecordsDamaged, StoreCorrupt
 from meshq.ids import PartitionKey, Slot, TopicId
 from meshq.messages import EARLIEST, Answer, Ask, ReadEnded, TopicInfo
 from meshq.peer.core import events as e
@@ -277,3 +277,19 @@ def test_another_generation_is_told_nothing() -> None:
 
 def _ask(args: dict[str, Any]) -> Ask:
     return Ask(1, mending.BATCH, args)
+
+
+def test_more_places_than_are_remembered_wait_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mending, "TRIED_MAX", 1)
+    peer = Single()
+    peer.hello()
+    info = peer.make_topic()
+    peer.produce(info, b"x", b"y")
+    found: list[Any] = []
+    for offset in (0, 1):
+        peer.core.mending.mend(PayloadCorrupt("damaged", key_of(info), offset), found.append)
+    assert [type(x) for x in found] == [StoreCorrupt, RecordsDamaged]
+    assert peer.core.ctx.counters["batches_damaged"] == 1, "the second one is not begun"
+    peer.tick(mending.AGAIN_S + 0.1)
+    peer.core.mending.mend(PayloadCorrupt("damaged", key_of(info), 1), found.append)
+    assert isinstance(found[-1], StoreCorrupt)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from meshq.errors import MeshqError, StoreCorrupt, Unavailable
+from meshq.errors import MeshqError, Overloaded, StoreCorrupt, Unavailable
 from meshq.ids import PartitionKey, Slot, TopicId
 from meshq.messages import TopicInfo
 from meshq.peer.core.context import Context
@@ -33,16 +33,18 @@ from meshq.streams.groups.words import Bury, GroupBody, Lapse
 from meshq.topics import dead_letters_of
 
 AGAIN_S: Final = 1.0
+FULL_S: Final = 60.0  # the topic has dead letters of as many groups as may be, until somebody deletes some
 
 
 @dataclass
 class Burying:
-    """`propose`: a change of the registry."""
+    """`propose`: a change of the registry. `check_copies`: whether enough peers would have what is stored."""
 
     ctx: Context
     slots: Slots
     desks: Desks
     propose: Callable[[AnyCommand, Callable[[int | MeshqError], None]], None] = field(init=False)
+    check_copies: Callable[[Slot, TopicInfo], None] = field(init=False)
     _making: dict[str, None] = field(default_factory=dict)  # topics on their way into the registry
 
     def __post_init__(self) -> None:
@@ -75,7 +77,12 @@ class Burying:
                 self.desks.add(part, Lapse())
             return
         source = self.ctx.topic(part.key.partition.topic_id)
-        graves = self._graves(part, source) if source is not None else None
+        try:
+            graves = self._graves(part, source) if source is not None else None
+        except Overloaded:
+            self.ctx.count("burials_Overloaded")
+            part.bury_at = self.ctx.now + FULL_S
+            return
         if source is None or graves is None:
             part.bury_at = self.ctx.now + AGAIN_S
             return
@@ -102,6 +109,7 @@ class Burying:
             if self.ctx.topic(graves.topic_id) is None:
                 raise StoreCorrupt("the dead-letter topic was deleted meanwhile")
             place = PartitionKey(TopicId(graves.topic_id), number)
+            self.check_copies(part.slot, source)
             burial.index = self.slots.bury(part.slot, place, letters, moved)
             self.desks.burials[part.key] = burial
         except MeshqError as e:
@@ -113,10 +121,11 @@ class Burying:
 
     # ------------------------------------------------------------------------------- where they go
     def _graves(self, part: Part, source: TopicInfo) -> TopicInfo | None:
-        """The dead-letter topic, if it is there with that partition. Else it is made."""
+        """The dead-letter topic, if it is there with that partition. Else it is made. Raises: Overloaded."""
         name = dead_letters_of(source.name, part.key.group)
         info = self.ctx.registry.topic(name)
         if info is None:
+            self.ctx.registry.check_graves(source.name, part.key.group)
             slots = self.ctx.registry.slots
             topic_id = draw_id(TopicId(source.topic_id), slots, self.ctx.random_id)
             size, copies = source.record_bytes_max, source.copies_min

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from meshq.entries import EntryKind, StoredBatch
-from meshq.errors import MeshqError, NotOwner, RemoteProtocolError
+from meshq.errors import MeshqError, NotOwner, RemoteProtocolError, TooLarge
 from meshq.ids import PartitionKey, TopicId
 from meshq.limits import KIB, MIB
 from meshq.messages import Retain, TopicInfo
@@ -171,7 +171,7 @@ class Compacting:
                 self._on_slice(now, state, list(found))
             else:
                 self._on_dirty(now, state, list(found))
-        except (RemoteProtocolError, NotOwner):
+        except (RemoteProtocolError, NotOwner, TooLarge):
             self.ctx.count("compactions_failed")
             self._again(now)
 

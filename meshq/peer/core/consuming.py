@@ -378,6 +378,9 @@ class Consuming:
             return
         if item.verdict == messages.REJECT:
             check_in_use(self.ctx.registry.level, DEAD_LETTERS, "rejecting a record")
+            info = self.ctx.topic(partition.topic_id)
+            if info is not None:
+                self.ctx.registry.check_graves(info.name, joined.group)
         if item.verdict not in _VERDICTS:
             raise RemoteProtocolError(f"records cannot be settled by {item.verdict}")
         delay_ms = None if item.delay_ms is None else min(item.delay_ms, ACK_WAIT_MS_MAX)

@@ -176,6 +176,7 @@ class PeerCore:
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
         self.slots.system = self.registrar.stream
         self.consuming.burying.propose = self.registrar.propose
+        self.consuming.burying.check_copies = self.publishing.receipts.check
         self.naming = Naming(ctx, self.registrar)
         self.declared = Declared(ctx, self.links, self.registrar)
         fan_out = FanOut(ctx, self.links)

@@ -16,8 +16,9 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from meshq.entries import EntryKind
-from meshq.errors import MeshqError, NotOwner, Unavailable
+from meshq.errors import MeshqError, NotOwner, Overloaded, Unavailable
 from meshq.ids import PartitionKey, Ref, Session, Slot
+from meshq.limits import GROUP_OPS_BYTES_MAX
 from meshq.messages import Expired, ExpiredItem, HandItem, HandOut, Settled
 from meshq.peer.core.context import Context
 from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime
@@ -30,7 +31,7 @@ from meshq.streams.groups.keyed import KeyedDesk
 from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.ordered_state import OrderedState
 from meshq.streams.groups.table import GroupApplied, GroupKey
-from meshq.streams.groups.words import GroupBody, Mode, Op, Reset, Settle, Told, encode_group
+from meshq.streams.groups.words import GroupBody, Mode, Op, Reset, Settle, Told, bytes_of, encode_group
 from meshq.streams.slot import Retained, Stored
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 GROUPS: Final = "group"  # in the place of a door: who a fetch or a look-up by time is for
 PUSH_ITEMS: Final = 64
 POSTPONED_S: Final = 0.05
+ENTRY_BYTES: Final = 512 * 1024  # of operations that go into one entry; a single one may be larger
 PUSH_BYTES: Final = 1024 * 1024
 Refused = list[tuple[int, int]]  # records for which it does not hold
 Done = Callable[[Refused | MeshqError], None]
@@ -64,7 +66,8 @@ class Part:
     slot: Slot
     desk: Desk | None = None
     opening: list[Member] = field(default_factory=list)  # who waits for it; GROUP_MEMBERS_MAX
-    ops: list[Op] = field(default_factory=list)  # of this turn
+    ops: list[Op] = field(default_factory=list)  # of this turn; GROUP_OPS_BYTES_MAX
+    size: int = 0  # of `ops`
     asked: list[tuple[Asker, int]] = field(default_factory=list)  # whose they are, and their places in `ops`
     proposed: deque[tuple[int, list[tuple[Asker, int]]]] = field(default_factory=deque)  # by index
     want: Want | None = None
@@ -127,7 +130,14 @@ class Desks:
             self._of_partition.pop(part.key.partition, None)
 
     def add(self, part: Part, op: Op, asker: Asker | None = None) -> None:
-        """To be proposed in this turn. `asker` is answered when it counts, or cannot be known to."""
+        """To be proposed in this turn. `asker` is answered when it counts, or cannot be known to.
+
+        Raises: Overloaded, but not for what the leader itself has to say.
+        """
+        size = bytes_of(op)
+        if asker is not None and part.size + size > GROUP_OPS_BYTES_MAX:
+            raise Overloaded("as much is to be said of this group's records as may", retry_after_ms=100)
+        part.size += size
         if asker is not None:
             part.asked.append((asker, len(part.ops)))
         part.ops.append(op)
@@ -221,6 +231,7 @@ class Desks:
         part.ending = False
         part.proposed.clear()
         part.ops.clear()
+        part.size = 0
         part.asked.clear()
         part.told = part.lapsed = 0
         part.burial = self.burials.get(part.key)  # what is in the log goes on, whoever asks no more
@@ -297,28 +308,41 @@ class Desks:
             self._postponed[part.key] = None  # it proposes nothing: the next leader will, or this one again
             self._wake = min(self._wake, self.ctx.now + POSTPONED_S)
             return
-        ops, desk = part.ops, part.desk
+        desk, own = part.desk, list[Op]()
         if desk is not None:
             desk.now = self.ctx.now
             self.bury(part)
             more, want = desk.take()
             self.take_notices(part)
-            ops = [*ops, *more, *self._tell_expired(part, desk)]
+            own = [*more, *self._tell_expired(part, desk)]
             if want is not None:
                 part.want = want
                 ref = ((GROUPS, part.key.group.encode()), 0)
                 fetch = Fetch(ref, part.key.partition, want.offset, want.end, want.bytes_max)
                 self.ctx.out.append(FetchBatches(fetch))
             self._wake = min(self._wake, part.wake())
-        if ops:
-            (topic_id, number), group = part.key
-            body = encode_group(GroupBody(topic_id, number, group, tuple(ops)))
-            entry = self.slots.append(part.slot, EntryKind.GROUP, body)
-            part.proposed.append((entry.index, part.asked))
-            part.ops, part.asked = [], []
-            self.ctx.count("group_entries")
+        if part.ops or own:
+            self._append(part, own)
         elif part.seek is None and not part.proposed and (desk.is_idle if desk else not part.opening):
             self.drop(part)
+
+    def _append(self, part: Part, own: list[Op]) -> None:
+        """What was asked for, and behind that what the desk decided itself."""
+        (topic_id, number), group = part.key
+        entries = _entries(part.ops, part.asked, own)
+        part.ops, part.asked, part.size = [], [], 0
+        while entries:
+            ops, asked = entries[0]
+            try:
+                body = encode_group(GroupBody(topic_id, number, group, tuple(ops)))
+                entry = self.slots.append(part.slot, EntryKind.GROUP, body)
+            except MeshqError as e:
+                part.asked = [x for _, others in entries for x in others]
+                self.on_failed(part, e)
+                return
+            entries.popleft()
+            part.proposed.append((entry.index, asked))
+            self.ctx.count("group_entries")
 
     def _tell_expired(self, part: Part, desk: Desk) -> list[Op]:
         """Of records that nobody will be handed any more, each member that is there hears; if none is, the
@@ -364,3 +388,25 @@ class Desks:
             size += len(hand.batch.data)
         self.ctx.count("batches_handed", len(hands))
         self.ctx.send(session, HandOut(sub, items), tuple(payloads))
+
+
+def _entries(
+    ops: list[Op], asked: list[tuple[Asker, int]], own: list[Op]
+) -> deque[tuple[list[Op], list[tuple[Asker, int]]]]:
+    """In order, as many as it takes, with who asked for what is in each. `own` stays in one piece, since a
+    desk that grants waits for one entry."""
+    starts, size = [0], 0
+    for place, op in enumerate(ops):
+        size += bytes_of(op)
+        if size > ENTRY_BYTES and place > starts[-1]:
+            starts.append(place)
+            size = bytes_of(op)
+    entries = deque(
+        (ops[first:end], [(asker, place - first) for asker, place in asked if first <= place < end])
+        for first, end in zip(starts, [*starts[1:], len(ops)], strict=True)
+    )
+    if ops and own and size + sum(map(bytes_of, own)) > ENTRY_BYTES:
+        entries.append((own, []))
+    else:
+        entries[-1][0].extend(own)
+    return entries

@@ -39,7 +39,7 @@ BATCH: Final = "batch"  # asked of other peers
 MENDING: Final = "mending"  # in the place of a door: for whom a batch is fetched
 MENDS_MAX: Final = 64  # damaged batches that are asked for at a time; more: `Overloaded`
 ASKED_MAX: Final = 256  # batches that are being read for other peers; more: `Overloaded`
-TRIED_MAX: Final = 1_024  # places that are left alone for a while; others are tried at once
+TRIED_MAX: Final = 1_024  # places that are left alone for a while; more: `RecordsDamaged` till then
 AGAIN_S: Final = 1.0  # between one try and the next at the same place
 
 Done = Callable[[MeshqError | None], None]
@@ -78,6 +78,9 @@ class Mending:
             done(RecordsDamaged(f"{damage}; the slot is not whole here just now: ask again"))
         elif self.ctx.now < self._tried.get(spot, 0.0):
             self._later.append((damage, done))
+        elif len(self._tried) >= TRIED_MAX:
+            wait_ms = int(AGAIN_S * 1000)
+            done(RecordsDamaged(f"{damage}, as much else is here: ask again", retry_after_ms=wait_ms))
         elif len(self._mends) >= MENDS_MAX:
             done(Overloaded("as many damaged batches are being fetched as may", retry_after_ms=1_000))
         else:

@@ -25,6 +25,7 @@ from meshq.errors import (
     Overloaded,
     RegistryUnavailable,
     StoreCorrupt,
+    TooLarge,
     TopicGone,
 )
 from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session
@@ -302,7 +303,7 @@ class Registrar:
             return
         try:
             entry = self.slots.append(SYSTEM_SLOT, EntryKind.REGISTRY, commands.encode(command))
-        except NotOwner as e:  # it hands over
+        except (NotOwner, TooLarge) as e:  # it hands over
             done(e)
             return
         self.stream.waiting[entry.index] = (REGISTRY, b""), entry.index

@@ -207,7 +207,7 @@ class Slots:
         return host.replica.propose(kind, body, payload, wall_ms=self.wall_ms)
 
     def append(self, slot: Slot, kind: EntryKind, body: bytes) -> Entry:
-        """An entry without a payload. Raises: NotOwner."""
+        """An entry without a payload. Raises: NotOwner, TooLarge."""
         return self._propose(self.hosts[slot], kind, body)
 
     def read(self, slot: Slot, done: Callable[[int | None], None]) -> None:

@@ -127,6 +127,17 @@ class GroupBody(msgspec.Struct, frozen=True, array_like=True):
     ops: tuple[Op, ...]
 
 
+def bytes_of(op: Op) -> int:
+    """At most so many of an entry."""
+    match op:
+        case Settle():
+            return 64 + 28 * len(op.ranges) + 4 * len(op.reason)
+        case Grant() | Bury() | Redrive():
+            return 64 + 19 * len(op.ranges)
+        case _:
+            return 64
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(GroupBody)
 
