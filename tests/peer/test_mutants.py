@@ -149,11 +149,6 @@ def wakes_nobody(patch: Patch) -> None:
     patch.setattr(Deliveries, "on_credit", lie)
 
 
-def takes_void_fetches(patch: Patch) -> None:
-    """A fetch of a reader that began again elsewhere moves it back."""
-    patch.setattr(Deliveries, "is_awaited", lambda self, f: f.partition in self._subs[f.sub].readers)
-
-
 def ignores_credit(patch: Patch) -> None:
     collect = Deliveries._collect
 
@@ -210,7 +205,6 @@ WORLD: list[tuple[Callable[[Patch], None], Callable[[int], None]]] = [
     *((mutant, test_all_faults.check_seed) for mutant in (hands_on_what_is_damaged, leaves_damage_as_it_is)),
 ]
 MODELS: list[tuple[Callable[[Patch], None], Any, Callable[[Any], None]]] = [
-    (takes_void_fetches, test_delivery.STEPS, test_delivery.play),
     (ignores_credit, test_delivery.STEPS, test_delivery.play),
     (leaves_sessions_behind, test_delivery.STEPS, test_delivery.play),
     (loses_what_a_slow_reader_missed, test_delivery.STEPS, test_delivery.play),

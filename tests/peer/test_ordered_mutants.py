@@ -83,7 +83,7 @@ def pushes_on_while_it_asks(patch: Patch) -> None:
         asked = [n for n in desk.notices if isinstance(n, Asked)]
         take_notices(self, key, desk)
         for notice in asked:
-            self.push_from(notice.member.ref, key.partition, desk.end, desk.end)
+            self.push_from(notice.member.ref, key.partition, desk.end, desk)
 
     patch.setattr(Leases, "take_notices", lie)
 
