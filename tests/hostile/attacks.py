@@ -108,7 +108,9 @@ async def junk(targets: list[Target]) -> None:
     """Bytes that mean nothing, before and after a greeting."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(random.choice((b"GET / HTTP/1.1\r\n\r\n", os.urandom(2_000), GREETING + os.urandom(2_000))))
+        writer.write(
+            random.choice((b"GET / HTTP/1.1\r\n\r\n", os.urandom(2_000), GREETING + os.urandom(2_000)))
+        )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.2):
                 await reader.read()
@@ -150,7 +152,7 @@ async def wrong_keys(targets: list[Target]) -> None:
 @attack
 async def replayed_connections(targets: list[Target]) -> None:
     """What a good client sent, handshake and publish, once more: it was sealed for that connection alone."""
-    taken = [await _overheard(t) for t in targets]
+    overheard = [(t, await _overheard(t)) for t in targets]
 
     def talking(sent: bytes) -> Callable[..., Awaitable[None]]:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -161,7 +163,7 @@ async def replayed_connections(targets: list[Target]) -> None:
 
         return talk
 
-    await _all([_raw(t, REQUESTS, talking(s)) for t, s in zip(targets, taken, strict=True) for _ in range(10)])
+    await _all([_raw(t, REQUESTS, talking(sent)) for t, sent in overheard for _ in range(10)])
 
 
 async def _overheard(target: Target) -> bytes:
@@ -211,7 +213,13 @@ async def door(targets: list[Target]) -> None:
     async def knock(target: Target) -> None:
         while True:
             s = target.socket(context, zmq.DEALER, DOOR, own=False, reconnect_ivl=-1)
-            for data in (b"", b"\xc1", os.urandom(100), msgspec.msgpack.encode([1] * 100), *[bytes(8_000)] * 20):
+            for data in (
+                b"",
+                b"\xc1",
+                os.urandom(100),
+                msgspec.msgpack.encode([1] * 100),
+                *[bytes(8_000)] * 20,
+            ):
                 await s.send(data)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.1):
@@ -254,7 +262,9 @@ async def _unfinished(target: Target, offset: int) -> None:
     context = zmq.asyncio.Context()
     while True:
         async with _Between(target, offset, forward_bytes=23 * MIB) as between:
-            s = target.socket(context, zmq.DEALER if offset == REQUESTS else zmq.XPUB, offset, port=between.port)
+            s = target.socket(
+                context, zmq.DEALER if offset == REQUESTS else zmq.XPUB, offset, port=between.port
+            )
             if offset == INGEST and await s.poll(2_000):
                 await s.recv()
             await s.send_multipart([b"PUB", TOPIC.encode(), b"", *[bytes(4 * MIB)] * 6])
@@ -311,6 +321,21 @@ async def slow_readers(targets: list[Target]) -> None:
                 await asyncio.sleep(5)
 
     await _all([read(t) for t in targets for _ in range(12)])
+
+
+@attack
+async def slow_subscribers(targets: list[Target]) -> None:
+    """Plain subscribers that take nothing of a feed of large records, which they see to themselves."""
+    context = zmq.asyncio.Context()
+    stuck = [target.socket(context, zmq.SUB, FEED, rcvhwm=1, rcvbuf=64 * 1024) for target in targets * 10]
+    for s in stuck:
+        s.subscribe(b"mallory.large")
+    socket = targets[0].socket(context, zmq.DEALER, REQUESTS)
+    while True:
+        for _ in range(8):
+            await socket.send_multipart([b"PUB", b"mallory.large", b"", bytes(400_000)])
+        for _ in range(8):
+            await socket.recv_multipart()
 
 
 @attack
