@@ -20,9 +20,9 @@ Strangers hold memory as well, since the first command of a handshake may be as 
 peers, who may send what they like, connections are watched until their first message shows who they are.
 
 The socket's monitor tells which connections there are, and how handshakes end; nothing is looked at
-while there are none. Its queue has no bound, since libzmq's I/O thread would wait for us when it is full. Of those
-that do not begin to speak ZeroMQ no end is told: they are what is left of the accepted ones when those whose
-handshake ended, and those who may still be in it, are taken away.
+while there are none. Its queue has no bound, since libzmq's I/O thread would wait for us when it is full. Of
+those that do not begin to speak ZeroMQ no end is told: they are what is left of the accepted ones when those
+whose handshake ended, and those who may still be in it, are taken away.
 """
 
 from __future__ import annotations
@@ -80,9 +80,11 @@ class Allowance:
     connections_max: int = CONNECTIONS_MAX
 
     @classmethod
-    def of_known(cls, bytes_max: int = UNFINISHED_BYTES_MAX) -> Allowance:
+    def of_known(
+        cls, bytes_max: int = UNFINISHED_BYTES_MAX, total_max: int = UNFINISHED_BYTES_TOTAL_MAX
+    ) -> Allowance:
         """For sockets where only known keys get in: they may stay, and as many as the keys allow."""
-        return cls(bytes_max, refills=True, stay_s=math.inf, connections_max=sys.maxsize)
+        return cls(bytes_max, refills=True, total_max=total_max, stay_s=math.inf, connections_max=sys.maxsize)
 
     @classmethod
     def of_strangers(cls, bytes_max: int = STRANGER_BYTES_MAX) -> Allowance:
@@ -118,6 +120,7 @@ class Watch:
         self._allowance, self._counters = allowance, counters
         self._loop = asyncio.get_running_loop()
         self._sent: dict[Connection, _Sent] = {}  # oldest first
+        self._cut_off: set[Connection] = set()  # until libzmq has closed them
         self._spoke: set[int] = set()  # descriptors of whole messages since the last look
         self._heard = 0  # whole messages since the last look
         self._was_empty = False
@@ -212,14 +215,16 @@ class Watch:
         if doubtful:
             self.read()  # nobody has read since, perhaps because nothing whole has come
         pause_s = max(LOOK_S, LOOK_EACH_S * len(self._sent))
-        self._timer = self._loop.call_later(pause_s, self._look) if self._sent else None
+        self._timer = self._loop.call_later(pause_s, self._look) if self._sent or self._cut_off else None
 
     def _count_foreign(self) -> None:
         """At the end of a look: of what was seen closed there, libzmq has told before whatever it tells."""
+        self._cut_off = {c for c in self._cut_off if is_open(c)}
         while self._read():
             pass
         now = self._loop.time()
         may_end = sum(not s.spoke and now - s.since < SETTLED_S for s in self._sent.values())
+        may_end += len(self._cut_off)
         foreign = self._unended - may_end
         if foreign > self._counters["handshake_foreign"]:
             self._counters["handshake_foreign"] = foreign
@@ -240,6 +245,7 @@ class Watch:
 
     def _cut(self, connection: Connection, why: str) -> None:
         del self._sent[connection]
+        self._cut_off.add(connection)
         self._counters[why] += 1
         cut(connection)
 
