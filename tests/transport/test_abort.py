@@ -24,7 +24,7 @@ for _ in range(50): socket.send(bytes(100))
 time.sleep(30)
 '''])
 session = socket.recv()
-socket.send_multipart([session, bytes(3_000_000)])  # what it has not read makes its kernel answer with a reset
+socket.send_multipart([session, bytes(3_000_000)])  # unread, so that its end is a reset
 deadline = time.monotonic() + 10
 while time.monotonic() < deadline and not socket.poll(0):
     time.sleep(0.01)
