@@ -23,7 +23,7 @@ READY := $(VENV)/.ready
 stage = @echo "== $(1)"; SECONDS=0; { $(2); } || exit 1; echo "   $(1): $${SECONDS} s"
 
 # Tests of processes, sockets and network namespaces run one after the other: they wait for each other and the clock.
-TIMED := tests/transport tests/mesh tests/cli tests/examples tests/lab
+TIMED := tests/transport tests/mesh tests/hostile tests/cli tests/examples tests/lab
 PYTEST = $(BIN)/python -m pytest -m 'not long' --durations=10 --durations-min=1
 
 .PHONY: help test lint format types imports docs docs-current units check-long simulate mutants simulate-membership fuzz-membership lab lab-replication lab-groups demo bench bench-churn bench-membership bench-peers lab-deps venv clean

@@ -94,21 +94,20 @@ class Nats(System):
         if self.batched:
             await self._publish_batches(topic, value, count)
             return
-        window = asyncio.Semaphore(WINDOW)
-        failed: list[BaseException] = []
+        left = count
 
-        def done(future: asyncio.Future[Any]) -> None:
-            window.release()
-            if (error := future.exception()) is not None:
-                failed.append(error)
+        async def worker() -> None:
+            # So many calls at a time, since its client writes to the socket once for all that are waiting.
+            nonlocal left
+            while left > 0:
+                size = min(left, WINDOW // 4)
+                left -= size
+                calls = (self._js.publish_async(topic, value, wait_stall=30) for _ in range(size))
+                await asyncio.gather(*await asyncio.gather(*calls))
 
-        for _ in range(count):
-            await window.acquire()
-            future = await self._js.publish_async(topic, value, wait_stall=30)
-            future.add_done_callback(done)
-        await self._js.publish_async_completed()
-        if failed:
-            raise failed[0]
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(4):
+                tasks.create_task(worker())
 
     async def _publish_batches(self, topic: str, value: bytes, count: int) -> None:
         """Atomic batches (ADR-50): numbered messages under one id, the last one commits and is answered."""

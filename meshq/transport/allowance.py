@@ -193,11 +193,12 @@ class Watch:
         doubtful = False
         unfinished: dict[Connection, int] = {}
         for connection, sent in list(self._sent.items()):
-            received = bytes_received(connection)
+            received, spoke = bytes_received(connection), connection.fd in self._spoke
+            sent.spoke |= spoke
             if received is None and not is_open(connection):
                 del self._sent[connection]
-            elif received is not None and self._allowance.refills and connection.fd in self._spoke:
-                sent.understood, sent.spoke = received, True
+            elif received is not None and self._allowance.refills and spoke:
+                sent.understood = received
                 if self._allowance.strangers:
                     del self._sent[connection]
             elif received is not None and received - sent.understood > self._allowance.bytes_max:

@@ -163,7 +163,9 @@ def test_every_handshake_that_comes_to_nothing_is_counted_by_how_it_ended(run):
         world.client(zmq.DEALER, server.bound[0], world.new_keys(), RECONNECT_IVL=-1)  # counted by ZAP
         with ExitStack() as stack:
             for data in (
-                [b"GET / HTTP/1.1\r\n\r\n"] * 3 + [GREETING + b"x" * 100] * 2 + [b"", b"\xff", GREETING]
+                [b"GET / HTTP/1.1\r\n\r\n"] * 3
+                + [GREETING + b"\x04\x10\x05HELLO" + bytes(10)] * 2
+                + [b"", b"\xff", GREETING]
             ):
                 tcp = stack.enter_context(sockets.create_connection(("127.0.0.1", port)))
                 tcp.sendall(data)
