@@ -9,7 +9,7 @@ return a struct or raise RemoteProtocolError.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct
@@ -116,6 +116,9 @@ class Retain(Struct, frozen=True, array_like=True):
     tombstone_age_ms: U63 = TOMBSTONE_AGE_MS
 
 
+KEEP_ALL: Final = Retain()
+
+
 class TopicInfo(Struct, frozen=True, array_like=True):
     """Partition p lives in slot `ring.slot_of(topic_id, p, slots)`; `version`: its registry index."""
 
@@ -125,7 +128,7 @@ class TopicInfo(Struct, frozen=True, array_like=True):
     version: U63
     record_bytes_max: U32
     copies_min: U16 = 1
-    retain: Retain = Retain()
+    retain: Retain = KEEP_ALL
 
 
 class Resolve(Message, frozen=True, tag=10):

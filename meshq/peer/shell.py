@@ -90,6 +90,7 @@ HAND_OVER_S = 2.0  # how long a stop waits for others to lead
 LEFT_S = 1.0  # between having left and stopping
 FLUSH_S = 5.0  # how long a stop waits for the disk
 TALLY_S = 1.0
+_now = time.monotonic  # as the loop does
 
 
 class PeerShell:
@@ -179,7 +180,7 @@ class PeerShell:
         presence = Presence(self.directory, papers, self.settings)
         self._closers.append(presence.withdraw)
         self.core.on_own_record(self.neighbours.addresses, self.neighbours.members.own.order)
-        self._execute(self.core.start(now=self._now(), wall_ms=_wall_ms(), room_bytes=self.store.room()))
+        self._execute(self.core.start(now=_now(), wall_ms=_wall_ms(), room_bytes=self.store.room()))
         self.neighbours.start()
         self._tick()
         presence.announce(self.neighbours.addresses)
@@ -290,17 +291,17 @@ class PeerShell:
 
     async def _hand_over(self) -> None:
         """Have others lead what is led here, so that nobody has to notice that this peer is gone."""
-        end = self._now() + HAND_OVER_S
+        end = _now() + HAND_OVER_S
         left = 1
-        while left and self._now() < end and not self.failed.done():
-            left, effects = self.core.hand_over(now=self._now(), wall_ms=_wall_ms())
+        while left and _now() < end and not self.failed.done():
+            left, effects = self.core.hand_over(now=_now(), wall_ms=_wall_ms())
             self._guarded(self._execute, effects)
             if left:
                 self.tell(Ticked())
                 await asyncio.sleep(0.02)
 
     def _checkpoint(self) -> None:
-        self._execute(self.core.checkpoint(now=self._now(), wall_ms=_wall_ms()))
+        self._execute(self.core.checkpoint(now=_now(), wall_ms=_wall_ms()))
 
     async def _close_gateway(self) -> None:
         await self.gateway.close(**({"timeout": 0.0} if self.failed.done() else {}))
@@ -344,9 +345,9 @@ class PeerShell:
         self._busy = True
         try:
             while self._events:
-                effects = self.core.handle(self._events.popleft(), now=self._now(), wall_ms=_wall_ms())
-                self._execute(effects)
-            if not self.core.ctx.disk.outstanding:
+                event = self._events.popleft()
+                self._execute(self.core.handle(event, now=_now(), wall_ms=_wall_ms()))
+            if self._stopping is not None and not self.core.ctx.disk.outstanding:
                 self._idle.set()
             self._wind()
         except Exception as e:
@@ -448,8 +449,8 @@ class PeerShell:
         if self._presence is not None:
             self._presence.update(self.neighbours.addresses)  # `invite` tells it to others
         self.tell(Ticked())
-        if self._now() >= self._tally_at:
-            self._tally_at = self._now() + TALLY_S
+        if _now() >= self._tally_at:
+            self._tally_at = _now() + TALLY_S
             self._count()
             self.tell(RoundTripsMeasured(self.neighbours.round_trips_ms()))
 
@@ -463,9 +464,6 @@ class PeerShell:
         outbox = self.gateway.outbox
         self.core.ctx.outbox = outbox.status() if outbox is not None else None
         self.core.ctx.outside = tally(self.sockets, self.store, parts)
-
-    def _now(self) -> float:
-        return self._loop.time()
 
     # -------------------------------------------------------------------------------------- callers
     async def propose(self, command: bytes) -> int:
@@ -486,7 +484,7 @@ class PeerShell:
 
     def _on_news(self, news: News) -> None:
         me = self.core.ctx.me.peer
-        self.tell(events_of(news, me=me, name_of=self._name_of, now=self._now(), wall_ms=_wall_ms()))
+        self.tell(events_of(news, me=me, name_of=self._name_of, now=_now(), wall_ms=_wall_ms()))
 
     def _name_of(self, peer: PeerId) -> str | None:
         registered = self.core.ctx.registry.peers.get(peer)

@@ -72,13 +72,13 @@ def judge(
     """None: append it. A receipt: it is a repeat of that batch. An error: refuse it."""
     if state is None:
         return None if first_sequence == 0 else _unknown(epoch, first_sequence)
+    if first_sequence == state.next_sequence and epoch >= state.epoch:
+        return None  # as nearly always; no receipt is of a sequence that was not there yet
     same = next((r for r in reversed(state.receipts) if r.first_sequence == first_sequence), None)
     if same is not None and (same.epoch, same.count, same.crc) == (epoch, count, crc):
         return same
     if epoch < state.epoch:
         return Fenced(f"epoch {epoch} of this producer was ended by epoch {state.epoch}")
-    if first_sequence == state.next_sequence:
-        return None
     if first_sequence > state.next_sequence:
         return OutOfOrderSequence(
             f"the batch begins at sequence {first_sequence}, but {state.next_sequence} is the next one"
@@ -140,7 +140,7 @@ class ProducerTable:
         return len(self._brief) + len(self._lasting)
 
     def get(self, key: ProducerKey, *, timestamp_ms: int) -> ProducerState | None:
-        state = self.row(key)
+        state = self._brief.get(key) or self._lasting.get(key)
         return None if state is None or is_expired(state, timestamp_ms) else state
 
     def has_room(

@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, Final
 
 import zmq
@@ -79,11 +80,11 @@ class Drain:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
-        end = self._loop.time() + TURN_S
+        end = monotonic() + TURN_S
         for _ in range(DRAIN_MESSAGES_MAX):
             if self._closed or not self._read():
                 break
-            if self._loop.time() >= end:
+            if monotonic() >= end:
                 self.poke()
                 break
         else:

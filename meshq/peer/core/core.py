@@ -24,6 +24,7 @@ from meshq.errors import MeshqError, NotOwner
 from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session, Slot
 from meshq.levels import check_understood
 from meshq.messages import (
+    KEEP_ALL,
     Answer,
     Failure,
     Pong,
@@ -374,8 +375,10 @@ class PeerCore:
         return self._take()
 
     def _take(self) -> list[Effect]:
+        desks = self.consuming.desks
         self.slots.flush()
-        while self.consuming.desks.propose():
+        while desks.stirred:
+            desks.propose()
             self.slots.flush()
         if self.whereabouts.changed:
             self.whereabouts.changed = False
@@ -386,17 +389,19 @@ class PeerCore:
         self.whereabouts.flush()
         self.replicating.flush()
         self.publishing.receipts.flush()
-        self.consuming.desks.flush()  # first: who is pushed records of a partition knows that it is its own
+        desks.flush()  # first: who is pushed records of a partition knows that it is its own
         self.reading.flush()
         out = self.ctx.out[:]
         self.ctx.out.clear()
         return out
 
-    def _on_stored(self, stored: Stored, payload: Buffer, copies: int) -> None:
-        self.publishing.on_stored(stored, payload, copies)
+    def _on_stored(self, host: Host, stored: Stored, payload: Buffer, copies: Mapping[Node, int]) -> None:
+        info = self.ctx.topic(stored.partition.topic_id)
+        self.publishing.on_stored(host, stored, payload, copies, info)
         self.consuming.desks.on_stored(stored, payload)
-        self.retaining.on_stored(stored.partition)
-        self.compacting.on_stored(stored.partition)
+        if info is not None and info.retain != KEEP_ALL:
+            self.retaining.on_stored(stored.partition)
+            self.compacting.on_stored(stored.partition)
 
     def _on_retained(self, retained: Retained) -> None:
         self.reading.on_retained(retained)

@@ -100,7 +100,7 @@ class Desks:
     parts: dict[GroupKey, Part] = field(default_factory=dict)  # GROUPS_PER_SLOT_MAX a slot
     burials: dict[GroupKey, Burial] = field(default_factory=dict)  # proposed: they outlive their parts
     _of_partition: dict[PartitionKey, dict[GroupKey, None]] = field(default_factory=dict)
-    _stirred: dict[GroupKey, None] = field(default_factory=dict)
+    stirred: dict[GroupKey, None] = field(default_factory=dict)
     _settled: dict[Session, list[tuple[int, Refused]]] = field(default_factory=dict)  # of this turn
     _hands: list[tuple[GroupKey, Hand]] = field(default_factory=list)  # of this turn
     _postponed: dict[GroupKey, None] = field(default_factory=dict)
@@ -123,7 +123,7 @@ class Desks:
         self.parts.pop(part.key, None)
         if isinstance(part.desk, OrderedDesk):
             self.leases.drop(part.key, part.desk)
-        self._stirred.pop(part.key, None)
+        self.stirred.pop(part.key, None)
         of_partition = self._of_partition.get(part.key.partition, {})
         of_partition.pop(part.key, None)
         if not of_partition:
@@ -145,7 +145,7 @@ class Desks:
 
     def stir(self, key: GroupKey) -> None:
         """Something about it has changed: have it looked at before this turn ends."""
-        self._stirred[key] = None
+        self.stirred[key] = None
 
     def stir_all(self, member: Member) -> None:
         """It has room again: wherever it takes part something may wait for that."""
@@ -250,11 +250,12 @@ class Desks:
                 self.stir(part.key)
 
     def on_stored(self, stored: Stored, payload: Buffer) -> None:
-        for part in self.of_partition(stored.partition):
+        for key in self._of_partition.get(stored.partition, ()):
+            part = self.parts[key]
             if part.desk is not None:
                 base = stored.base_offset
                 part.desk.on_stored(Stock(base, base + stored.count, stored.timestamp_ms, payload))
-                self.stir(part.key)
+                self.stir(key)
 
     def is_awaited(self, read: FetchBatches | SeekTime) -> bool:
         partition = read.fetch.partition if isinstance(read, FetchBatches) else read.partition
@@ -282,7 +283,7 @@ class Desks:
         if self.ctx.now < self._wake:
             return
         self._wake = inf
-        self._stirred.update(self._postponed)
+        self.stirred.update(self._postponed)
         self._postponed.clear()
         for key, part in self.parts.items():
             at = part.wake()
@@ -294,14 +295,13 @@ class Desks:
     def wake(self) -> float:
         return self._wake
 
-    def propose(self) -> bool:
-        """What this turn has come to; whether there was anything."""
-        stirred, self._stirred = list(self._stirred), {}
+    def propose(self) -> None:
+        """What this turn has come to, of what was `stirred`."""
+        stirred, self.stirred = list(self.stirred), {}
         for key in stirred:
             part = self.parts.get(key)
             if part is not None:
                 self._take(part)
-        return bool(stirred)
 
     def _take(self, part: Part) -> None:
         if self.slots.hosts[part.slot].replica.is_handing_over:

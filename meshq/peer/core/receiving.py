@@ -243,7 +243,7 @@ class Receiving:
         begins again, and batches are counted on no further than where these were.
         """
         incoming = host.incoming
-        if incoming is None or not dropped:
+        if incoming is None:
             return None, ()
         for key in dropped:
             if key.partition in host.touched:

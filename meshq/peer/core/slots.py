@@ -57,8 +57,8 @@ ENTRY_BYTES = 40  # of an entry on disk, beside its body
 @dataclass
 class Slots:
     """`genesis(slot)`: what it begins with. `send(to, slot, message)`: to another node. `on_role(host)`: who
-    leads has changed. `on_members()`: who keeps copies has. `on_stored`: a batch is committed, with the
-    number of peers that have it on disk. `on_group`: an entry about a group is.
+    leads has changed. `on_members()`: who keeps copies has. `on_stored`: a batch is committed, with up to
+    which entry each node has the log on disk. `on_group`: an entry about a group is.
     """
 
     me: Node
@@ -70,7 +70,7 @@ class Slots:
     on_role: Callable[[Host], None]
     on_members: Callable[[], None]
     count: Callable[[str], None]
-    on_stored: Callable[[Stored, Buffer, int], None] = field(init=False)
+    on_stored: Callable[[Host, Stored, Buffer, Mapping[Node, int]], None] = field(init=False)
     on_refused: Callable[[Ref, MeshqError], None] = field(init=False)
     on_group: Callable[[GroupApplied], None] = field(init=False)
     on_retained: Callable[[Retained], None] = field(init=False)
@@ -106,7 +106,8 @@ class Slots:
     def mind(self, host: Host) -> None:
         """When it wants to be ticked."""
         host.wake = host.replica.deadline() if not host.is_emptied else inf
-        self._wake = min(self._wake, host.wake)
+        if host.wake < self._wake:
+            self._wake = host.wake
 
     def freeze(self) -> None:
         """This disk was rolled back or cloned: nothing here promises or leads any more."""
@@ -264,7 +265,8 @@ class Slots:
 
     def flush(self) -> None:
         """Hand on what was proposed in this turn."""
-        self.saving.flush()
+        if self.saving.refused:
+            self.saving.flush()
         while self._dirty or self._soon:
             soon, self._soon = self._soon, []
             for host, event in soon:
@@ -401,30 +403,37 @@ class Slots:
         return node in config.voters or node in config.outgoing
 
     def _apply(self, host: Host, items: tuple[Item, ...]) -> None:
-        match = host.replica.copies() if host.leads else {}
+        copies = host.replica.copies() if host.leads else {}
         gone = False  # payloads can be deleted, once that is saved
         for entry, payload in items:
             applied = host.stream.apply(entry)
             host.log_bytes += len(entry.body) + ENTRY_BYTES
-            stored = applied.stored if isinstance(applied, Moved) else applied
-            if isinstance(stored, Stored) and host.replica.is_witness:
-                host.kept.on_stored(stored.partition, stored.base_offset + stored.count)
-            if isinstance(applied, Dropped | Retained | Compacted):
-                gone = True
-                if isinstance(applied, Retained) and host.leads:
-                    self.on_retained(applied)
-                elif isinstance(applied, Compacted) and host.leads:
-                    self.on_compacted(applied)
-            elif isinstance(applied, Stored) and host.leads:
-                copies = sum(index >= entry.index for index in match.values())
-                self.on_stored(applied, payload, copies)
-            elif isinstance(applied, GroupApplied) and host.leads:
-                self.on_group(applied)
-            elif isinstance(applied, Moved) and host.leads:
-                self.on_group(applied.group)
-                copies = sum(index >= entry.index for index in match.values())
-                self.on_stored(applied.stored, payload, copies)
+            match applied:
+                case Stored():
+                    self._on_stored(host, applied, payload, copies)
+                case GroupApplied() if host.leads:
+                    self.on_group(applied)
+                case Moved(group, stored):
+                    if host.leads:
+                        self.on_group(group)
+                    self._on_stored(host, stored, payload, copies)
+                case Dropped():
+                    gone = True
+                case Retained():
+                    gone = True
+                    if host.leads:
+                        self.on_retained(applied)
+                case Compacted():
+                    gone = True
+                    if host.leads:
+                        self.on_compacted(applied)
         self.saving.on_applied(host, now=gone)
+
+    def _on_stored(self, host: Host, stored: Stored, payload: Buffer, copies: Mapping[Node, int]) -> None:
+        if host.leads:
+            self.on_stored(host, stored, payload, copies)
+        elif host.replica.is_witness:
+            host.kept.on_stored(stored.partition, stored.base_offset + stored.count)
 
     def _on_role(self, host: Host, effect: words.TellRole) -> None:
         leads = effect.role is Role.LEADER and effect.serves
@@ -457,15 +466,11 @@ class Slots:
 
     def wake(self) -> float:
         """When a tick is due; perhaps too early, never too late."""
-        return min(self._wake, self.pacing.wake())
+        return min(self._wake, self.pacing.wake()) if self.pacing.waiting else self._wake
 
     # ---------------------------------------------------------------------------------------- facts
     def led(self) -> Iterator[Host]:
         return (h for h in self.hosts.values() if h.leads)
-
-    def copies(self, slot: Slot, index: int) -> int:
-        """How many nodes are known to have this entry on disk."""
-        return sum(match >= index for match in self.hosts[slot].replica.copies().values())
 
     def partition(self, slot: Slot, partition: PartitionKey) -> PartitionState:
         host = self.hosts.get(slot)
