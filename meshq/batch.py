@@ -52,6 +52,7 @@ CODECS: Final = {"none": 0, "lz4": 1, "zstd": 2}
 _HEADER = struct.Struct(">2sBBIq16sIQI")
 _CHECKS = struct.Struct(">IIQ")
 _COMPRESS_ABOVE_BYTES = 128  # below this compression costs more than it saves
+_FEW = 8  # records; more are joined sooner than made into objects
 _MANY = 32  # records; fewer are decoded sooner than looked at from outside
 
 Buffer = bytes | bytearray | memoryview
@@ -159,6 +160,8 @@ def _encode(records: Sequence[RawRecord | bytes], deltas: Sequence[tuple[int, in
     kinds = set(map(type, records))
     if bytes not in kinds:
         return _encoder.encode(records)
+    if len(records) < _FEW and len(deltas) == 1:
+        return _encoder.encode([_raw(r, 0) for r in records])
     ends = [place for place, _ in deltas[1:]] + [len(records)]
     runs = [(records[start:end], delta_ms) for (start, delta_ms), end in zip(deltas, ends, strict=True)]
     runs = [(run, delta_ms) for run, delta_ms in runs if run]
@@ -171,8 +174,12 @@ def _encode(records: Sequence[RawRecord | bytes], deltas: Sequence[tuple[int, in
         return parts[0] if len(parts) == 1 else b"".join(parts)
     made: list[RawRecord] = []
     for run, delta_ms in runs:
-        made += [RawRecord(None, r, None, delta_ms) if isinstance(r, bytes) else r for r in run]
+        made += [_raw(r, delta_ms) for r in run]
     return _encoder.encode(made)
+
+
+def _raw(record: RawRecord | bytes, delta_ms: int) -> RawRecord:
+    return RawRecord(None, record, None, delta_ms) if isinstance(record, bytes) else record
 
 
 def _join(before: bytes, values: Sequence[bytes], delta_ms: int) -> bytes:

@@ -108,28 +108,29 @@ class Mesh:
         timeout: float = 30.0,
     ) -> Receipt:
         """`publish` past any outbox."""
-        producer = self._publisher(topic, acks)
-        try:
-            return await self._publish(producer, value, key, headers, timeout)
-        except TopicGone:
-            # Deleted since it was last used from here: the name may be another topic's by now. Others that
-            # were refused with this record may have begun anew already.
-            if self._publishers.get((topic, acks)) is producer:
-                del self._publishers[topic, acks]
-                self._retire(producer)
-            return await self._publish(self._publisher(topic, acks), value, key, headers, timeout)
+        began_anew = False
+        while True:
+            producer = self._publisher(topic, acks)
+            within = await self._wait_for_room(producer, timeout) if producer.is_full() else timeout
+            try:
+                return await producer.send_within(within, value, key=key, headers=headers)
+            except TopicGone:
+                # Deleted since it was last used from here: the name may be another topic's by now. Others
+                # that were refused with this record may have begun anew already.
+                if began_anew:
+                    raise
+                began_anew = True
+                if self._publishers.get((topic, acks)) is producer:
+                    del self._publishers[topic, acks]
+                    self._retire(producer)
 
-    async def _publish(
-        self, producer: Producer, value: Buffer, key: bytes | None, headers: Headers | None, timeout: float
-    ) -> Receipt:
-        within = timeout
-        if producer.is_full():
-            deadline = self._driver.clock() + timeout
-            while producer.is_full():
-                await producer.ready(max(deadline - self._driver.clock(), 0.001))
-            # In half seconds, for records of different deadlines don't share a batch.
-            within = math.ceil(max(deadline - self._driver.clock(), 0.5) * 2) / 2
-        return await producer.send_within(within, value, key=key, headers=headers)
+    async def _wait_for_room(self, producer: Producer, timeout: float) -> float:
+        """How much of the time is left then."""
+        deadline = self._driver.clock() + timeout
+        while producer.is_full():
+            await producer.ready(max(deadline - self._driver.clock(), 0.001))
+        # In half seconds, for records of different deadlines don't share a batch.
+        return math.ceil(max(deadline - self._driver.clock(), 0.5) * 2) / 2
 
     @overload
     def producer(

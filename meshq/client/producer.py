@@ -175,7 +175,9 @@ class Producer:
             raise UsageError(f"the producer for {self.topic} was closed: make another one")
         if self.is_full():
             self._room.refuse()
-        return self.take(timeout, check_value(value), check_key(key), check_headers(headers))
+        if type(value) is not bytes or key is not None or headers is not None:
+            return self.take(timeout, check_value(value), check_key(key), check_headers(headers))
+        return self.take(timeout, value, None, None)
 
     def take(
         self, timeout: float, value: bytes, key: bytes | None, headers: dict[str, bytes] | None

@@ -70,26 +70,23 @@ class Reading:
     def __init__(self, common: Common, routing: Routing) -> None:
         self._common = common
         self._routing = routing
-        self._subs: dict[int, Subscribed] = {}
+        self.subs: dict[int, Subscribed] = {}
         self._watches: dict[int, Subscribed] = {}
         self._stirred: dict[Subscribed, None] = {}
         self._registries: dict[bytes, int] = {}  # server key -> the registry it has, at least; of live links
-        self._alarm = Alarm()
-
-    def deadline(self) -> float:
-        return self._alarm.at
+        self.alarm = Alarm()
 
     def needs(self, server_key: bytes) -> bool:
         owner = self._routing.owner_of
         return any(
             part.server == server_key or (part.server is None and owner(*part.key) == server_key)
-            for s in self._subs.values()
+            for s in self.subs.values()
             for part in s.parts.values()
         )
 
     # -------------------------------------------------------------------- what the application does
     def on_subscribe(self, event: SubscribeRequested) -> None:
-        s = self._subs[event.sub] = Subscribed(
+        s = self.subs[event.sub] = Subscribed(
             event.sub,
             event.pattern,
             event.start,
@@ -103,7 +100,7 @@ class Reading:
         self._stirred[s] = None
 
     def on_consumed(self, event: Consumed) -> None:
-        s = self._subs.get(event.sub)
+        s = self.subs.get(event.sub)
         flow = s.flows.get(event.source) if s else None
         if s is None or flow is None:
             return
@@ -112,19 +109,19 @@ class Reading:
             self._grant(s, event.source, flow)
 
     def on_unsubscribed(self, sub: int) -> None:
-        s = self._subs.get(sub)
+        s = self.subs.get(sub)
         if s is not None:
             self._forget(s, Unavailable("the subscription was closed"))
 
     def close(self) -> None:
-        for s in list(self._subs.values()):
+        for s in list(self.subs.values()):
             self._forget(s, Unavailable("the client was closed"))
 
     # ------------------------------------------------------------------------ what happens to links
     def on_home(self, now: float) -> None:
         """Another home, or the same one anew: it has to be asked for the topics again."""
         self._watches.clear()
-        for s in self._subs.values():
+        for s in self.subs.values():
             s.watch = 0
             s.arriving = None
             s.watch_retry_at = now
@@ -136,7 +133,7 @@ class Reading:
 
     def on_lost(self, server_key: bytes, now: float) -> None:
         self._registries.pop(server_key, None)
-        for s in self._subs.values():
+        for s in self.subs.values():
             for part in s.parts.values():
                 if part.server == server_key:
                     self._wait(s, part, now)
@@ -150,7 +147,7 @@ class Reading:
         """A link came up or routes changed: read at once what waits, and move what is read at a former
         leader.
         """
-        for s in self._subs.values():
+        for s in self.subs.values():
             for part in s.parts.values():
                 owner = self._routing.owner_of(*part.key)
                 if part.server is not None and owner is not None and owner != part.server:
@@ -161,8 +158,8 @@ class Reading:
             self._stirred[s] = None
 
     def on_tick(self, now: float) -> None:
-        if self._alarm.rings(now):
-            self._stirred.update(dict.fromkeys(self._subs.values()))
+        if self.alarm.rings(now):
+            self._stirred.update(dict.fromkeys(self.subs.values()))
 
     # --------------------------------------------------------------------------- what the mesh says
     def on_topics(self, message: TopicsChanged) -> bool:
@@ -215,11 +212,11 @@ class Reading:
         s.watch = 0
         s.watch_retry_at = now + max(delay_s(s.watch_attempt, self._common.rng), error.retry_after_ms / 1000)
         s.watch_attempt += 1
-        self._alarm.by(s.watch_retry_at)
+        self.alarm.by(s.watch_retry_at)
         return True
 
     def on_started(self, server_key: bytes, message: ReadStarted, now: float) -> None:
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         if s is None:
             return
         for item in message.items:
@@ -250,7 +247,7 @@ class Reading:
 
     def on_expired(self, server_key: bytes, message: Expired) -> None:
         """Records went before they came here; what comes next is behind them."""
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         for item in message.items if s is not None else ():
             part = s.parts.get((item.topic_id, item.partition)) if s is not None else None
             if s is None or part is None or part.server != server_key or not part.started:
@@ -263,7 +260,7 @@ class Reading:
         self._common.effects.append(TellExpired(s.sub, part.topic, part.number, count, then))
 
     def on_ended(self, server_key: bytes, message: ReadEnded, now: float) -> None:
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         part = s.parts.get((message.topic_id, message.partition)) if s else None
         if s is None or part is None or part.server != server_key:
             return
@@ -281,7 +278,7 @@ class Reading:
         """Raises: RemoteProtocolError when it is not what a peer may push."""
         if len(payloads) != len(message.items):
             raise RemoteProtocolError(f"{len(message.items)} batches announced, {len(payloads)} delivered")
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         if s is None:
             return  # of a subscription that was closed
         flow = s.flows.get(server_key)
@@ -327,7 +324,7 @@ class Reading:
     # --------------------------------------------------------------------------------------- asking
     def pump(self, now: float) -> None:
         for s in self._stirred:
-            if s.sub in self._subs:
+            if s.sub in self.subs:
                 self._watch(s, now)
                 self._read(s, now)
         self._stirred.clear()
@@ -337,9 +334,9 @@ class Reading:
         if s.watch or home is None:
             return
         if now < s.watch_retry_at:
-            self._alarm.by(s.watch_retry_at)
+            self.alarm.by(s.watch_retry_at)
             return
-        s.watch = self._common.next_request()
+        s.watch = next(self._common.requests)
         s.arriving = {}
         self._watches[s.watch] = s
         self._send(home, Watch(s.watch, s.pattern, list(s.prefixes), s.version))
@@ -349,7 +346,7 @@ class Reading:
         for part in s.waiting.values():
             server = self._routing.owner_of(*part.key)
             if now < part.retry_at:
-                self._alarm.by(part.retry_at)
+                self.alarm.by(part.retry_at)
             elif server is not None and self._routing.use(server, now):
                 by_server.setdefault(server, []).append(part)
         for server, parts in by_server.items():
@@ -422,7 +419,7 @@ class Reading:
         for server in s.flows:
             if self._routing.is_ready(server):
                 self._send(server, Unread(s.sub))
-        self._subs.pop(s.sub, None)
+        self.subs.pop(s.sub, None)
 
     def _send(self, server_key: bytes, message: Message) -> None:
         self._common.effects.append(Send(server_key, message))

@@ -34,6 +34,8 @@ _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+# Without what pyzmq puts before it for the sake of sockets of other kinds.
+_send: Final[Callable[..., object]] = zmq.backend.Socket.send
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +128,7 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer]) -> None:
     """
     last = len(frames) - 1
     for i, frame in enumerate(frames):
-        socket.send(frame, _NOBLOCK if i == last else _MORE, copy=len(frame) < LEND_FROM_BYTES)
+        _send(socket, frame, _NOBLOCK if i == last else _MORE, len(frame) < LEND_FROM_BYTES)
 
 
 def content(frame: zmq.Frame) -> Buffer:
