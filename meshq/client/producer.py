@@ -3,7 +3,9 @@
 `send` is called millions of times, so it does next to nothing: it puts the record into the open batch of its
 partition and returns. A batch is sealed when it is full, or when `linger_ms` have passed since the first
 record in any open one; with `in_flight` batches of its partition unanswered it waits for one of them instead
-of queueing behind as a small one.
+of queueing behind as a small one. Without linger it is sealed at the end of the loop's turn, so that what is
+sent together travels together; at once, where the last batch was one record and has been answered: that is
+somebody who waits for each.
 
 Keyed records go to partition `crc32(key) % partitions`. Records without a key fill one partition's batch,
 then the next partition's: full batches wherever, instead of small ones everywhere (Kafka's KIP-480).
@@ -99,6 +101,7 @@ class Producer:
         self._under_way: dict[int, int] = {}  # batches not answered, by partition
         self._unanswered: dict[OutgoingBatch, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._one_at_a_time = False  # so it was with the last batch
         self._now_ms = 0
         self._clock_is_old = True
 
@@ -191,14 +194,20 @@ class Producer:
                 raise too_large(size, self._record_bytes_max, self.topic)
             self._forget_topic()  # its limit may have been raised since
             self._limbo.want_fresh()
-        if self._clock_is_old:
+        alone = self._one_at_a_time and not (self._linger_s or self._under_way or self._open)
+        if alone:
+            self._now_ms = int(time.time() * 1000)
+        elif self._clock_is_old:
             self._look_at_clock()
         record = RawRecord(key, value, headers, 0)
         self._room.used += encoded
         if self._info is None:
             return self._limbo.take(record, encoded, timeout)
         batch = self._batch_for(self._info, record, encoded, timeout)
-        return PendingReceipt(batch, len(batch.records) - 1)
+        receipt = PendingReceipt(batch, len(batch.records) - 1)
+        if alone:
+            self._seal(batch)
+        return receipt
 
     async def ready(self, timeout: float | None = None) -> None:
         """Wait until `send` takes records again. Raises: Overloaded when it does not within the timeout."""
@@ -358,6 +367,7 @@ class Producer:
         records, batch.records = batch.records, []
         deltas, batch.deltas = batch.deltas, []
         batch.count = len(records)
+        self._one_at_a_time = batch.count == 1
         self._under_way[partition] = self._under_way.get(partition, 0) + 1
         try:
             body = batches.seal(

@@ -91,8 +91,8 @@ def judge(
 
 
 def _unknown(epoch: int, first_sequence: int) -> UnknownProducer:
-    idle_ms = idle_ms_of(epoch)
-    after = f"{idle_ms // 86_400_000} idle days" if epoch else f"{idle_ms // 60_000} idle minutes"
+    days, minutes = OUTBOX_IDLE_MS // 86_400_000, PRODUCER_IDLE_MS // 60_000
+    after = f"{days} idle days" if epoch else f"{minutes} idle minutes"
     return UnknownProducer(
         f"nothing is remembered of this producer, yet its batch begins at sequence {first_sequence}; "
         f"sequences are forgotten after {after}"
@@ -112,14 +112,9 @@ def advance(
     )
 
 
-def idle_ms_of(epoch: int) -> int:
-    """How long a producer of this epoch may be idle before it is forgotten."""
-    return OUTBOX_IDLE_MS if epoch else PRODUCER_IDLE_MS
-
-
 def is_expired(state: ProducerState, timestamp_ms: int) -> bool:
     """By the log's own time, so that every replica forgets at the same entry."""
-    return state.used_ms + idle_ms_of(state.epoch) < timestamp_ms
+    return state.used_ms + (OUTBOX_IDLE_MS if state.epoch else PRODUCER_IDLE_MS) < timestamp_ms
 
 
 class ProducerTable:

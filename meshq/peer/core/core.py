@@ -386,11 +386,14 @@ class PeerCore:
             for session in self.ctx.sessions.states:
                 if session[0] != PEERS:
                     self.ctx.send(session, routes)
-        self.whereabouts.flush()
-        self.replicating.flush()
+        if self.whereabouts.news:
+            self.whereabouts.flush()
+        if self.replicating.going:
+            self.replicating.flush()
         self.publishing.receipts.flush()
         desks.flush()  # first: who is pushed records of a partition knows that it is its own
-        self.reading.flush()
+        if self.ctx.deliveries.ready:
+            self.reading.flush()
         out = self.ctx.out[:]
         self.ctx.out.clear()
         return out

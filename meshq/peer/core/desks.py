@@ -361,11 +361,14 @@ class Desks:
         return [Told(state.expired)]
 
     def flush(self) -> None:
-        self.leases.flush()
+        if self.leases.words:
+            self.leases.flush()
         for session, results in self._settled.items():
             for i in range(0, len(results), 1_024):
                 self.ctx.send(session, Settled(results[i : i + 1_024]))
         self._settled.clear()
+        if not self._hands:
+            return
         by_ref: dict[Ref, list[tuple[GroupKey, Hand]]] = {}
         for key, hand in self._hands:
             by_ref.setdefault(hand.member.ref, []).append((key, hand))
