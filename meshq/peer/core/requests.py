@@ -85,7 +85,7 @@ class Requests:
         welcome = Welcome(version, mesh, me.peer, me.boot, now_ms, me.disk, me.epoch, rolled_back)
         self.core.ctx.send(session, welcome)
         if session[0] != PEERS:
-            self.core.ctx.send(session, self.core.routes())
+            self.core.ctx.send(session, self.core.whereabouts.routes())
 
     def _dispatch(
         self, session: Session, principal: Principal, message: AnyMessage, payloads: tuple[Buffer, ...]

@@ -128,7 +128,7 @@ class Saving:
             host.rewriting -= len(rewrites)
             self.delete(host, deletions)
             if rewrites and host.leads:
-                self.slots.on_written(host)
+                self.slots.react.on_written(host)
             if witness:
                 host.kept.mark(applied, ends)
                 self.slots.out += host.kept.let_go(host.replica)
