@@ -1,4 +1,4 @@
-"""Opening: what a peer begins with: the store on its disk, a core that has its papers, the client inside it."""
+"""Opening: what a peer begins with: the store on its disk, a core with its papers, the client inside it."""
 
 from __future__ import annotations
 
