@@ -161,7 +161,7 @@ def _encode(records: Sequence[RawRecord | bytes], deltas: Sequence[tuple[int, in
     if bytes not in kinds:
         return _encoder.encode(records)
     if len(records) < _FEW and len(deltas) == 1:
-        return _encoder.encode([_raw(r, 0) for r in records])
+        return _encoder.encode([_raw(r, deltas[0][1]) for r in records])
     ends = [place for place, _ in deltas[1:]] + [len(records)]
     runs = [(records[start:end], delta_ms) for (start, delta_ms), end in zip(deltas, ends, strict=True)]
     runs = [(run, delta_ms) for run, delta_ms in runs if run]

@@ -9,6 +9,7 @@ return a struct or raise RemoteProtocolError.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -527,8 +528,7 @@ _bulky_to_server: msgspec.msgpack.Decoder[BulkyMessage] = msgspec.msgpack.Decode
 _to_client: msgspec.msgpack.Decoder[ServerMessage] = msgspec.msgpack.Decoder(ServerMessage)
 
 
-def encode(message: Message) -> bytes:
-    return _encoder.encode(message)
+encode: Final[Callable[[Message], bytes]] = _encoder.encode
 
 
 def decode_request(data: Buffer) -> ClientMessage | PeerMessage:

@@ -59,7 +59,7 @@ class Asking:
         self._open: dict[_Question, None] = {}  # bounded by who asks; each has its deadline
         self._sent: dict[int, _Question] = {}
         self._topics: dict[str, tuple[TopicInfo, float]] = {}  # at most CACHED_TOPICS_MAX; and since when
-        self._stirred = False
+        self.stirred = False
         self.alarm = Alarm()
 
     # --------------------------------------------------------------------------------- what happens
@@ -71,7 +71,7 @@ class Asking:
                 return
         self._open[_Question(wanted)] = None
         self.alarm.by(wanted.deadline)
-        self._stirred = True
+        self.stirred = True
 
     def on_topic_gone(self, name: str) -> None:
         self._topics.pop(name, None)
@@ -85,10 +85,10 @@ class Asking:
                     f"{question.wanted.what!r} was sent, but the link was lost before its answer: "
                     "look whether it was done before asking again"
                 ))  # fmt: skip
-        self._stirred = True
+        self.stirred = True
 
     def on_home(self) -> None:
-        self._stirred = True
+        self.stirred = True
 
     def on_resolved(self, message: Resolved, now: float) -> None:
         question = self._answered(message.request)
@@ -142,7 +142,7 @@ class Asking:
                 self._fail(question, self._too_late(question))
             else:
                 self.alarm.by(question.wanted.deadline)
-        self._stirred = True
+        self.stirred = True
 
     def close(self) -> None:
         for question in list(self._open):
@@ -151,9 +151,9 @@ class Asking:
 
     # -------------------------------------------------------------------------------------- sending
     def pump(self, now: float) -> None:
-        if not self._stirred or self._routing.home is None:
+        if not self.stirred or self._routing.home is None:
             return
-        self._stirred = False
+        self.stirred = False
         for question in list(self._open):
             if question.request:
                 continue

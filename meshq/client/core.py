@@ -103,7 +103,8 @@ class ClientCore:
                 self._routing.start(now)
             self._on_event(event, now)
             self._on_changes(now)
-            self._asking.pump(now)
+            if self._asking.stirred:
+                self._asking.pump(now)
             self._producing.pump(now)
             for reader in self._readers:
                 if reader.subs:

@@ -212,7 +212,7 @@ class Producer(Batching):
 
     def is_full(self) -> bool:
         """Whether `send` would raise Overloaded."""
-        return self._room.is_full()
+        return self._room.used >= self._room.limit
 
     @property
     def is_closed(self) -> bool:

@@ -282,7 +282,8 @@ class PeerShell:
         try:
             while self._events:
                 event = self._events.popleft()
-                self._execute(self.core.handle(event, now=_now(), wall_ms=_wall_ms()))
+                for effect in self.core.handle(event, now=_now(), wall_ms=_wall_ms()):
+                    self._carriers[type(effect)](effect)
             if self._stopping is not None and not self.core.ctx.disk.outstanding:
                 self._idle.set()
             self._wind()

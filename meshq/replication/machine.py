@@ -196,8 +196,8 @@ class Replica:
 
     def copies(self) -> dict[Node, int]:
         """The same of those that keep payloads: who a receipt counts."""
-        witnesses = self._state.witnesses()
-        return {node: index for node, index in self.match().items() if node not in witnesses}
+        match, witnesses = self.match(), self._state.witnesses()
+        return {node: index for node, index in match.items() if node not in witnesses} if witnesses else match
 
     def deadline(self) -> float:
         s = self._state
@@ -258,7 +258,6 @@ class Replica:
         s.flush()
         if s.role is Role.LEADER:
             self._leading.flush()
-            s.flush()  # a configuration may have followed one that was decided
         out = s.out
         s.out = []
         return out

@@ -263,7 +263,8 @@ class PeerCore:
         self.whereabouts.changed |= self.membership.on_own_record(addresses, incarnation)
 
     def deadline(self) -> float:
-        return min(self._next_tick, self.slots.wake(), self.liveness.wake(), self.consuming.desks.wake())
+        due, desks = self.liveness.support.due, self.consuming.desks
+        return min(self._next_tick, self.slots.wake(), due, desks.wake_at)
 
     # ------------------------------------------------------------------------------------- handling
     def handle(self, event: Event, *, now: float, wall_ms: int) -> list[Effect]:

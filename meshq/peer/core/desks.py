@@ -63,7 +63,7 @@ class Desks:
     _settled: dict[Session, list[tuple[int, Refused]]] = field(default_factory=dict)  # of this turn
     _hands: list[tuple[GroupKey, Hand]] = field(default_factory=list)  # of this turn
     _postponed: dict[GroupKey, None] = field(default_factory=dict)
-    _wake: float = inf
+    wake_at: float = inf  # when a tick is due, if nothing else calls for one
 
     def __post_init__(self) -> None:
         self.leases = Leases(self.ctx, self.stir)
@@ -239,9 +239,9 @@ class Desks:
     # ------------------------------------------------------------------------------------ each turn
     def tick(self) -> None:
         self.leases.tick()
-        if self.ctx.now < self._wake:
+        if self.ctx.now < self.wake_at:
             return
-        self._wake = inf
+        self.wake_at = inf
         self.stirred.update(self._postponed)
         self._postponed.clear()
         for key, part in self.parts.items():
@@ -249,10 +249,7 @@ class Desks:
             if at <= self.ctx.now:
                 self.stir(key)
             else:
-                self._wake = min(self._wake, at)
-
-    def wake(self) -> float:
-        return self._wake
+                self.wake_at = min(self.wake_at, at)
 
     def propose(self) -> None:
         """What this turn has come to, of what was `stirred`."""
@@ -265,7 +262,7 @@ class Desks:
     def _take(self, part: Part) -> None:
         if self.slots.hosts[part.slot].replica.is_handing_over:
             self._postponed[part.key] = None  # it proposes nothing: the next leader will, or this one again
-            self._wake = min(self._wake, self.ctx.now + POSTPONED_S)
+            self.wake_at = min(self.wake_at, self.ctx.now + POSTPONED_S)
             return
         desk, own = part.desk, list[Op]()
         if desk is not None:
@@ -279,7 +276,7 @@ class Desks:
                 ref = ((GROUPS, part.key.group.encode()), 0)
                 fetch = Fetch(ref, part.key.partition, want.offset, want.end, want.bytes_max)
                 self.ctx.out.append(FetchBatches(fetch))
-            self._wake = min(self._wake, part.wake())
+            self.wake_at = min(self.wake_at, part.wake())
         if part.ops or own:
             self._append(part, own)
         elif part.seek is None and not part.proposed and (desk.is_idle if desk else not part.opening):

@@ -68,9 +68,6 @@ class Liveness:
         if self.ctx.now >= self.support.due:
             self._carry_out(self.support.on_tick(now=self.ctx.now))
 
-    def wake(self) -> float:
-        return self.support.due
-
     # ------------------------------------------------------------------------------- how it is done
     def _carry_out(self, effects: list[SupportEffect]) -> None:
         for effect in effects:
