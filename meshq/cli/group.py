@@ -169,7 +169,9 @@ def redrive(topic: str, name: str, limit: int | None, dry_run: bool, as_json: bo
     click.echo(f"Dead letters {'that would be ' if dry_run else ''}put back: {found.redriven:,}")
     if found.expired:
         click.echo(f"Of {found.expired:,} the record is not kept any more: read their letters.", err=True)
-    if found.left and (limit is None or found.redriven + found.expired < limit):
+    if found.void:
+        click.echo(f"Of {found.void:,} a reset had handed out the record again: they stay.", err=True)
+    if found.left and (limit is None or found.redriven + found.expired + found.void < limit):
         click.echo(
             f"{found.left:,} are left: as many records are out as may be. Again when some are done.", err=True
         )

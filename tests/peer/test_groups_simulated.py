@@ -244,7 +244,7 @@ def check_seed(
     return world, history, info
 
 
-@pytest.mark.parametrize("seed", range(20, 22))
+@pytest.mark.parametrize("seed", [20, 21, 25, 30])  # 25 and 30: letters from before a reset, put back
 def test_a_reset_under_way_skips_nothing_and_ends_all_leases(seed: int) -> None:
     check_seed(seed, resets=2)
 

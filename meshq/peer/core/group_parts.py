@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from meshq import errors
 from meshq.errors import MeshqError, RemoteProtocolError, StoreCorrupt, Unavailable, UsageError
 from meshq.ids import PartitionKey, Slot, TopicId
 from meshq.levels import DEAD_LETTERS, check_in_use
@@ -21,6 +22,7 @@ from meshq.peer.core.desks import Desks, Part, Refused
 from meshq.peer.core.lookups import Found
 from meshq.peer.core.slots import Slots
 from meshq.streams.groups.letters import read_origins
+from meshq.streams.groups.rewound import Rewound
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import AnyState, GroupKey
 from meshq.streams.groups.words import Delete, Range, Redrive, Reset
@@ -51,7 +53,7 @@ class GroupParts:
             case "show":
                 self._show(info, slot, key, state, tell)
             case "reset":
-                self._reset(args, slot, key, state, tell)
+                self._reset(args, slot, key, tell)
             case "redrive":
                 self._redrive(args, info, slot, key, state, tell)
             case "delete":
@@ -99,6 +101,7 @@ class GroupParts:
             "members": self._members(key),
             "acked": state.acked,
             "dead": self._letters(info, slot, key, state)[1],
+            "reset": state.reset,
             **_own(state),
         }
         if floor >= at.end:
@@ -149,7 +152,7 @@ class GroupParts:
         if to not in _TO or isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise UsageError(f"`to` is one of {', '.join(_TO)}; `value` the offset, or the time in ms")
 
-    def _reset(self, args: Facts, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
+    def _reset(self, args: Facts, slot: Slot, key: GroupKey, tell: Tell) -> None:
         self.check_reset(args)
         at = self.slots.partition(slot, key.partition)
         if args["to"] == "time":
@@ -167,14 +170,24 @@ class GroupParts:
         if state is None:
             tell(Unavailable("the partition has another leader now", retry_after_ms=100))
             return
-        facts = {"partition": key.partition.partition, "there": True, "from": state.floor, "to": to}
-        if args.get("dry_run"):
+        number = key.partition.partition
+        facts = {"partition": number, "there": True, "to": to}
+        name, since = args["name"], args["since"].get(str(number), b"")
+        if args.get("dry_run") or state.reset == name:  # it was done, and its answer was lost
             tell(facts)
             return
+
+        def judged(result: Refused | MeshqError) -> None:
+            now = self._led_state(slot, key)
+            if result and not isinstance(result, MeshqError) and now is not None and now.reset != since:
+                text = "the group was reset by somebody else just now: look, and try again"
+                result = [] if now.reset == name else errors.Refused(text)
+            tell(_or_error(result, facts))
+
         try:
             part = self._part(slot, key)
             _check_quiet(part, state)
-            self.desks.add(part, Reset(to), lambda result: tell(_or_error(result, facts)))
+            self.desks.add(part, Reset(to, name, since), judged)
         except MeshqError as e:
             tell(e)
 
@@ -194,11 +207,11 @@ class GroupParts:
         place, dead = self._letters(info, slot, key, state)
         room = GROUP_PENDING_MAX - state.pending
         wanted = min(args["wanted"].get(str(number), 0), dead)
-        facts = {"partition": number, "there": True, "redriven": 0, "expired": 0, "left": dead}
+        facts = {"partition": number, "there": True, "redriven": 0, "expired": 0, "void": 0, "left": dead}
         if place is None or not wanted or room <= 0:
             tell({**facts, "full": bool(wanted) and room <= 0})
             return
-        at, since = self.slots.partition(slot, place), state.redriven
+        at, since, reset = self.slots.partition(slot, place), state.redriven, state.reset
         first = max(since, at.low)
 
         def found(batches: Found) -> None:
@@ -209,10 +222,11 @@ class GroupParts:
                     raise Unavailable("the partition has another leader now", retry_after_ms=100)
                 part = self._part(slot, key)
                 held = self.slots.partition(slot, key.partition)
-                end, ranges, expired = _choose(info, number, batches, first, min(wanted, room), held)
-                op = Redrive(since, end, tuple(ranges))
-                put = sum(e - s for s, e in ranges)
-                facts.update(redriven=put, expired=expired, left=dead - (end - first))
+                chosen = _choose(info, number, batches, first, min(wanted, room), held, state.rewound)
+                op = Redrive(since, chosen.end, chosen.ranges, reset)
+                put = sum(e - s for s, e in chosen.ranges)
+                left = dead - (chosen.end - first)
+                facts.update(redriven=put, expired=chosen.expired, void=chosen.void, left=left)
                 self.desks.add(part, op, lambda result: tell(_or_error(result, facts)))
             except MeshqError as e:
                 tell(e)
@@ -220,14 +234,28 @@ class GroupParts:
         self.ctx.lookups.read(place, first, at.end, REDRIVE_BYTES, found)
 
 
-def _choose(
-    info: TopicInfo, number: int, batches: Any, first: int, count: int, held: PartitionState
-) -> tuple[int, list[Range], int]:
-    """Up to which letter to go, which records those are of, and of how many the record is not kept any more.
-
-    Raises: RemoteProtocolError, StoreCorrupt.
+class _Chosen(NamedTuple):
+    """Up to which letter to go, and which records those are of. Of how many the record is not kept any more,
+    and of how many it was handed out again by a reset: these stay where they are.
     """
-    end, offsets, expired = first, list[int](), 0
+
+    end: int
+    ranges: tuple[Range, ...]
+    expired: int
+    void: int
+
+
+def _choose(
+    info: TopicInfo,
+    number: int,
+    batches: Any,
+    first: int,
+    count: int,
+    held: PartitionState,
+    rewound: Rewound,
+) -> _Chosen:
+    """Raises: StoreCorrupt."""
+    end, offsets, expired, void = first, list[int](), 0, 0
     for batch in batches:
         if batch.base_offset > end:
             raise StoreCorrupt(f"dead letter {end} of partition {number} is not on this disk")
@@ -238,18 +266,20 @@ def _choose(
         for origin in origins[end - batch.base_offset :]:
             if end - first >= count:
                 break
-            end += 1
             if origin is None or origin[:2] != (info.name, number) or not held.low <= origin[2] < held.end:
                 expired += 1
+            elif rewound.covers(end, origin[2]):
+                void += 1
             else:
                 offsets.append(origin[2])
+            end += 1
     ranges: list[Range] = []
     for offset in sorted(set(offsets)):
         if ranges and ranges[-1][1] == offset:
             ranges[-1] = (ranges[-1][0], offset + 1)
         else:
             ranges.append((offset, offset + 1))
-    return end, ranges, expired
+    return _Chosen(end, tuple(ranges), expired, void)
 
 
 def _own(state: AnyState) -> Facts:

@@ -38,7 +38,7 @@ class OrderedState:
 
     __slots__ = (
         "ack_wait_ms", "acked", "before", "expired", "holder", "lease", "low", "max_deliver", "mode", "next",
-        "told", "tries",
+        "reset", "told", "tries",
     )  # fmt: skip
 
     def __init__(self, opened: Open) -> None:
@@ -54,6 +54,7 @@ class OrderedState:
         self.low = 0  # of the partition: what is before it has expired
         self.expired = 0  # in all: went before they were acknowledged, and cannot be handed out any more
         self.told = 0  # of these members were told
+        self.reset = b""  # the name of the last reset
 
     @property
     def floor(self) -> int:
@@ -102,7 +103,9 @@ class OrderedState:
             case Pass():
                 return ((op.first, op.end),)
             case Reset():
-                self.next, self.tries = op.start, 0
+                if op.since != self.reset:
+                    return ((op.start, op.start),)
+                self.reset, self.next, self.tries = op.name, op.start, 0
                 self.holder, self.lease, self.before = b"", 0, (b"", 0, 0)
                 self._pass_by()
                 return ()
@@ -137,7 +140,7 @@ class OrderedState:
         return _encoder.encode(
             _Row(
                 self.mode, self.ack_wait_ms, self.max_deliver, self.next, self.acked, self.holder, self.lease,
-                self.tries, self.before, self.low, self.expired, self.told,
+                self.tries, self.before, self.low, self.expired, self.told, self.reset,
             )
         )  # fmt: skip
 
@@ -148,7 +151,7 @@ def decode_ordered(data: bytes) -> OrderedState:
     state = OrderedState(Open(row.mode, row.ack_wait_ms, row.max_deliver, row.next))
     state.acked, state.holder, state.lease = row.acked, row.holder, row.lease
     state.tries, state.before = row.tries, row.before
-    state.low, state.expired, state.told = row.low, row.expired, row.told
+    state.low, state.expired, state.told, state.reset = row.low, row.expired, row.told, row.reset
     return state
 
 
@@ -165,6 +168,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     low: int = 0
     expired: int = 0
     told: int = 0
+    reset: bytes = b""
 
 
 _encoder = msgspec.msgpack.Encoder()
