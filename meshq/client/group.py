@@ -373,6 +373,11 @@ class Flight:
         if not self.open and not self.future.done():
             self.future.set_result(self.refused)
 
+    @property
+    def has_failed(self) -> bool:
+        """Nobody knows whether it counted."""
+        return self.future.done() and (self.future.cancelled() or self.future.exception() is not None)
+
     def failed(self, error: MeshqError) -> None:
         if not self.future.done():
             self.future.set_exception(error)

@@ -31,6 +31,17 @@ class GroupInfo(msgspec.Struct, frozen=True):
     dead: int
 
 
+class GroupMember(msgspec.Struct, frozen=True):
+    """A member of a group in one partition. `name`: of the credentials it is here with (None when it is not
+    `here` just now); `leased`: records it has in hand.
+    """
+
+    id: str
+    name: str | None
+    leased: int
+    here: bool
+
+
 class GroupPartition(msgspec.Struct, frozen=True):
     """A group in one partition.
 
@@ -39,6 +50,8 @@ class GroupPartition(msgspec.Struct, frozen=True):
     leased, waiting_again, dying: records that are out; that came back; on their way to the dead letters
     redelivered, acked: in all; dead: dead letters that were not put back
     holder: of an ordered group, the member that has the partition, by the beginning of its id
+    expired: records that went by retention, in all, before the group was through with them
+    who: its members there, by the beginnings of their ids, and those that are away and have something in hand
     """
 
     partition: int
@@ -60,6 +73,8 @@ class GroupPartition(msgspec.Struct, frozen=True):
     redelivered: int
     acked: int
     dead: int
+    expired: int = 0
+    who: list[GroupMember] = []
 
 
 class GroupReset(msgspec.Struct, frozen=True, rename={"from_": "from"}):

@@ -140,9 +140,9 @@ class OrderedSubscription(Subscription):
         """Of the record and all before it; for the record's own method."""
         if self._closed:
             raise UsageError(f"the subscription to {self.pattern} was closed, and gave its partitions back")
-        if offset < tenure.acked and tenure.last is not None:
+        if offset < tenure.acked and tenure.last is not None and not tenure.last.has_failed:
             return Settling(tenure.last, offset)
-        tenure.acked = offset + 1
+        tenure.acked = max(tenure.acked, offset + 1)
         if tenure.flight is None:
             tenure.flight = tenure.last = Flight(self._driver.loop.create_future(), open=1)
             tenure.flying += 1

@@ -8,6 +8,7 @@ import pytest
 
 from meshq.entries import EntryKind
 from meshq.errors import NotOwner, StoreError, Unavailable
+from meshq.ids import Session
 from meshq.levels import BASE
 from meshq.limits import GROUP_QUESTIONS_MAX
 from meshq.messages import (
@@ -31,6 +32,7 @@ from meshq.messages import (
 )
 from meshq.peer.core import events as e
 from meshq.peer.core import group_parts
+from meshq.peer.core.group_facts import short
 from meshq.registry import commands
 from meshq.registry.state import GENESIS_DISK
 from meshq.replication import words
@@ -99,7 +101,29 @@ def test_show_tells_where_a_group_stands() -> None:
         "partition": 0, "leader": "a", "mode": "queue", "ack_wait_ms": 10_000, "max_deliver": 3,
         "earliest": 0, "end": 5, "cursor": 1, "next": 5, "lag": 3, "lag_s": 7.0, "members": 1, "leased": 2,
         "holder": None, "waiting_again": 1, "dying": 0, "redelivered": 0, "acked": 1, "dead": 1,
+        "expired": 0, "who": [{"id": short(member_id(peer)), "name": "a", "leased": 2, "here": True}],
     }  # fmt: skip
+
+
+def member_id(peer: Single, session: Session = ONE) -> bytes:
+    desks = [p.desk for p in peer.core.consuming.desks.parts.values() if p.desk is not None]
+    (found,) = {m.id for desk in desks for m in desk.members.values() if m.ref[0] == session}
+    return found
+
+
+def test_show_names_its_members_and_those_that_are_away_with_records_in_hand() -> None:
+    peer, info = ready(5)
+    join(peer, info, TWO, in_flight=2)
+    got(peer, TWO)
+    away = member_id(peer, TWO)
+    peer.tell(e.SessionClosed(TWO))
+    join(peer, info, in_flight=3)
+    got(peer)
+    (row,) = group("show", peer)["partitions"]
+    assert {w["id"]: (w["name"], w["leased"], w["here"]) for w in row["who"]} == {
+        short(away): (None, 2, False),
+        short(member_id(peer)): ("a", 3, True),
+    }
 
 
 def test_groups_lists_those_that_one_may_consume() -> None:

@@ -13,7 +13,7 @@ from meshq.peer.core import burying
 from meshq.peer.core.burying import Burying
 from meshq.peer.core.desks import Desks, Part
 from meshq.peer.core.group_answers import GroupAnswers
-from meshq.peer.core.group_parts import GroupParts
+from meshq.peer.core.group_facts import GroupFacts
 from meshq.peer.core.slots import Slots
 from meshq.streams.groups import state
 from meshq.streams.groups.desk import QueueDesk
@@ -149,7 +149,7 @@ def tells_what_no_majority_confirmed(patch: Patch) -> None:
 
 
 def deletes_under_its_members(patch: Patch) -> None:
-    patch.setattr(GroupParts, "_members", lambda self, key: 0)
+    patch.setattr(GroupFacts, "members", lambda self, key: 0)
 
 
 rejected = letters.test_a_rejected_record_is_moved_to_the_dead_letters_with_what_was_said_of_it

@@ -37,6 +37,7 @@ from meshq.messages import TopicInfo
 from meshq.topics import check_topic
 
 log = logging.getLogger(__name__)
+CLOSE_S = 5.0  # for what nobody waits for
 ASK_S = 30.0  # how long one question for a topic may take; then it is asked again
 
 
@@ -217,7 +218,9 @@ class Outbox:
             self._on_turn()
         self._driver = None
         if self._fatal is None:
-            await self._until(lambda: not self._machine.is_writing or self._fatal is not None, None)
+            await self._until(lambda: not self._sizes or self._fatal is not None, None)
+            # The rest a full disk may hold up for ever. The next run does it again.
+            await self._until(lambda: not self._machine.is_writing or self._fatal is not None, CLOSE_S)
         self.closed = True
         if self._timer is not None:
             self._timer.cancel()

@@ -12,7 +12,7 @@ from meshq.batch import Buffer
 from meshq.client.checking import Headers, check_headers, check_key, check_value
 from meshq.client.outbox.outbox import Outbox
 from meshq.client.outbox.receipts import PendingQueued
-from meshq.errors import MeshqError, UsageError
+from meshq.errors import MeshqError, OutboxFull, UsageError
 from meshq.topics import check_topic
 
 
@@ -40,12 +40,19 @@ class OutboxProducer:
         return self.take(self._timeout, check_value(value), check_key(key), check_headers(headers))
 
     def send_many(self, values: Sequence[bytes]) -> int:
-        """As the ordinary producer's: how many were taken."""
+        """As the ordinary producer's: how many were taken. Raises: OutboxFull when none was; TooLarge,
+        UsageError; records before the faulty one were taken.
+        """
         taken = 0
         for value in values:
             if self.is_full():
                 break
-            self.send(value)
+            try:
+                self.send(value)
+            except OutboxFull:
+                if not taken:
+                    raise
+                break  # who takes it for nothing would send the others again
             taken += 1
         return taken
 

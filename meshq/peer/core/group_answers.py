@@ -150,7 +150,7 @@ class GroupAnswers:
 
         try:
             if info is None:
-                tell(self.parts.listed(slot))
+                tell(self.parts.facts.listed(slot))
                 return
             key = GroupKey(PartitionKey(TopicId(info.topic_id), what), args["group"])
             self.parts.do(args, info, slot, key, tell)

@@ -1,24 +1,23 @@
-"""A group in one partition that is led here: what there is to tell of it, and what is done to it from
-outside.
+"""A group in one partition that is led here: what is done to it from outside.
 
-Who asks has made sure that this peer leads the slot (grouping.py). Changes are proposed at the group's desk,
-as everything about it is; `tell` hears when they count.
+Who asks has made sure that this peer leads the slot (group_answers.py). Changes are proposed at the group's
+desk, as everything about it is; `tell` hears when they count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from meshq import errors
 from meshq.errors import MeshqError, RemoteProtocolError, StoreCorrupt, Unavailable, UsageError
-from meshq.ids import PartitionKey, Slot, TopicId
+from meshq.ids import Slot
 from meshq.levels import DEAD_LETTERS, check_in_use
 from meshq.limits import GROUP_PENDING_MAX
 from meshq.messages import TopicInfo
 from meshq.peer.core.context import Context
 from meshq.peer.core.desks import Desks, Part, Refused
+from meshq.peer.core.group_facts import Facts, GroupFacts, Tell
 from meshq.peer.core.lookups import Found
 from meshq.peer.core.slots import Slots
 from meshq.streams.groups.letters import read_origins
@@ -27,10 +26,7 @@ from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import AnyState, GroupKey
 from meshq.streams.groups.words import Delete, Range, Redrive, Reset
 from meshq.streams.slot import PartitionState
-from meshq.topics import dead_letters_of
 
-Facts = dict[str, Any]
-Tell = Callable[[Facts | MeshqError], None]
 REDRIVE_BYTES: Final = 1024 * 1024  # of letters that are looked at for one entry
 _TO: Final = ("earliest", "latest", "offset", "time")
 
@@ -40,6 +36,10 @@ class GroupParts:
     ctx: Context
     slots: Slots
     desks: Desks
+    facts: GroupFacts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.facts = GroupFacts(self.ctx, self.slots, self.desks)
 
     def do(self, args: Facts, info: TopicInfo, slot: Slot, key: GroupKey, tell: Tell) -> None:
         """Raises: UsageError, Unavailable."""
@@ -51,7 +51,7 @@ class GroupParts:
             return
         match args["do"]:
             case "show":
-                self._show(info, slot, key, state, tell)
+                self.facts.show(info, slot, key, state, tell)
             case "reset":
                 self._reset(args, slot, key, tell)
             case "redrive":
@@ -60,78 +60,6 @@ class GroupParts:
                 self._delete(slot, key, state, tell)
             case what:
                 raise UsageError(f"nothing that is done to groups is called {what!r}")
-
-    # --------------------------------------------------------------------------------------- looking
-    def listed(self, slot: Slot) -> list[Facts]:
-        """The groups of a slot, a row each partition."""
-        groups, rows = self.slots.hosts[slot].stream.groups, list[Facts]()
-        for key in groups:
-            state, info = groups.get(key), self.ctx.topic(key.partition.topic_id)
-            if state is not None and info is not None:
-                end = self.slots.partition(slot, key.partition).end
-                rows.append(
-                    {
-                        "topic": info.name,
-                        "group": key.group,
-                        "mode": state.mode.name.lower(),
-                        "partitions": 1,
-                        "members": self._members(key),
-                        "lag": _lag(state, end),
-                        "dead": self._letters(info, slot, key, state)[1],
-                    }
-                )
-        return rows
-
-    def _show(self, info: TopicInfo, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
-        at = self.slots.partition(slot, key.partition)
-        floor = max(state.floor, at.low)
-        facts: Facts = {
-            "partition": key.partition.partition,
-            "there": True,
-            "leader": self.ctx.me.name,
-            "mode": state.mode.name.lower(),
-            "ack_wait_ms": state.ack_wait_ms,
-            "max_deliver": state.max_deliver or None,
-            "earliest": at.low,
-            "end": at.end,
-            "cursor": state.floor,
-            "next": state.next,
-            "lag": _lag(state, at.end),
-            "lag_s": 0.0,
-            "members": self._members(key),
-            "acked": state.acked,
-            "dead": self._letters(info, slot, key, state)[1],
-            "reset": state.reset,
-            **_own(state),
-        }
-        if floor >= at.end:
-            tell(facts)
-            return
-
-        def found(batches: Found) -> None:
-            """How old the first record is that is not done."""
-            if isinstance(batches, MeshqError) or not batches:
-                facts["lag_s"] = None
-            else:
-                facts["lag_s"] = max(self.ctx.wall_ms - batches[0].timestamp_ms, 0) / 1000
-            tell(facts)
-
-        self.ctx.lookups.read(key.partition, floor, at.end, 1, found)
-
-    def _members(self, key: GroupKey) -> int:
-        part = self.desks.parts.get(key)
-        return 0 if part is None else len(part.desk.members if part.desk else part.opening)
-
-    def _letters(
-        self, info: TopicInfo, slot: Slot, key: GroupKey, state: AnyState
-    ) -> tuple[PartitionKey | None, int]:
-        """Where its dead letters are, and how many were not put back."""
-        graves = self.ctx.registry.topic(dead_letters_of(info.name, key.group))
-        if graves is None or not isinstance(state, GroupState):
-            return None, 0
-        place = PartitionKey(TopicId(graves.topic_id), key.partition.partition)
-        at = self.slots.partition(slot, place)
-        return place, max(at.end - max(state.redriven, at.low), 0)
 
     # -------------------------------------------------------------------------------------- changing
     def _led_state(self, slot: Slot, key: GroupKey) -> AnyState | None:
@@ -204,7 +132,7 @@ class GroupParts:
         if not isinstance(state, GroupState):
             raise UsageError("a group of mode `ordered` has no dead letters")
         number = key.partition.partition
-        place, dead = self._letters(info, slot, key, state)
+        place, dead = self.facts.letters(info, slot, key, state)
         room = GROUP_PENDING_MAX - state.pending
         wanted = min(args["wanted"].get(str(number), 0), dead)
         facts = {"partition": number, "there": True, "redriven": 0, "expired": 0, "void": 0, "left": dead}
@@ -282,30 +210,10 @@ def _choose(
     return _Chosen(end, tuple(ranges), expired, void)
 
 
-def _own(state: AnyState) -> Facts:
-    """What there is of one mode only."""
-    if isinstance(state, GroupState):
-        return {
-            "holder": None,
-            "leased": state.leased.count,
-            "waiting_again": state.back.count,
-            "dying": state.dying.count,
-            "redelivered": state.redelivered,
-        }
-    holder = state.holder[:4].hex() or None  # of a whole partition
-    return {"holder": holder, "leased": 0, "waiting_again": 0, "dying": 0, "redelivered": 0}
-
-
 def _check_quiet(part: Part, state: AnyState) -> None:
     """Raises: Unavailable."""
     if part.burial is not None or state.dying:
         raise Unavailable("records are on their way to the dead letters: try again", retry_after_ms=500)
-
-
-def _lag(state: AnyState, end: int) -> int:
-    """Records that are not done."""
-    pending = state.pending if isinstance(state, GroupState) else 0
-    return max(end - state.next, 0) + pending
 
 
 def _or_error(result: Refused | MeshqError, facts: Facts) -> Facts | MeshqError:

@@ -32,7 +32,7 @@ from meshq.peer.core.arguments import text_of
 from meshq.peer.core.context import Context
 from meshq.peer.core.fanning import FanOut
 from meshq.peer.core.group_answers import CHANGE_S, LOOK_S, NAME_BYTES, PART, GroupAnswers, merge
-from meshq.peer.core.group_parts import Facts
+from meshq.peer.core.group_facts import Facts
 from meshq.peer.core.registrar import Registrar
 from meshq.registry.commands import DeleteTopic
 from meshq.security.authorization import Principal
@@ -159,6 +159,8 @@ class Grouping:
         until = self.ctx.now + within_s
 
         def gathered(answers: list[dict[str, Any]]) -> None:
+            if session not in self.ctx.sessions.states:
+                return  # who asked has been told that nobody knows: the less is done behind that the better
             for answer in answers:
                 found.update({int(p): x for p, x in answer.items() if p.isdecimal() and isinstance(x, dict)})
             missing = [p for p in range(info.partitions) if _is_missing(found.get(p))]
