@@ -107,12 +107,18 @@ def _print_group(found: list[GroupPartition]) -> None:
         click.echo()
         print_table(
             members,
-            {"member": "MEMBER", "name": "NAME", "here": "HERE", "partitions": "PARTITIONS", "leased": "LEASED"},
+            {
+                "member": "MEMBER",
+                "name": "NAME",
+                "here": "HERE",
+                "partitions": "PARTITIONS",
+                "leased": "LEASED",
+            },
         )
 
 
 def _members(found: list[GroupPartition]) -> list[dict[str, Any]]:
-    """Of all partitions together: where it takes part (mode ordered: which it has), and what it has in hand."""
+    """Of all partitions: where each takes part (mode ordered: what it has), and what it has in hand."""
     rows: dict[str, dict[str, Any]] = {}
     for p in found:
         for m in p.who:

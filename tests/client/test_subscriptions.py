@@ -1,5 +1,4 @@
-"""Subscriptions above a driver that only takes notes: what is asked of the mesh, and what the caller is told.
-"""
+"""Subscriptions above a driver that only takes notes: what is asked of the mesh, and what is told."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_what_will_be_too_old_is_waited_for_once_whatever_is_set_or_deleted() ->
     publish(peer, info, 1)
     for n in range(3):
         peer.ask("topic.set", topic="t", retain_age_ms=60_000 + n)
-        pass_time(peer)
+        pass_time(peer, 1.0)
     assert len(peer.core.retaining._due) == 1
     peer.ask("topic.delete", topic="t")
     pass_time(peer)

@@ -1,7 +1,7 @@
 """A group in one partition that is led here: what there is to tell of it.
 
-Nothing is kept for this: what the state says (streams/groups), who is at the desk, how old the first record is
-that is not done, and how many dead letters were not put back.
+Nothing is kept for this: what the state says (streams/groups), who is at the desk, how old the first record
+is that is not done, and how many dead letters were not put back.
 """
 
 from __future__ import annotations

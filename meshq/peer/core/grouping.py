@@ -94,7 +94,8 @@ class Grouping:
                 wanted[str(p)] = min(found[p]["dead"], left) if left is not None else found[p]["dead"]
                 left = left - wanted[str(p)] if left is not None else None
             if message.args.get("dry_run"):
-                rows = [{"partition": p, "redriven": wanted[str(p)], "expired": 0, "void": 0} for p in sorted(found)]
+                none = {"expired": 0, "void": 0}
+                rows = [{"partition": p, "redriven": wanted[str(p)], **none} for p in sorted(found)]
                 self._answer(session, message, info, group, rows)
                 return
             args = {"do": "redrive", "group": group, "wanted": {p: n for p, n in wanted.items() if n}}

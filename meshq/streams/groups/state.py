@@ -70,8 +70,9 @@ class GroupState:
     """Changed by `apply` only. Same entries, same state, on every replica."""
 
     __slots__ = (
-        "_reasons", "ack_wait_ms", "acked", "back", "buried", "dying", "expired", "graves", "leased", "letters",
-        "low", "max_deliver", "mode", "next", "redelivered", "redriven", "reset", "rewound", "told",
+        "_reasons", "ack_wait_ms", "acked", "back", "buried", "dying", "expired", "graves", "leased",
+        "letters", "low", "max_deliver", "mode", "next", "redelivered", "redriven", "reset", "rewound",
+        "told",
     )  # fmt: skip
 
     def __init__(self, opened: Open) -> None:
@@ -301,7 +302,8 @@ class GroupState:
                 self.buried, reasons,
                 [(s, e, x.attempts, place[x.reason]) for s, e, x in self.dying.runs()],
                 [(s, e) for s, e, _ in self.graves.runs()],
-                self.redriven, self.low, self.expired, self.told, self.letters, self.rewound.notes, self.reset,
+                self.redriven, self.low, self.expired, self.told, self.letters, self.rewound.notes,
+                self.reset,
             )
         )  # fmt: skip
 
