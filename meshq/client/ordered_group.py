@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshq import messages
-from meshq.batch import earlier_ms, read_placed
+from meshq.batch import COMPACTED, KeptRecord, read_header, read_records
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import Consumed, Grant, Group, Hand, RecordsSettled, Revoke, Start, Unsubscribed
 from meshq.client.group import SETTLE_S, Flight, Settling
@@ -98,9 +98,9 @@ class OrderedSubscription(Subscription):
         return self
 
     async def __anext__(self) -> OrderedRecord:
-        record = await super().__anext__()
-        assert isinstance(record, OrderedRecord)
-        return record
+        if not self._records:
+            await self._fill()
+        return self._records.pop()  # type: ignore[return-value]  # all of them are a group's
 
     def partitions(self) -> list[tuple[str, int]]:
         """(topic, partition) of those that are this member's now."""
@@ -214,13 +214,23 @@ class OrderedSubscription(Subscription):
         if tenure is None:
             return  # it went while the batch waited
         topic, partition, base, at = hand.topic, hand.partition, hand.base_offset, hand.timestamp_ms
-        records: list[Record] = [
-            OrderedRecord(
-                topic, partition, base + place, at - earlier_ms(r), r.key, r.value, r.headers or {}, 1, tenure
-            )
-            for place, r in read_placed(hand.payload)
-            if base + place >= hand.first
-        ]
+        header = read_header(hand.payload)
+        raw = read_records(hand.payload, header)
+        if header.version == COMPACTED:
+            records: list[Record] = [
+                OrderedRecord(
+                    topic, partition, base + r.place, at - r.earlier_ms, r.key, r.value, r.headers or {}, 1,
+                    tenure,
+                )
+                for r in raw
+                if isinstance(r, KeptRecord) and base + r.place >= hand.first
+            ]  # fmt: skip
+        else:
+            records = [
+                OrderedRecord(topic, partition, n, at, r.key, r.value, r.headers or {}, 1, tenure)
+                for n, r in enumerate(raw, base)
+            ]
+            del records[: max(hand.first - base, 0)]
         if records:  # not behind the last one: what was compacted away is not waited for
             tenure.opened = records[-1].offset + 1
             if records[0].offset == tenure.first:
