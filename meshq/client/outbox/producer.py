@@ -95,20 +95,20 @@ class OutboxProducer:
 
     def take_failures(self) -> MeshqError | None:
         """What `flush` would raise now, without waiting; once."""
-        return self.outbox.take_failures()
+        return self.outbox.fates.take_failures()
 
     @property
     def failed_records(self) -> int:
-        return self.outbox.failed_records
+        return self.outbox.fates.failed_records
 
     @property
     def has_failures(self) -> bool:
-        return self.outbox.has_failures
+        return self.outbox.fates.has_failures
 
     @property
     def buffered_bytes(self) -> int:
         """Taken, and not known to be on disk."""
-        return self.outbox.buffered_bytes
+        return self.outbox.fates.buffered_bytes
 
     def is_full(self) -> bool:
         return self.outbox.is_full()
@@ -119,4 +119,4 @@ class OutboxProducer:
 
     @property
     def is_idle(self) -> bool:
-        return self.outbox.buffered_bytes == 0
+        return not self.outbox.fates.buffered_bytes
