@@ -12,22 +12,20 @@ same is not handed out: it belongs to another member by then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from meshq import messages
 from meshq.batch import COMPACTED, KeptRecord, read_header, read_records
 from meshq.client.driver import ClientDriver
-from meshq.client.facts import AtWork, Group, Hand, Leased, RecordsSettled, Start, Unsubscribed
+from meshq.client.facts import AtWork, Group, Hand, Leased, Start
 from meshq.client.key_order import KeyOrder
 from meshq.client.records import Record
-from meshq.client.subscription import Subscription
-from meshq.errors import InternalError, LeaseLost, MeshqError, RemoteProtocolError, UsageError
+from meshq.client.settling import Flight, MemberSubscription, Settling, Where, merged
+from meshq.errors import InternalError, RemoteProtocolError, UsageError
 from meshq.limits import ACK_WAIT_MS_MAX, REASON_CHARS_MAX
 
-SETTLE_S: Final = 30.0  # how long an answer may take
 RANGES_MAX: Final = 4_096  # in one message
 AT_WORK_S: Final = 1.0  # it is said no more often
 
@@ -82,25 +80,7 @@ class GroupRecord(Record, gc=False):  # half the time; it is in a cycle while it
         return self.lot
 
 
-class Settling:
-    """What settling a record returns: awaitable, and done whether it is awaited or not."""
-
-    __slots__ = ("_flight", "_offset")
-
-    def __init__(self, flight: Flight, offset: int) -> None:
-        self._flight = flight
-        self._offset = offset
-
-    def __await__(self) -> Generator[Any, None, None]:
-        refused = yield from asyncio.shield(self._flight.future).__await__()
-        if any(first <= self._offset < end for first, end in refused):
-            raise LeaseLost(
-                f"offset {self._offset} is not this consumer's any more: its `ack_wait` was over, "
-                "its partition went to another member, or its group was reset. It is handed out again"
-            )
-
-
-class GroupSubscription(Subscription):
+class GroupSubscription(MemberSubscription):
     """Made by `Mesh.subscribe` with a group: `async for record in subscription`, then `await record.ack()`.
 
     Closing it gives back what is not settled, at once, to the group's other members.
@@ -121,8 +101,7 @@ class GroupSubscription(Subscription):
         self._told = self._touched  # when the mesh was told that it is at work
         self._lots: dict[Lot, None] = {}  # with records nobody took; bounded by the credit
         self._lot: Lot | None = None  # whose records are being handed out
-        self._flights: dict[_Where, Flight] = {}  # of this turn
-        self._flying: dict[asyncio.Future[Any], None] = {}
+        self._flights: dict[Where, Flight] = {}  # of this turn
         self._tending: asyncio.TimerHandle | None = None
         self._order = KeyOrder() if group.mode == messages.KEYED else None
         super().__init__(driver, pattern, start, credit_bytes, credit_records, group=group)
@@ -148,31 +127,11 @@ class GroupSubscription(Subscription):
             if found:
                 return found
 
-    def positions(self) -> dict[tuple[str, int], int]:
-        raise UsageError("a group's position is kept by the mesh: `meshq group show TOPIC GROUP`")
-
-    @property
-    def is_closed(self) -> bool:
-        return self._closed
-
-    async def close(self) -> None:
-        """Give back what is not settled, and take no more. What was said of records before arrives first."""
-        if self._closed:
-            return
+    def _finish(self) -> None:
         self._release()
-        self._closed = True
         self._send_flights()
         if self._tending is not None:
             self._tending.cancel()
-        if self._flying and not self._driver.closed:
-            await asyncio.wait(list(self._flying), timeout=SETTLE_S)
-        self._driver.detach(self._sub)
-        if not self._driver.closed:
-            self._driver.tell(Unsubscribed(self._sub))
-        self._wake()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     # ------------------------------------------------------------------------------------- settling
     def settle(self, lot: Lot, offset: int, verdict: int, delay_ms: int | None, reason: str = "") -> Settling:
@@ -194,7 +153,7 @@ class GroupSubscription(Subscription):
     def _flight(
         self, lot: Lot, verdict: int, delay_ms: int | None, first: int, end: int, reason: str = ""
     ) -> Flight:
-        where = _Where(lot.topic_id, lot.hand.partition, verdict, delay_ms, reason)
+        where = Where(lot.topic_id, lot.hand.partition, verdict, delay_ms, reason)
         flight = self._flights.get(where)
         if flight is None:
             if not self._flights:
@@ -209,19 +168,9 @@ class GroupSubscription(Subscription):
             ranges = merged(flight.ranges)
             pieces = [ranges[i : i + RANGES_MAX] for i in range(0, len(ranges), RANGES_MAX)]
             flight.open, flight.sent = len(pieces), True
-            self._flying[flight.future] = None
-            flight.future.add_done_callback(self._landed)
+            self._follow(flight)
             for piece in pieces:
-                self._driver.request(flight, partial(self._settling, where, piece))
-
-    def _settling(self, where: _Where, ranges: Sequence[tuple[int, int, int]], ticket: int) -> RecordsSettled:
-        deadline = self._now() + SETTLE_S
-        return RecordsSettled(ticket, self._sub, *where[:3], ranges, where.delay_ms, deadline, where.reason)
-
-    def _landed(self, future: asyncio.Future[Any]) -> None:
-        self._flying.pop(future, None)
-        if not future.cancelled():
-            future.exception()  # told to who awaits it; nobody has to
+                self._say(flight, where, piece)
 
     # ------------------------------------------------------------------------ what the driver tells
     def handed(self, hand: Hand) -> None:
@@ -348,16 +297,6 @@ class GroupSubscription(Subscription):
             self._driver.tell(AtWork(self._sub))
 
 
-class _Where(NamedTuple):
-    """What can travel together."""
-
-    topic_id: bytes
-    partition: int
-    verdict: int
-    delay_ms: int | None
-    reason: str
-
-
 @dataclass(slots=True, eq=False)
 class Lot:
     """Records of one batch under one lease, theirs until then."""
@@ -376,61 +315,9 @@ class Lot:
             self.topic_id, self.lease = self.hand.leased.topic_id, self.hand.leased.lease
 
 
-@dataclass(slots=True, eq=False)
-class Flight:
-    """Settled together. `future` gets the records, (first, end), for which it does not hold."""
-
-    future: asyncio.Future[list[tuple[int, int]]]
-    ranges: list[tuple[int, int, int]] = field(default_factory=list)
-    open: int = 0  # messages that are not answered
-    refused: list[tuple[int, int]] = field(default_factory=list)
-    lots: set[Lot] = field(default_factory=set)  # whose time begins anew if it holds
-    until: float = 0.0
-    sent: bool = False
-
-    def add(self, first: int, end: int, lease: int) -> None:
-        ranges = self.ranges
-        if ranges and ranges[-1][1] == first and ranges[-1][2] == lease:
-            ranges[-1] = (ranges[-1][0], end, lease)
-        else:
-            ranges.append((first, end, lease))
-
-    def settled(self, value: Any) -> None:
-        self.refused += value
-        self.open -= 1
-        for lot in self.lots:
-            if not self.refused:
-                lot.until = max(lot.until, self.until)
-        if not self.open and not self.future.done():
-            self.future.set_result(self.refused)
-
-    @property
-    def has_failed(self) -> bool:
-        """Nobody knows whether it counted."""
-        return self.future.done() and (self.future.cancelled() or self.future.exception() is not None)
-
-    def failed(self, error: MeshqError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def doubted(self, error: MeshqError) -> None:
-        self.failed(error)
-
-
 def _is_text(reason: str) -> bool:
     try:
         reason.encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def merged(ranges: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Neighbours of one lease as one range, sorted."""
-    found: list[tuple[int, int, int]] = []
-    for first, end, lease in sorted(ranges):
-        if found and found[-1][1] >= first and found[-1][2] == lease:
-            found[-1] = (found[-1][0], max(end, found[-1][1]), lease)
-        else:
-            found.append((first, end, lease))
-    return found

@@ -2,6 +2,7 @@
 
 intervals.py   offsets -> values, as runs
 words.py       what a GROUP entry says
+standing.py    what a group of any mode has in a partition
 state.py       one group in one partition, as the log tells it
 table.py       the groups of a slot, and their rows on disk
 backoff.py     how long a record waits before it is handed out again
