@@ -21,7 +21,7 @@ from meshq.client.outbox import layout
 from meshq.client.outbox import outbox as shell
 from meshq.client.outbox.outbox import Outbox
 from meshq.client.outbox.receipts import QueuedReceipt
-from meshq.client.outbox.store import OutboxStore, looking_at
+from meshq.client.outbox.store import OutboxStore, looking_at, map_bytes
 from meshq.client.records import Receipt
 from meshq.errors import (
     DiskFull,
@@ -273,6 +273,13 @@ async def test_a_full_disk_refuses_the_record_and_the_next_one_may_fit(
         assert await outbox_of(mesh).drained(10)
         assert outbox_of(mesh).status()["bytes"] == 0
     assert fake.records("orders") == [b"2"]
+
+
+def test_who_opens_it_with_a_smaller_limit_than_it_had_has_room_to_work(tmp_path: Path) -> None:
+    assert map_bytes(tmp_path, 100 * MIB) >= 300 * MIB
+    with (tmp_path / "data.mdb").open("wb") as file:
+        file.truncate(4_000 * MIB)  # of zeros that take no room
+    assert map_bytes(tmp_path, 100 * MIB) >= 8_000 * MIB
 
 
 async def test_closing_does_not_wait_for_a_full_disk(
