@@ -25,8 +25,8 @@ from meshq.topics import dead_letters_of
 
 Facts = dict[str, Any]
 Tell = Callable[[Facts | MeshqError], None]
-WHO_MAX: Final = 16_384  # members listed of all partitions of a topic together; beyond it
-WHO_EACH_MIN: Final = 16  # of each partition, those with the lowest ids
+WHO_MAX: Final = 16_384  # members listed of all partitions of a topic; beyond that those with the lowest ids
+WHO_EACH_MIN: Final = 16  # of each partition
 
 
 @dataclass

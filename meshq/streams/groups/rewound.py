@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-REWOUND_MAX: Final = 64
+REWOUND_MAX: Final = 64  # resets that left dead letters behind; the oldest is forgotten
 
 
 class Rewound:
