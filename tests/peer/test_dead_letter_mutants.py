@@ -19,6 +19,7 @@ from meshq.streams.groups import state
 from meshq.streams.groups.desk import QueueDesk
 from meshq.streams.groups.intervals import Intervals
 from meshq.streams.groups.rewound import Rewound
+from meshq.streams.groups.standing import Standing
 from meshq.streams.groups.state import Back, GroupState
 from meshq.streams.groups.words import Bury, Redrive, Reset, Settle, Verdict, encode_group
 from tests.peer import test_core_bad_consumers as bad
@@ -136,12 +137,14 @@ def puts_back_what_a_reset_had_handed_out(patch: Patch) -> None:
 
 
 def resets_whatever_came_between(patch: Patch) -> None:
-    reset = GroupState._reset
+    apply = Standing.apply
 
-    def lie(self: GroupState, op: Reset) -> Any:
-        return reset(self, Reset(op.start, op.name, self.reset))
+    def lie(self: Standing, op: Any, index: int) -> Any:
+        if isinstance(op, Reset):
+            op = Reset(op.start, op.name, self.reset)
+        return apply(self, op, index)
 
-    patch.setattr(GroupState, "_reset", lie)
+    patch.setattr(Standing, "apply", lie)
 
 
 def tells_what_no_majority_confirmed(patch: Patch) -> None:
