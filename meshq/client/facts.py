@@ -140,7 +140,7 @@ class BatchSealed(Struct, frozen=True):
 
 class SubscribeRequested(Struct, frozen=True):
     """`ticket` settles with None once every partition there is has started; it fails when the mesh
-    refuses.
+    refuses. `credit_records`: 0 in a queue or keyed group is as many as suit its pace.
     """
 
     sub: int

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from meshq.client.group import SETTLE_S, Settling
 from meshq.client.group import GroupRecord as AsyncGroupRecord
 from meshq.client.loop_thread import GRACE_S, LoopThread
 from meshq.client.ordered_group import OrderedRecord as AsyncOrderedRecord
 from meshq.client.records import Record
+from meshq.client.settling import SETTLE_S, Settling
 from meshq.client.subscription import Subscription as AsyncSubscription
 
 if TYPE_CHECKING:
