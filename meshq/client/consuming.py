@@ -10,17 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from meshq.batch import Buffer
 from meshq.client.backoff import delay_s
 from meshq.client.common import Common
 from meshq.client.credit import SHARE_BYTES_MIN, Flow, share
-from meshq.client.facts import Fail, Hand, Leased, RecordsSettled, Settle
+from meshq.client.facts import Fail, Hand, Leased, RecordsSettled, Settle, SubscribeRequested
+from meshq.client.pace import Pace
 from meshq.client.reading import Reading
 from meshq.client.routing import Routing
 from meshq.client.subscribed import Subscribed
 from meshq.errors import MeshqError, OutcomeUnknown, RemoteProtocolError, Unavailable
 from meshq.messages import (
+    ACK,
+    NACK,
+    REJECT,
     Credit,
     Expired,
     HandOut,
@@ -32,6 +37,8 @@ from meshq.messages import (
     SettleItem,
 )
 from meshq.messages import Settle as SettleMessage
+
+_WORKED_ON: Final = (ACK, NACK, REJECT)
 
 
 @dataclass(slots=True, eq=False)
@@ -54,15 +61,23 @@ class Consuming(Reading):
         self._sent: dict[int, _Settling] = {}  # by request
 
     # -------------------------------------------------------------------- what the application does
+    def on_subscribe(self, event: SubscribeRequested) -> None:
+        super().on_subscribe(event)
+        if not event.credit_records:
+            self.subs[event.sub].pace = Pace()
+
     def on_settled(self, event: RecordsSettled) -> None:
+        s = self.subs.get(event.sub)
+        if s is not None and s.pace is not None and event.verdict in _WORKED_ON:
+            s.pace.on_settled(sum(end - first for first, end, _ in event.ranges))
         settling = _Settling(event)
         self._open_settlings[settling] = self._unsent[settling] = None
-        self._alarm.by(event.deadline)
+        self.alarm.by(event.deadline)
         self._stir(settling)
 
     def on_at_work(self, sub: int) -> None:
         """To every leader: a Credit of nothing."""
-        s = self._subs.get(sub)
+        s = self.subs.get(sub)
         for server, flow in s.flows.items() if s is not None else ():
             if flow.readers and self._routing.is_ready(server):
                 self._send(server, Credit(sub, 0, 0))
@@ -79,7 +94,7 @@ class Consuming(Reading):
             self._again(settling, now)
 
     def on_started(self, server_key: bytes, message: ReadStarted, now: float) -> None:
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         if s is None:
             return
         for item in message.items:
@@ -92,7 +107,7 @@ class Consuming(Reading):
 
     def on_expired(self, server_key: bytes, message: Expired) -> None:
         """Records went before the group had settled them."""
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         for item in message.items if s is not None else ():
             part = s.parts.get((item.topic_id, item.partition)) if s is not None else None
             if s is not None and part is not None and part.server == server_key:
@@ -102,7 +117,7 @@ class Consuming(Reading):
         """Raises: RemoteProtocolError when it is not what a peer may push."""
         if len(payloads) != len(message.items):
             raise RemoteProtocolError(f"{len(message.items)} batches announced, {len(payloads)} delivered")
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         if s is None:
             return  # of a subscription that was closed: the mesh hands them out again
         for item, payload in zip(message.items, payloads, strict=True):
@@ -139,7 +154,7 @@ class Consuming(Reading):
         return True
 
     def on_tick(self, now: float) -> None:
-        if self._alarm.at > now:
+        if self.alarm.at > now:
             return
         super().on_tick(now)
         for settling in list(self._open_settlings):
@@ -147,21 +162,21 @@ class Consuming(Reading):
                 self._sent.pop(settling.request, None)
                 self._fail(settling, _too_late(settling))
             else:
-                self._alarm.by(settling.event.deadline)
+                self.alarm.by(settling.event.deadline)
 
     # --------------------------------------------------------------------------------------- asking
     def pump(self, now: float) -> None:
         super().pump(now)
         by_place: dict[tuple[int, bytes], list[SettleItem]] = {}
         for settling in list(self._unsent):
-            event, s = settling.event, self._subs.get(settling.event.sub)
+            event, s = settling.event, self.subs.get(settling.event.sub)
             part = s.parts.get((event.topic_id, event.partition)) if s is not None else None
             if part is None or part.server is None or not part.started:
                 continue
             if now < settling.retry_at:
-                self._alarm.by(settling.retry_at)
+                self.alarm.by(settling.retry_at)
                 continue
-            settling.request, settling.server = self._common.next_request(), part.server
+            settling.request, settling.server = next(self._common.requests), part.server
             settling.sent = True
             del self._unsent[settling]
             self._sent[settling.request] = settling
@@ -176,6 +191,8 @@ class Consuming(Reading):
                 self._send(server, SettleMessage(sub, items[i : i + Items]))
 
     def _read(self, s: Subscribed, now: float) -> None:
+        if s.pace is not None:
+            s.pace.look(now)
         super()._read(s, now)
         for server, flow in s.flows.items():
             if flow.readers:
@@ -193,7 +210,8 @@ class Consuming(Reading):
 
     def _share(self, s: Subscribed) -> tuple[int, int]:
         peers = sum(1 for f in s.flows.values() if f.readers)
-        return share(s.credit_records, peers, 1), share(s.credit_bytes, peers, SHARE_BYTES_MIN)
+        records = s.credit_records if s.pace is None else s.pace.records
+        return share(records, peers, 1), share(s.credit_bytes, peers, SHARE_BYTES_MIN)
 
     def _join(self, s: Subscribed, flow: Flow, items: list[ReadItem]) -> Join:
         g = s.group
@@ -203,7 +221,7 @@ class Consuming(Reading):
 
     # ------------------------------------------------------------------------------- how it is done
     def _stir(self, settling: _Settling) -> None:
-        s = self._subs.get(settling.event.sub)
+        s = self.subs.get(settling.event.sub)
         if s is None:
             self._fail(settling, Unavailable("the subscription was closed"))
         else:
@@ -213,7 +231,7 @@ class Consuming(Reading):
         self._sent.pop(settling.request, None)
         settling.request, settling.server = 0, None
         self._unsent[settling] = None
-        self._alarm.by(at)
+        self.alarm.by(at)
         self._stir(settling)
 
     def _forget(self, s: Subscribed, error: MeshqError) -> None:
