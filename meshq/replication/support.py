@@ -64,7 +64,7 @@ SupportEffect = SendBeat | PeerRestarted | LeadsOnly | SupportGiven | SupportGot
 
 @dataclass(frozen=True, slots=True)
 class SupportSettings:
-    beat_s: float = 0.2  # raising it: fewer messages of idle peers; has to fit several times into `support_s`
+    beat_s: float = 0.1
     support_s: float = 1.0  # raising it: fewer false alarms, later fail-over from a host that is cut off
     suspect_s: float = 0.4  # the same, of a peer that membership suspects: some missed beats confirm it
     stall_s: float = 0.4  # a disk or a loop that stands still so long keeps its peer silent
