@@ -62,8 +62,8 @@ class _Rabbit(System):
         for i in (1, 2):
             for words in (["stop_app"], ["join_cluster", "rabbit0@localhost"], ["start_app"]):
                 await asyncio.to_thread(self._ctl, i, *words)
-        # A queue's leader is at the node where it is declared. The client is at another one: it knows one address,
-        # and what is measured of a kill is how the others go on.
+        # A queue's leader is at the node where it is declared. The client is at another one: it knows one
+        # address, and what is measured of a kill is how the others go on.
         self._declaring = await aio_pika.connect_robust(host=HOST, port=base, reconnect_interval=0.2)
         self._connection = await aio_pika.connect_robust(host=HOST, port=base + 1, reconnect_interval=0.2)
         self._channel = await self._connection.channel(publisher_confirms=True)
