@@ -87,8 +87,9 @@ class Elections:
 
     # --------------------------------------------------------------------------------------- campaigning
     def may_campaign(self) -> bool:
-        """A voter of the newest configuration, or of one that may still hold since the newest is not decided.
-        Not with a stale log: its configuration is of voters that were given up.
+        """A voter of the newest configuration, or of one that may still hold since the newest is not decided;
+        or the mirror of a voter that has lost something. Not with a stale log: its configuration is of voters
+        that were given up.
 
         A node that the newest one leaves out may be the only one to have it on disk: unless it leads once
         more nobody can be elected (section 4.2.2).
@@ -96,7 +97,7 @@ class Elections:
         s = self._state
         is_voter = any(config.is_voter(s.me) for _, config in s.configs.history)
         may = s.may_lead and not s.frozen and not s.installing and not s.is_stale
-        return may and is_voter and s.role is not Role.LEADER
+        return may and (is_voter or s.may_stand_in) and s.role is not Role.LEADER
 
     def on_tick(self) -> None:
         s = self._state
@@ -152,9 +153,10 @@ class Elections:
         s = self._state
         free = m.term > s.term if m.pre else s.hard.vote in (None, frm) and s.leader in (None, frm)
         last = s.log.last
-        level = (m.last_term, m.last_index) >= (last.term, last.index)
-        level = level and not self._is_of_old(m.last_term)
-        granted = free and level and not s.frozen and (m.transfer or not self.follows_a_live_leader())
+        level = (m.last_term, m.last_index) >= max((last.term, last.index), s.hard.lost)
+        level = level and not self._is_of_old(m.last_term) and not s.rolled_back
+        needed = s.frozen or not s.decides_alone  # else this one leads itself, and nobody has to stand in
+        granted = free and level and needed and (m.transfer or not self.follows_a_live_leader())
         if m.pre:
             if granted:
                 self._let_pass(frm)

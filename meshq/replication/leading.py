@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
+from typing import Final
 
 from meshq.batch import Buffer
 from meshq.entries import Entry, EntryKind, make_entry
@@ -37,6 +38,9 @@ from meshq.replication.words import (
 )
 
 
+FILL_MAX: Final = 256  # empty entries that one answer leads to; more: with the next one
+
+
 class Leading:
     """Between `begin` and `end` of one leadership. `resign` makes this node a follower without a leader."""
 
@@ -48,6 +52,7 @@ class Leading:
         self._snapshots = Sending(state)
         self._term_began = 0  # index of this term's first entry
         self._told_serving = False
+        self._stands_in = False  # a learner, for the single voter that lacks something (elections.py)
         self._unsupported_since = inf
         self._reads = Reads(state)
         self.hand_over = HandOver()
@@ -59,6 +64,7 @@ class Leading:
         s = self._state
         self._term_began = s.log.last.index + 1
         self._told_serving = False
+        self._stands_in = not any(c.is_voter(s.me) for _, c in s.configs.history) and config is None
         self._unsupported_since = inf
         self._reads.begin()
         self.hand_over = HandOver()
@@ -85,14 +91,19 @@ class Leading:
         Decided alone is not enough: a majority may be without this node's own disk, and then the state is not
         yet what an offset or an answer has to be taken from. A witness never serves: it has no payloads.
         """
-        return self._state.delivered >= self._term_began and not self._state.is_witness
+        return self._state.delivered >= self._term_began and not self.only_lends
+
+    @property
+    def only_lends(self) -> bool:
+        """Whether it leads to bring somebody level who can, and for nothing else."""
+        return self._state.is_witness or self._stands_in
 
     # ------------------------------------------------------------------------------------------ proposing
     def propose(self, kind: EntryKind, body: bytes, payload: Buffer) -> Entry:
-        """Give the entry its place. Raises: NotOwner while it hands over, as a witness always does; TooLarge
-        for one that no frame would hold: it could be sent to nobody, nor anything behind it.
+        """Give the entry its place. Raises: NotOwner while it hands over, as who only lends always does;
+        TooLarge for one that no frame would hold: it could be sent to nobody, nor anything behind it.
         """
-        if self.hand_over.to is not None or self._state.is_witness:
+        if self.hand_over.to is not None or self.only_lends:
             raise NotOwner("the slot's leadership is being handed over", retry_after_ms=50)
         if len(body) > ENTRY_BYTES_MAX:
             raise TooLarge(f"an entry of {len(body)} bytes; a log takes at most {ENTRY_BYTES_MAX}")
@@ -264,8 +275,18 @@ class Leading:
         elif p.pace is not Pace.SNAPSHOT:
             self._on_rejected(p, reply)
         if s.role is Role.LEADER:  # what it decided may have been that this node is no member
+            self._fill(p, reply.lacks)
             self._reads.confirm(self.followers)
             self._replicate(frm, p)
+
+    def _fill(self, p: Progress, lacks: int) -> None:
+        """A voter that lost the end of its log votes as ever when it has come to there again. What stood there
+        may never have been decided, and in an idle slot nothing comes: then empty entries take the place.
+        """
+        last = self._state.log.last.index
+        if lacks > last == p.match and self.serves and self.hand_over.to is None:
+            for _ in range(min(lacks - last, FILL_MAX)):
+                self._append(EntryKind.NOOP, b"", b"")
 
     def _on_level(self, frm: Node, p: Progress, match: int) -> None:
         s = self._state
@@ -321,7 +342,7 @@ class Leading:
         s = self._state
         if s.config.is_joint:
             self._append(EntryKind.CONFIG, encode_config(leave_joint(s.config)), b"")
-        elif not s.config.is_voter(s.me):
+        elif not s.config.is_voter(s.me) and not self._stands_in:
             self._dirty = False
             for node, p in self.followers.items():
                 self._send_empty(node, p)  # they should know that it is decided
@@ -390,9 +411,9 @@ class Leading:
                 p.due = s.now + s.settings.resend_s
 
     def _step_aside(self) -> None:
-        """A witness that leads hands over as soon as somebody is level who can serve."""
+        """Who only lends hands over as soon as somebody is level who can serve."""
         s = self._state
-        if s.role is not Role.LEADER or not s.is_witness or self.hand_over.to is not None:
+        if s.role is not Role.LEADER or not self.only_lends or self.hand_over.to is not None:
             return
         level = [
             n for n in s.config.voters

@@ -29,6 +29,7 @@ from meshq.replication.snapshots import Receiving
 from meshq.replication.state import Configs, Settings, State
 from meshq.replication.window import Log
 from meshq.replication.words import (
+    GENESIS,
     AppendEntries,
     AppendReply,
     Effect,
@@ -66,7 +67,8 @@ class Replica:
 
     At a start: `hard`, `log` and `configs` as they are on disk, `applied` the index the slot's state is at.
     A node whose disk was rolled back or cloned is `frozen`: it copies and never votes. `repair_until`: the
-    log ends early here because an entry is damaged; frozen until it has been replaced up to that index.
+    log ends early here because an entry is damaged; until it has been replaced up to that index it votes for
+    nobody who may lack what stood there.
     """
 
     def __init__(
@@ -100,7 +102,6 @@ class Replica:
         if repair_until:
             s.repair(repair_until)
             s.drop_damaged()
-        s.repair_term = hard.term
         self._elections.arm()
 
     # ---------------------------------------------------------------------------------------------- facts
@@ -153,7 +154,7 @@ class Replica:
 
     @property
     def frozen(self) -> bool:
-        """Whether it promises nobody a vote, because of what may be lost here."""
+        """Whether it does not vote as ever, because of what may be lost here."""
         return self._state.frozen
 
     @property
@@ -298,7 +299,10 @@ class Replica:
         here is lost, see `kept`; the entry returned is the generation's first. `flush` sends it.
 
         `unheld`: none of the voters that this copy's configuration names has that configuration itself, so
-        that they cannot elect each other by it, however many of them are left.
+        that they cannot elect each other by it, however many of them are left; or they have it and cannot,
+        as their logs are of an older generation than is known to exist, or damaged.
+
+        A stale log goes on too: nobody is left who has the generation that it heard of.
 
         Raises: UsageError where it could be wrong.
         """
@@ -312,7 +316,7 @@ class Replica:
             raise UsageError("a majority of the slot's voters is left: nothing has to be given up")
         if self.follows_a_live_leader:
             raise UsageError("the slot has a leader, and this peer treats that as alive: nothing is given up")
-        if s.rolled_back or s.installing or s.is_stale:
+        if s.rolled_back or s.installing:
             raise UsageError("this peer cannot go on by itself: its copy is not whole")
         others = tuple(sorted(n for n in s.config.nodes() if n in left and n != s.me))
         self._elections.begin_generation(config_of((s.me,), others, s.config.witnesses), draw)
@@ -320,14 +324,18 @@ class Replica:
 
     def kept(self) -> Position:
         """Up to where nothing would be lost by `recover` here: what is behind may have been decided otherwise
-        elsewhere, or be missing.
+        elsewhere, or be missing. Of a newer generation nothing is known where the log is stale.
         """
         log, index = self._state.log, self._state.delivered
+        if self._state.is_stale:
+            return GENESIS
         return log.position(index) or Position(index, log.term_at(index) or 0, b"")
 
     def kept_ms(self) -> int:
         """The time of that entry, 0 where it is not known: lost records are not older."""
         log, index = self._state.log, self._state.delivered
+        if self._state.is_stale:
+            return 0
         if log.base.index < index:
             return log.item(index).entry.timestamp_ms
         return log.last_timestamp_ms if index == log.last.index else 0

@@ -102,7 +102,6 @@ class State:
     configs: Configs
     commit: int  # known to be decided; what was handed on with Commit is `delivered`
     ahead: tuple[PeerId, ...] | None = None  # in the ring's order, if it is known: only delays campaigns
-    repair_term: int = 0  # what was acknowledged before there was damage was so in this term at the latest
     rolled_back: bool = False  # what it promised may be forgotten: it copies, and promises nothing
     may_lead: bool = True
     is_witness: bool = False  # once it is one, it lacks payloads for as long as it is a member
@@ -155,8 +154,22 @@ class State:
 
     @property
     def frozen(self) -> bool:
-        """Rolled back or damaged: no votes."""
+        """Rolled back: no votes. Or damaged: none but for who has all that may be lost here."""
         return self.rolled_back or self.hard.repair_until > 0
+
+    @property
+    def decides_alone(self) -> bool:
+        return self.config.voters == (self.me,) and not self.config.outgoing
+
+    @property
+    def may_stand_in(self) -> bool:
+        """Whether it mirrors a single voter that is there. If that one does not lead, part of its log is lost,
+        and this node may be the one that has it: it leads until the voter has it too.
+        """
+        config = self.config
+        if len(config.voters) != 1 or config.outgoing or self.is_witness or self.me not in config.learners:
+            return False
+        return config.voters[0].peer in self.supports
 
     @property
     def is_stale(self) -> bool:
@@ -184,8 +197,8 @@ class State:
 
     def repair(self, until: int) -> None:
         """Entries up to this index are damaged and have to come again."""
-        self._keep(self.hard._replace(repair_until=max(until, self.hard.repair_until)))
-        self.repair_term = self.hard.term
+        until = max(until, self.hard.repair_until)
+        self._keep(self.hard._replace(repair_until=until, repair_term=self.hard.term))
 
     def note_everywhere(self, index: int, *, bare: bool) -> None:
         """All keepers have the log up to here. `bare`: something of it came without its payload."""
@@ -201,13 +214,12 @@ class State:
         """A damaged log was replaced up to here: when that is where it had ended, its promises hold again.
 
         Or when it has an entry of a later term than any in which something can have been acknowledged here:
-        whoever led that term was elected without this node, and had all that was decided before it. What had
-        stood behind that was no more than proposed, and nobody may ever propose so much again.
+        whoever led that term was elected without this node, or by its vote because of a log that was no
+        shorter, and had all that was decided before it. What had stood behind that was no more than proposed.
         """
-        if self.hard.repair_until and (
-            have >= self.hard.repair_until or self.log.last.term > self.repair_term
-        ):
-            self._keep(self.hard._replace(repair_until=0))
+        hard = self.hard
+        if hard.repair_until and (have >= hard.repair_until or self.log.last.term > hard.repair_term):
+            self._keep(hard._replace(repair_until=0, repair_term=0))
 
     def _keep(self, hard: Hard) -> None:
         if hard != self.hard:
@@ -273,7 +285,8 @@ class State:
         if self.rolled_back:
             self.go_back(to, self.log.last.index)
         else:
-            self.promise(to, AppendReply(self.term, True, match, round=round_, commit=self.commit))
+            lacks = self.hard.repair_until
+            self.promise(to, AppendReply(self.term, True, match, 0, round_, self.commit, lacks))
 
     def go_back(self, to: Node, index: int, round_: int = 0) -> None:
         """The logs may agree up to there; what was sent behind it was no use."""

@@ -202,12 +202,16 @@ class Nemesis:
     def flip(self, host: Host) -> None:
         """A bit of a stored entry: seen at the next start, or when it is read for somebody."""
         found = [s for s, image in host.disk.images.items() if image.items]
-        if not found or not self._world.can_spare(host):
+        if not found:
             return
-        image = host.disk.images[self._rng.choice(found)]
+        slot = self._rng.choice(found)
+        mirrored = self._world.is_mirrored(slot, host)
+        if not mirrored and not self._world.can_spare(host):
+            return
+        image = host.disk.images[slot]
         back = min(self._rng.choice((1, 3, 1_000)), len(image.items))
         image.damaged.add(image.last_index + 1 - self._rng.randint(1, back))
-        if self._rng.random() < 0.8:
+        if mirrored or self._rng.random() < 0.8:
             self.crash(host)
 
     def wipe(self, host: Host) -> None:

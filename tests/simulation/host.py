@@ -311,8 +311,10 @@ class Host:
 
     def recover(self, copy: Copy, left: set[Node], draw: int) -> None:
         """A person said that all others are gone for good."""
-        before = copy.replica.term
-        copy.replica.recover(left, draw=draw, wall_ms=self.wall_ms())
+        r = copy.replica
+        before = r.last.term if r.is_stale else r.term
+        unheld = r.is_stale and r.config.has_majority(left)
+        r.recover(left, draw=draw, wall_ms=self.wall_ms(), unheld=unheld)
         self.env.oracle.on_recover(copy.slot, copy.node, self.disk.images[copy.slot], copy.replica, before)
         self.flush(copy)
 

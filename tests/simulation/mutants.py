@@ -82,7 +82,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(
             Elections,
             "on_request",
-            "level = (m.last_term, m.last_index) >= (last.term, last.index)",
+            "level = (m.last_term, m.last_index) >= max((last.term, last.index), s.hard.lost)",
             "level = last is not None",
         ),
     ),
@@ -210,9 +210,25 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(
             State,
             "thaw",
-            "self.log.last.term > self.repair_term",
-            "self.log.last.term >= self.repair_term",
+            "self.log.last.term > hard.repair_term",
+            "self.log.last.term >= hard.repair_term",
         ),
+    ),
+    "damaged voter looks at what it has": (
+        Edit(Elections, "on_request", "max((last.term, last.index), s.hard.lost)", "(last.term, last.index)"),
+    ),
+    "damage is of the newest term": (
+        Edit(
+            Replica,
+            "__init__",
+            "if repair_until:",
+            "if hard.repair_until:\n    s.hard = hard._replace(repair_term=hard.term)\nif repair_until:",
+        ),
+    ),
+    "repaired and not told": (Edit(Leading, "_fill", "if lacks > last", "if 0 > last"),),
+    "mirror does not stand in": (Edit(Elections, "may_campaign", "(is_voter or s.may_stand_in)", "is_voter"),),
+    "mirror stands in for good": (
+        Edit(Leading, "_step_aside", "not self.only_lends", "not s.is_witness"),
     ),
     "change before a decision": (
         Edit(
@@ -315,7 +331,7 @@ WITNESS: dict[str, tuple[Edit, ...]] = {
             "event.meta.last.index > everywhere",
         ),
     ),
-    "witness serves": (Edit(Leading, "serves", "and not self._state.is_witness", ""),),
+    "witness serves": (Edit(Leading, "serves", "and not self.only_lends", "and not self._stands_in"),),
     "witness keeps the lead": (Edit(Leading, "_step_aside", "if level:", "if False:"),),
     "witness does not campaign": (
         Edit(Elections, "may_campaign", "and not s.is_stale", "and not s.is_stale and not s.is_witness"),

@@ -108,7 +108,9 @@ class Oracle:
         return next(t for t in reversed(self._timelines[slot]) if t.begun).decided
 
     def on_recover(self, slot: int, node: Node, image: Image, replica: Replica, before: int) -> None:
-        """A node goes on alone; `before` was its term. What it said it keeps is to be there."""
+        """A node goes on alone; `before` was the term of what it has: of its log, if that is stale. What it
+        said it keeps is to be there.
+        """
         old = self.of(slot, before)
         kept = len(old.decided)
         while kept and not has(image, replica, old.decided[kept - 1]):

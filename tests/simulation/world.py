@@ -493,19 +493,28 @@ class World:
         for slot in range(self.plan.slots):
             copies = [(h, h.copies[slot]) for h in there if h.node in h.copies[slot].replica.config.nodes()]
             left = {h.node for h in there}
-            if any(c.replica.role is Role.LEADER or c.replica.config.has_majority(left) for _, c in copies):
+            term = max((c.replica.term for _, c in copies), default=0)
+            if any(self._is_led(c.replica, left, term) for _, c in copies):
                 continue
             copies = [(h, c) for h, c in copies if h.peer not in self.oracle.witnesses]
             if not copies:
                 continue
             host, copy = max(copies, key=lambda x: (x[1].replica.last.term, x[1].replica.last.index))
+            if generation_of(copy.replica.term) < generation_of(term):
+                self._step(host, copy, GenerationSeen(term))
             r = copy.replica
-            if r.is_stale or not r.is_quiet or r.follows_a_live_leader:
+            if not r.is_quiet or r.follows_a_live_leader:
                 continue
             host.recover(copy, left, draw())
             found += 1
         self.recovered += found
         return found > 0
+
+    @staticmethod
+    def _is_led(r: Replica, left: Collection[Node], term: int) -> bool:
+        """By this one, or by whom those that are left may elect: nobody in a generation that is over."""
+        of_today = generation_of(r.last.term) == generation_of(term)
+        return r.role is Role.LEADER or (of_today and r.config.has_majority(left))
 
     def _step_toward(self, host: Host, copy: Copy, voters: list[int], learners: list[int]) -> None:
         now = copy.replica.config
@@ -556,6 +565,23 @@ class World:
                     if voters and 2 * bad >= len(voters):
                         return False
         return True
+
+    def is_mirrored(self, slot: int, host: Host) -> bool:
+        """Whether it decides alone, and a learner has on disk all that it has: what is lost comes from there."""
+        image = host.disk.images[slot]
+        configs = {c for c in self.configs(slot) if host.node in c.nodes()}
+        if len(configs) != 1 or host.disk.queue or image.damaged or not image.items:
+            return False
+        (config,) = configs
+        if config.voters != (host.node,) or config.outgoing or host.rolled_back:
+            return False
+        end = (image.hard.term, image.last_index)
+        return any(
+            not self.is_bad(slot, n)
+            and n not in config.witnesses
+            and self._by_peer[n.peer].disk.images[slot].end >= end
+            for n in config.learners
+        )
 
     def _has_it(self, slot: int, node: Node, index: int, chain: bytes) -> bool:
         if self.is_bad(slot, node):
@@ -666,6 +692,8 @@ class World:
                 at = host.copies[slot].applied.position.index
                 if at < index:
                     return f"{show(node)} has applied slot {slot} up to {at} of {index}"
+                if host.copies[slot].replica.frozen:
+                    return f"{show(node)} has all of slot {slot}, and does not vote"
         return ""
 
     @staticmethod
