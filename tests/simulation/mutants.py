@@ -222,7 +222,9 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
             Replica,
             "__init__",
             "if repair_until:",
-            "if hard.repair_until:\n    s.hard = hard._replace(repair_term=hard.term)\nif repair_until:",
+            "if hard.repair_until:\n"
+            "        s.hard = hard._replace(repair_term=hard.term)\n"
+            "    if repair_until:",
         ),
     ),
     "repaired and not told": (Edit(Leading, "_fill", "if lacks > last", "if 0 > last"),),

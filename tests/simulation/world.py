@@ -86,7 +86,7 @@ class World:
         self.piece_bytes = rng.choice((16, 24, 1 << 20))
         self.mirrors = (rng.choice((0.2, 2.0)), rng.choice((2, 8)))
         self.teller = tell
-        self.oracle = Oracle(plan.slots, self._has_it, strict=strict)
+        self.oracle = Oracle(plan.slots, self._has_it, strict=strict, is_whole=self._is_whole)
         self.network = Network(plan.hosts, plan.weather, rng)
         self.heap: list[tuple[float, int, Callable[..., None], tuple]] = []
         self._seq = 0
@@ -587,6 +587,14 @@ class World:
         if self.is_bad(slot, node):
             return True
         return self._by_peer[node.peer].disk.images[slot].has(index, chain)
+
+    def _is_whole(self, slot: int, node: Node, after: int) -> bool:
+        image = self._by_peer[node.peer].disk.images[slot]
+        if self.is_bad(slot, node):
+            return True
+        return image.start.index <= after and all(
+            i.payload for i in image.items[after - image.start.index :] if i.entry.kind is EntryKind.PUBLISH
+        )
 
     def deciding_config(self, copy: Copy) -> Config | None:
         leader = copy.replica.leader
