@@ -247,8 +247,8 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(
             Elections,
             "may_campaign",
-            "is_voter = any(config.is_voter(s.me) for _, config in s.configs.history)",
-            "is_voter = s.config.is_voter(s.me)",
+            "(is_voter or s.may_stand_in)",
+            "s.config.is_voter(s.me)",
         ),
     ),
     "news of decisions not asked for": (
@@ -260,7 +260,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
     "pieces sent twice": (Edit(Sending, "on_reply", "and reply.of == p.position", ""),),
     "stale logs elect": (
         Edit(Elections, "may_campaign", "and not s.is_stale", ""),
-        Edit(Elections, "on_request", "level = level and not self._is_of_old(m.last_term)", "pass"),
+        Edit(Elections, "on_request", "level = level and not self._is_of_old(m.last_term)", "level = level"),
     ),
     "decisions outlive their generation": (
         Edit(Elections, "become_follower", "if s.is_stale:", "if False:"),

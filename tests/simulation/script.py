@@ -14,6 +14,7 @@ be seen. `#` begins a remark. `pytest --rewrite` writes down what is seen now.
     > recover 1 without 2 3        it goes on alone: somebody says that the others are gone for good
     > look 1                       receipts that wait at 1 are looked at
     > hear 2 1                     2 is told that 1 leads the slot
+    > restarted 2 1                2 is told that 1 is another process by now, and leads nothing
     > read 1
     > sync 1 2                     their disks finish what waits
     > deliver [1 2]                what is on the way now [from 1 to 2] arrives
@@ -49,6 +50,7 @@ from meshq.replication.words import (
     Event,
     GenerationSeen,
     Item,
+    LeaderGone,
     Message,
     PeerLinked,
     Received,
@@ -286,6 +288,10 @@ class Story:
         """What a leader tells everybody, members or not."""
         host, copy = self._copy(number)
         host.handle(copy, GenerationSeen(self._copy(other)[1].replica.term))
+
+    def do_restarted(self, number: str, other: str) -> None:
+        host, copy = self._copy(number)
+        host.handle(copy, LeaderGone(peer_of(int(other)), copy.replica.term))
 
     def do_transfer(self, number: str, to: str) -> None:
         host, copy = self._copy(number)
