@@ -15,6 +15,7 @@ from meshq.messages import Accepted
 from meshq.replication.generations import generation_of, next_generation, number_of
 from meshq.replication.quorum import config_of, encode_config
 from meshq.replication.words import AppendEntries, GenerationSeen, Item, Received
+from meshq.streams.publish import payload_key_of
 from tests.peer.test_draining import PARTITIONS, SLOTS, Writing, ask, is_settled, seen
 from tests.peer.world import Client, Host, World, committed
 
@@ -183,6 +184,58 @@ def test_a_generation_of_which_no_log_is_left_is_followed_by_another() -> None:
     world.run(lambda: all(len({c.replica.last for c in both}) == 1 for both in copies.values()))
     for both in copies.values():
         assert {number_of(generation_of(c.replica.last.term)) for c in both} == {2}
+
+
+def test_what_had_expired_before_it_came_is_told_as_expired() -> None:
+    """The copy that goes on was sent the beginning empty, and never the entry that says that it has expired."""
+    world = World(7, peers=3, slots=4)
+    client = Client(world)
+    made = client.ask(
+        lambda t, d: facts.AskRequested(
+            t, "topic.create", {"topic": "t", "partitions": 1, "retain_records": 4}, d
+        )
+    )
+    client.wait(made)
+    info = client.wait(client.ask(lambda t, d: facts.TopicWanted(t, "t", d)))
+    key = PartitionKey(TopicId(info.topic_id), 0)
+    slot = world.hosts[0].core.ctx.slot_of(key)
+    world.run(lambda: is_settled(world))
+    left = next(h for h in world.hosts if not h.core.slots.hosts[slot].leads)
+    others = [h for h in world.hosts if h is not left]
+    left.crash()
+    for n in range(12):
+        body = batch.seal([batch.RawRecord(None, b"%d" % n)], base_timestamp_ms=0)
+        sent = client.ask(lambda t, d, b=body: facts.BatchSealed(t, 1, info, 0, b, d, 8), timeout=60.0)
+        assert isinstance(client.wait(sent), Accepted)
+    world.run_for(2.0)
+    leader = next(h for h in others if h.core.slots.hosts[slot].leads)
+    assert leader.core.slots.partition(slot, key).low == 8
+    replica, node = leader.core.slots.hosts[slot].replica, leader.core.slots.me
+    entries = [x for _, x in sorted(leader.disk.log[slot].items())]
+    before = entries[: next(i for i, x in enumerate(entries) if x.kind is EntryKind.RETAIN)]
+    lose(world, *others)
+    left.start()
+    for host in others:
+        host.bury()
+    copy = left.core.slots.hosts[slot]
+    prev = copy.replica.last
+    stored = {p.base_offset: p.data for p in leader.disk.payloads[key]}
+    offsets = (payload_key_of(x) for x in before)
+    data = [stored.get(k.base_offset, b"") if k is not None else b"" for k in offsets]
+    items = tuple(Item(*x) for x in zip(before, data, strict=True) if x[0].index > prev.index)
+    told = AppendEntries(replica.term, prev, items, items[-1].entry.index, 0)
+    left.core.slots.tell(copy, Received(node, told))
+    world.run(lambda: copy.replica.commit_index == items[-1].entry.index)
+    state = left.core.slots.partition(slot, key)
+    assert state.low == 0 and state.end > 8
+    world.run_for(3.0)
+    recover(world, world.hosts.index(left), *others)
+    world.run(lambda: copy.leads)
+    reader = Client(world, seed_peer=world.hosts.index(left))
+    subscribe(reader)
+    world.run(lambda: len(reader.read["t", 0]) == state.end - 8)
+    assert [offset for offset, _ in reader.read["t", 0]] == list(range(8, state.end)) and not reader.ended
+    assert left.core.slots.partition(slot, key).low == 8
 
 
 def system(host: Host) -> Any:

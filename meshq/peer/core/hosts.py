@@ -64,6 +64,7 @@ class Host:
     kept: Kept = field(default_factory=Kept)  # payloads, at a witness
     rewriting: int = 0  # compacted batches on their way to disk
     deleting: dict[PartitionKey, int | None] = field(default_factory=dict)  # payloads, up to where; None: all
+    doubted: set[PartitionKey] = field(default_factory=set)  # led after a recovery: is the beginning there?
 
     @property
     def is_replaced(self) -> bool:
