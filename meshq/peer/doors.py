@@ -34,7 +34,7 @@ from meshq.transport.server import RouterServer
 
 log = logging.getLogger(__name__)
 CALL_S = 10.0
-VISIT_BYTES_MAX = 4 * DOOR_FRAME_BYTES_MAX  # one caller in all: handshake, one request, heartbeats
+VISIT_BYTES_MAX = 4 * DOOR_FRAME_BYTES_MAX  # one caller in all: handshake and one request
 
 
 class Door:

@@ -9,8 +9,8 @@ Where any key is admitted (the door), one request is expected, so all that was s
 cut too, and the oldest when there are many. Where keys are known, what counts is what came since the last
 whole message, and only when the socket has been read empty meanwhile, or far enough that every connection had
 its turn: a client whose messages wait for a busy loop is not to blame. The message that is unfinished when we
-look gets away with what has come of it until then, once; and heartbeats count, so that a connection that says
-nothing else for weeks is cut, and comes back by itself.
+look gets away with what has come of it until then, once; and heartbeats count, so that a connection
+that says nothing else for weeks is cut, and comes back by itself.
 
 The socket's monitor tells which connections there are; nothing is looked at while there is none. Its queue
 has no bound, since libzmq's I/O thread would wait for us when it is full.

@@ -24,7 +24,7 @@ import zmq
 from meshq.batch import Buffer
 from meshq.errors import UsageError
 from meshq.limits import FRAMES_MAX, HANDSHAKE_MS
-from meshq.transport.context import CLIENTS_THREAD
+from meshq.transport.context import CLIENTS_THREAD, notice_silence
 from meshq.transport.drain import DRAIN_MESSAGES_MAX, Drain, content, guarded, receive, send
 from meshq.transport.interfaces import format_address, parse_address
 from meshq.transport.names import Lookup, SockAddr, is_name
@@ -32,7 +32,6 @@ from meshq.transport.names import Lookup, SockAddr, is_name
 CONNECT_TIMEOUT_S: Final = 3.0
 SEND_QUEUE_MAX: Final = 1_000  # messages; `send` says no
 RECEIVE_QUEUE_MAX: Final = 1_000  # messages; over it, TCP pushes back
-HEARTBEAT_MS: Final = 2_000
 SILENCE_MS: Final = 6_000
 
 _EVENT = struct.Struct("=HI")
@@ -236,12 +235,7 @@ def _dealer(
     socket.setsockopt(zmq.CURVE_SECRETKEY, secret_key)
     socket.setsockopt(zmq.RECONNECT_IVL, -1)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    notice_silence(socket, SILENCE_MS)
     socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_MAX)
     socket.setsockopt(zmq.IPV6, 1)
     socket.setsockopt(zmq.LINGER, 0)
