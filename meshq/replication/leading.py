@@ -37,7 +37,6 @@ from meshq.replication.words import (
     TimeoutNow,
 )
 
-
 FILL_MAX: Final = 256  # empty entries that one answer leads to; more: with the next one
 
 
@@ -280,8 +279,8 @@ class Leading:
             self._replicate(frm, p)
 
     def _fill(self, p: Progress, lacks: int) -> None:
-        """A voter that lost the end of its log votes as ever when it has come to there again. What stood there
-        may never have been decided, and in an idle slot nothing comes: then empty entries take the place.
+        """A voter that lost the end of its log votes as ever when it has come to there again. What stood
+        there may never have been decided, and in an idle slot nothing comes: then empty entries take the place.
         """
         last = self._state.log.last.index
         if lacks > last == p.match and self.serves and self.hand_over.to is None:

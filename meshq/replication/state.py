@@ -163,8 +163,8 @@ class State:
 
     @property
     def may_stand_in(self) -> bool:
-        """Whether it mirrors a single voter that is there. If that one does not lead, part of its log is lost,
-        and this node may be the one that has it: it leads until the voter has it too.
+        """Whether it mirrors a single voter that is there. If that one does not lead, part of its log is
+        lost, and this node may be the one that has it: it leads until the voter has it too.
         """
         config = self.config
         if len(config.voters) != 1 or config.outgoing or self.is_witness or self.me not in config.learners:

@@ -60,7 +60,7 @@ class Hard(NamedTuple):
 
     @property
     def lost(self) -> tuple[int, int]:
-        """(term, index) that the end of the log was not beyond, before it was cut off. (0, 0): all is here."""
+        """(term, index) that the log's end was not beyond, before it was cut off. (0, 0): all is here."""
         return (self.repair_term, self.repair_until) if self.repair_until else (0, 0)
 
 

@@ -153,7 +153,7 @@ def test_a_generation_that_its_only_voter_forgot_goes_on_from_who_heard_of_it() 
 
 
 def test_a_generation_of_which_no_log_is_left_is_followed_by_another() -> None:
-    """The one that went on alone loses its disk too, when the others have heard of it and have nothing of it."""
+    """The one that went on alone loses its disk too, when the others have heard of it and got nothing."""
     world = World(4, peers=3, slots=4)
     writing = Writing(world)
     world.run(lambda: is_settled(world))
@@ -187,7 +187,7 @@ def test_a_generation_of_which_no_log_is_left_is_followed_by_another() -> None:
 
 
 def test_what_had_expired_before_it_came_is_told_as_expired() -> None:
-    """The copy that goes on was sent the beginning empty, and never the entry that says that it has expired."""
+    """The copy that goes on was sent the beginning empty, and never the entry that says why."""
     world = World(7, peers=3, slots=4)
     client = Client(world)
     made = client.ask(

@@ -239,7 +239,8 @@ class Nemesis:
     def _is_ahead(self, slot: int, ahead: Host, behind: Host) -> bool:
         """What the one has not applied yet, the other has begun to get."""
         a, b = (h.disk.images[slot] for h in (ahead, behind))
-        return a.applied.position.index <= b.last_index < min(a.last_index, len(self._world.oracle.decided(slot)))
+        decided = len(self._world.oracle.decided(slot))
+        return a.applied.position.index <= b.last_index < min(a.last_index, decided)
 
     def _damage_ahead(self, slot: int, leader: Host, ahead: Host, behind: Host) -> None:
         world, image = self._world, ahead.disk.images[slot]

@@ -228,10 +228,10 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         ),
     ),
     "repaired and not told": (Edit(Leading, "_fill", "if lacks > last", "if 0 > last"),),
-    "mirror does not stand in": (Edit(Elections, "may_campaign", "(is_voter or s.may_stand_in)", "is_voter"),),
-    "mirror stands in for good": (
-        Edit(Leading, "_step_aside", "not self.only_lends", "not s.is_witness"),
+    "mirror does not stand in": (
+        Edit(Elections, "may_campaign", "(is_voter or s.may_stand_in)", "is_voter"),
     ),
+    "mirror stands in for good": (Edit(Leading, "_step_aside", "not self.only_lends", "not s.is_witness"),),
     "change before a decision": (
         Edit(
             Leading,

@@ -567,7 +567,7 @@ class World:
         return True
 
     def is_mirrored(self, slot: int, host: Host) -> bool:
-        """Whether it decides alone, and a learner has on disk all that it has: what is lost comes from there."""
+        """Whether it decides alone, and a learner has all of that on disk: what is lost comes from there."""
         image = host.disk.images[slot]
         configs = {c for c in self.configs(slot) if host.node in c.nodes()}
         if len(configs) != 1 or host.disk.queue or image.damaged or not image.items:

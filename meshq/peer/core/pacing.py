@@ -22,8 +22,8 @@ What = tuple[Slot, Node, type]  # whose copy, and whether log or batches are rea
 
 @dataclass
 class Pacing:
-    """`waiting` is bounded by its keys: two for each follower of a slot led here. A call that has become `urgent` does not
-    wait any longer.
+    """`waiting` is bounded by its keys: two for each follower of a slot led here. A call that has become
+    `urgent` does not wait any longer.
     """
 
     bytes_per_s: float

@@ -223,7 +223,7 @@ class Recovering:
                 continue
             draw = int.from_bytes(self.ctx.random_id()[:2], "big")
             try:
-                for newest in heard:  # a generation that it has not heard of itself is to be followed by another
+                for newest in heard:  # what it has not heard of itself is to be followed by another one
                     self.slots.tell(host, GenerationSeen(newest))
                 self.slots.recover(host, left, draw=draw, unheld=host.slot in unheld)
             except MeshqError as e:

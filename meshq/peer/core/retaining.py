@@ -78,7 +78,8 @@ class Retaining:
             return
         if host.stream.generation:
             host.doubted = {p for p, state in host.stream.partitions.items() if state.low < state.end}
-        self._stirred.update((p, None) for p in host.stream.partitions if p in host.doubted or self._retain(p))
+        found = (p for p in host.stream.partitions if p in host.doubted or self._retain(p))
+        self._stirred.update((p, None) for p in found)
 
     def on_topic(self, info: TopicInfo) -> None:
         """It is new, or has other settings."""
