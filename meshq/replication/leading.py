@@ -280,7 +280,7 @@ class Leading:
 
     def _fill(self, p: Progress, lacks: int) -> None:
         """A voter that lost the end of its log votes as ever when it has come to there again. What stood
-        there may never have been decided, and in an idle slot nothing comes: then empty entries take the place.
+        there may never have been decided, and in an idle slot nothing comes: empty entries take the place.
         """
         last = self._state.log.last.index
         if lacks > last == p.match and self.serves and self.hand_over.to is None:
