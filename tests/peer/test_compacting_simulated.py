@@ -15,7 +15,7 @@ from meshq.peer.core import retaining
 from meshq.streams.slot import PartitionState
 from tests.peer.test_core_compacting import squeeze
 from tests.peer.test_groups_simulated import ACK_WAIT_MS, History, Worker, state_of
-from tests.peer.test_retaining_simulated import stay_at_work
+from tests.peer.test_retaining_simulated import keepers, stay_at_work
 from tests.peer.test_snapshots import counted
 from tests.peer.test_snapshots import squeeze as little
 from tests.peer.world import Client, Host, World, is_level
@@ -67,8 +67,8 @@ class Run:
     stored: dict[Place, Record] = field(default_factory=dict)
 
 
-def play(seed: int) -> Run:
-    world = World(seed, peers=(3, 3, 1)[seed % 3])
+def play(seed: int, *, witness: bool = False) -> Run:
+    world = World(seed, peers=3 if witness else (3, 3, 1)[seed % 3], witness=witness)
     rng, writer, history = world.rng, Client(world), History()
     made = {"topic": "t", "partitions": PARTITIONS, "compact": True, "tombstone_age_ms": 1_000}
     if seed % 4 == 3:
@@ -152,15 +152,15 @@ def has_settled(run: Run, partition: PartitionKey) -> bool:
         h.core.slots.hosts[slot].rewriting or h.core.slots.hosts[slot].stream.rewrites
         for h in run.world.hosts
     )
-    kept = all(b + n > state.low for h in run.world.hosts for b, n in h.records(partition))
+    kept = all(b + n > state.low for h in keepers(run.world) for b, n in h.records(partition))
     through = group is not None and group.floor == end
     return (
         written and kept and through and all(r.at.get(partition.partition) == state.end for r in run.readers)
     )
 
 
-def check(seed: int) -> Run:
-    run = play(seed)
+def check(seed: int, *, witness: bool = False) -> Run:
+    run = play(seed, witness=witness)
     for p in range(PARTITIONS):
         partition = key(run, p)
         state = state_at(run.world.hosts[0], partition)
@@ -187,7 +187,7 @@ def check(seed: int) -> Run:
 def on_disk(run: Run, partition: PartitionKey, state: PartitionState) -> set[int]:
     """The offsets that have a record; the same bytes on all."""
     found, offsets = [], defaultdict(set)
-    for n, host in enumerate(run.world.hosts):
+    for n, host in enumerate(keepers(run.world)):
         here = sorted(host.disk.payloads[partition], key=lambda x: x.base_offset)
         at = here[0].base_offset if here else state.end
         assert at <= state.low
@@ -210,6 +210,14 @@ def on_disk(run: Run, partition: PartitionKey, state: PartitionState) -> set[int
 def test_the_last_of_each_key_is_there_and_replicas_are_equal(seed: int) -> None:
     run = check(seed)
     assert counted(run.world)["slices_compacted"] > 0
+
+
+@pytest.mark.parametrize("seed", [30, 31, 32])
+def test_with_a_witness_it_is_the_same_and_nothing_stays_there(seed: int) -> None:
+    run = check(seed, witness=True)
+    assert counted(run.world)["slices_compacted"] > 0
+    witness = run.world.hosts[-1]
+    assert not any(p.data for stored in witness.disk.payloads.values() for p in stored)
 
 
 @pytest.mark.parametrize("seed", range(20, 26))

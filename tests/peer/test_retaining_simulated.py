@@ -80,8 +80,8 @@ class Run:
     stored: dict[tuple[int, int], bytes] = field(default_factory=dict)  # partition, offset
 
 
-def play(seed: int) -> Run:
-    world = World(seed, peers=(3, 3, 2, 1)[seed % 4])
+def play(seed: int, *, witness: bool = False) -> Run:
+    world = World(seed, peers=3 if witness else (3, 3, 2, 1)[seed % 4], witness=witness)
     rng, writer, history = world.rng, Client(world), History()
     for host in world.hosts:
         host.clock_ms = rng.randrange(-SKEW_MS, SKEW_MS)
@@ -155,13 +155,19 @@ def has_settled(run: Run, partition: PartitionKey) -> bool:
         return False
     (state,) = states
     group, end = state_of(run.world, run.info, partition.partition)
-    kept = all(b + n > state.low for h in run.world.hosts for b, n in h.records(partition))
+    kept = all(b + n > state.low for h in keepers(run.world) for b, n in h.records(partition))
     through = group is not None and group.floor == end and group.told == group.expired
     return kept and through and all(r.at.get(partition.partition) == state.end for r in run.readers)
 
 
-def check(seed: int) -> Run:
-    run = play(seed)
+def keepers(world: World) -> list[Host]:
+    """All but a witness, which has of records what it has."""
+    registry = world.hosts[0].core.ctx.registry
+    return [h for h in world.hosts if not registry.is_witness(h.identity.peer_id)]
+
+
+def check(seed: int, *, witness: bool = False) -> Run:
+    run = play(seed, witness=witness)
     through = run.history.done | run.history.unknown | set(letters_of(run.world, run.info)[1])
     for p in range(PARTITIONS):
         partition = key(run, p)
@@ -188,7 +194,7 @@ def check(seed: int) -> Run:
 def check_disks(run: Run, partition: PartitionKey, state: PartitionState) -> None:
     """The same on all of them, dense, and what the receipts said."""
     found = []
-    for host in run.world.hosts:
+    for host in keepers(run.world):
         here = sorted(host.disk.payloads[partition], key=lambda x: x.base_offset)
         values = {x.base_offset + i: r.value for x in here for i, r in enumerate(batch.read_records(x.data))}
         assert all(o in values for o in range(state.low, state.end)), "what is kept is there"
@@ -221,6 +227,13 @@ def test_who_lacks_what_the_log_has_no_more_gets_what_is_kept(
 ) -> None:
     squeeze(monkeypatch.setattr)
     check(seed)
+
+
+@pytest.mark.parametrize("seed", [30, 31, 32])
+def test_with_a_witness_it_is_the_same_and_nothing_stays_there(seed: int) -> None:
+    run = check(seed, witness=True)
+    witness = run.world.hosts[-1]
+    assert not any(p.data for stored in witness.disk.payloads.values() for p in stored)
 
 
 def test_groups_of_every_replica_know_the_same() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from meshq.messages import Accepted, TopicInfo
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings
 from meshq.registry import commands
+from meshq.streams.slot import PartitionState
+from tests.peer.test_core_compacting import squeeze
 from tests.peer.world import ROOM, Client, Host, World, committed
 
 PARTITIONS = 6
@@ -31,19 +34,22 @@ class Story:
         witness: bool = True,
         at: int = 2,
         settings: CoreSettings | None = None,
+        topic: dict[str, Any] | None = None,
     ) -> None:
         self.world = World(seed, peers=peers, slots=SLOTS, witness=witness, settings=settings)
         self.client = Client(self.world, seed_peer=at)
         made = self.client.ask(
-            lambda t, d: facts.AskRequested(t, "topic.create", {"topic": "t", "partitions": PARTITIONS}, d)
+            lambda t, d: facts.AskRequested(
+                t, "topic.create", {"topic": "t", "partitions": PARTITIONS, **(topic or {})}, d
+            )
         )
         self.client.wait(made)
         self.info: TopicInfo = self.client.wait(self.client.ask(lambda t, d: facts.TopicWanted(t, "t", d)))
         self.sent: dict[int, tuple[int, bytes]] = {}
 
-    def publish(self, timeout: float = 30.0) -> int:
+    def publish(self, timeout: float = 30.0, *, key: bytes | None = None) -> int:
         n = len(self.sent)
-        body = batch.seal([batch.RawRecord(None, b"%d" % n)], base_timestamp_ms=0)
+        body = batch.seal([batch.RawRecord(key, b"%d" % n)], base_timestamp_ms=0)
         partition = n % PARTITIONS
         ticket = self.client.ask(
             lambda t, d: facts.BatchSealed(t, 1, self.info, partition, body, d, 8), timeout
@@ -51,11 +57,11 @@ class Story:
         self.sent[ticket] = partition, b"%d" % n
         return ticket
 
-    def publish_for(self, seconds: float, *, every: float = 0.05) -> list[int]:
+    def publish_for(self, seconds: float, *, every: float = 0.05, key: bytes | None = None) -> list[int]:
         """Tickets of what was published then, all of it answered."""
         tickets: list[int] = []
         for n in range(int(seconds / every)):
-            self.world.at(n * every, lambda: tickets.append(self.publish()))
+            self.world.at(n * every, lambda: tickets.append(self.publish(key=key)))
         self.world.run_for(seconds)
         self.world.run(lambda: all(t in self.client.results for t in tickets))
         return tickets
@@ -163,6 +169,55 @@ def test_two_peers_take_a_witness_in_and_a_third_keeper_lets_it_go() -> None:
     world.hosts[0].tell(e.ProposalMade(0, commands.encode(leave)))
     world.run(lambda: members(world.hosts[0]) | members(world.hosts[1]) == {(3, 0, 1)})
     world.run(lambda: third.has_left)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"retain_records": 3}, {"compact": True}], ids=["retained", "compacted"]
+)
+def test_a_keeper_gets_what_expired_or_was_compacted_from_the_witness_alone(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is away while records expire, or are compacted, and then the one that did that is lost."""
+    squeeze(monkeypatch.setattr)
+    story = Story(9, topic=settings)
+    world = story.world
+    away, other = world.hosts[:2]
+    story.accepted(story.publish_for(1.0, key=b"k"))
+    away.crash()
+    story.accepted(story.publish_for(4.0, key=b"k"))
+    world.run_for(2.0)
+    counters = other.core.ctx.counters
+    assert counters.get("retain_entries", 0) + counters.get("slices_compacted", 0) > 0
+    places = [PartitionKey(TopicId(story.info.topic_id), p) for p in range(PARTITIONS)]
+    before = [state_of(other, p) for p in places]
+    other.crash()
+    other.wipe()
+    away.start()
+    world.run(lambda: [state_of(away, p) for p in places] == before)
+    for place in places:
+        copy = away.core.slots.hosts[slot_of(away, place)]
+        world.run(lambda at=copy: at.leads)  # type: ignore[misc]
+        here = sorted(away.disk.payloads[place], key=lambda x: x.base_offset)
+        state = state_of(away, place)
+        values = {x.base_offset + at: r.value for x in here for at, r in batch.read_placed(x.data)}
+        sent = {
+            r.base_offset: value
+            for t, (p, value) in story.sent.items()
+            if p == place.partition and isinstance(r := story.client.results[t], Accepted)
+        }
+        assert values.items() <= sent.items()
+        assert max(sent) in values, "the last record of the key"
+        if "compact" not in settings:
+            assert all(offset in values for offset in range(state.low, state.end))
+    story.accepted(story.publish_for(1.0, key=b"k"))
+
+
+def state_of(host: Host, partition: PartitionKey) -> PartitionState:
+    return host.core.slots.partition(slot_of(host, partition), partition)
+
+
+def slot_of(host: Host, partition: PartitionKey) -> Slot:
+    return host.core.ctx.slot_of(partition)
 
 
 def test_who_is_away_stays_a_member_as_long_as_nobody_can_take_its_place() -> None:
