@@ -90,6 +90,14 @@ class Copy:
     mirrors: Mirrors = field(default_factory=Mirrors)
     mirrored: Mirrored = field(default_factory=Mirrored)
     receipts: deque[int] = field(default_factory=deque)  # of decided entries, with mirrors or a witness
+    _members: tuple[Config, frozenset[PeerId]] = (NOBODY, frozenset())
+
+    def peers(self) -> frozenset[PeerId]:
+        """Of its members. Beats ask for them, and those are a third of all events."""
+        config = self.replica.config
+        if self._members[0] is not config:
+            self._members = config, frozenset(n.peer for n in config.nodes())
+        return self._members[1]
 
 
 class Environment(Protocol):
@@ -462,16 +470,20 @@ class Host:
     def led(self, peer: PeerId) -> Led:
         """What this host leads of the slots that are there too."""
         return tuple(
-            (Slot(c.slot), c.replica.term)
-            for c in self.copies
-            if c.replica.role is Role.LEADER and any(n.peer == peer for n in c.replica.config.nodes())
+            [
+                (Slot(c.slot), c.replica.term)
+                for c in self.copies
+                if c.replica.role is Role.LEADER and peer in c.peers()
+            ]
         )
 
     def believed(self, peer: PeerId) -> Led:
         return tuple(
-            (Slot(c.slot), c.replica.term)
-            for c in self.copies
-            if c.replica.leader is not None and c.replica.leader.peer == peer
+            [
+                (Slot(c.slot), c.replica.term)
+                for c in self.copies
+                if c.replica.leader is not None and c.replica.leader.peer == peer
+            ]
         )
 
     def on_support(self, effects: list[SupportEffect]) -> None:
