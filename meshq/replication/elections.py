@@ -155,8 +155,8 @@ class Elections:
         last = s.log.last
         level = (m.last_term, m.last_index) >= max((last.term, last.index), s.hard.lost)
         level = level and not self._is_of_old(m.last_term) and not s.rolled_back
-        needed = s.frozen or not s.decides_alone  # else this one leads itself, and nobody has to stand in
-        granted = free and level and needed and (m.transfer or not self.follows_a_live_leader())
+        alone = s.decides_alone and not (s.frozen or s.is_stale or s.installing)  # then it leads itself
+        granted = free and level and not alone and (m.transfer or not self.follows_a_live_leader())
         if m.pre:
             if granted:
                 self._let_pass(frm)
