@@ -74,6 +74,13 @@ def node_of(number: int, disk: int = 0) -> Node:
     return Node(peer_of(number), bytes([disk]))
 
 
+def configs_at(leader: Replica, index: int) -> list[Config]:
+    """By which a leader can have decided this entry: the one that held there, or one it has appended since."""
+    history = leader._state.configs.history
+    before = max((i for i, _ in history if i <= index), default=history[0][0])
+    return [config for i, config in history if i >= before]
+
+
 @dataclass(slots=True)
 class Copy:
     """One slot on one host, while the process runs."""
@@ -113,7 +120,7 @@ class Environment(Protocol):
     def answer(self, host: Host, copy: Copy, event: Event) -> None: ...
     def set_timer(self, host: Host, copy: Copy) -> None: ...
     def on_committed(self, host: Host, copy: Copy, items: tuple[Item, ...], news: int) -> None: ...
-    def deciding_config(self, copy: Copy) -> Config | None: ...
+    def deciding_configs(self, copy: Copy, index: int) -> list[Config]: ...
     def tell(self, host: Host, slot: int, what: object) -> None: ...
 
 
@@ -234,6 +241,7 @@ class Host:
         applied = image.applied.position
         if any(i <= applied.index for i in image.damaged):
             image.trim(applied)
+            image.let_go = applied.index
         return image.last_index if image.damaged else 0
 
     def rebuild(self, slot: int) -> Copy:
@@ -332,9 +340,9 @@ class Host:
 
     def _apply(self, copy: Copy, items: tuple[Item, ...]) -> None:
         image = self.disk.images[copy.slot]
-        config = self.env.deciding_config(copy)
+        configs = self.env.deciding_configs(copy, items[-1].entry.index)
         term = copy.replica.term
-        news = self.env.oracle.on_commit(copy.slot, copy.node, term, config, image, items)
+        news = self.env.oracle.on_commit(copy.slot, copy.node, term, configs, image, items)
         begin = copy.applied.position.index
         if items[0].entry.index != begin + 1:
             raise Wrong(f"entry {items[0].entry.index} is handed on after {begin}")

@@ -194,9 +194,9 @@ class Oracle:
                 raise Wrong(f"slot {slot}: members change before anything of term {term} is decided")
 
     def on_commit(
-        self, slot: int, node: Node, term: int, config: Config | None, image: Image, items: tuple[Item, ...]
+        self, slot: int, node: Node, term: int, configs: list[Config], image: Image, items: tuple[Item, ...]
     ) -> int:
-        """`term`: the node's. `config`: the leader's, if it still leads. Tells how many are new."""
+        """`term`: the node's. `configs`: the leader's, one of which decided. Tells how many are new."""
         line = self.of(slot, term)
         line.begun = True
         decided = line.decided
@@ -226,9 +226,19 @@ class Oracle:
         if self._strict:
             if not image.has(last.index, last.chain) and last.index not in image.damaged:
                 raise Wrong(f"{show(node)} applies entry {last.index} of slot {slot} before it is durable")
-            if len(decided) > known and config is not None and line is self._timelines[slot][-1]:
-                self._check_majority(slot, config, last.index, last.chain)
+            if len(decided) > known and line is self._timelines[slot][-1]:
+                self._check_decided(slot, configs, last.index, last.chain)
         return len(decided) - known
+
+    def _check_decided(self, slot: int, configs: list[Config], index: int, chain: bytes) -> None:
+        for config in configs[:-1]:
+            try:
+                self._check_majority(slot, config, index, chain)
+            except Wrong:
+                continue
+            return
+        for config in configs[-1:]:
+            self._check_majority(slot, config, index, chain)
 
     def _check_majority(self, slot: int, config: Config, index: int, chain: bytes) -> None:
         for voters in (config.voters, config.outgoing):

@@ -62,7 +62,7 @@ from meshq.replication.words import (
     VoteReply,
 )
 from tests.simulation.disk import NOBODY, Image, Trim, Wrong
-from tests.simulation.host import Copy, Host, number_of, peer_of
+from tests.simulation.host import Copy, Host, configs_at, number_of, peer_of
 from tests.simulation.oracle import Oracle, record_body, show
 from tests.simulation.telling import show_config, show_effect, show_event
 
@@ -142,13 +142,13 @@ class Story:
     def answer(self, host: Host, copy: Copy, event: Event) -> None:
         self._answers.append((host, copy, event))
 
-    def deciding_config(self, copy: Copy) -> Config | None:
+    def deciding_configs(self, copy: Copy, index: int) -> list[Config]:
         leader = copy.replica.leader
         host = self.hosts[number_of(leader.peer)] if leader else None
         if host is None or not host.up or host.copies[0].replica.role is not Role.LEADER:
-            return None
-        same = host.copies[0].replica.term == copy.replica.term
-        return host.copies[0].replica.config if same else None
+            return []
+        there = host.copies[0].replica
+        return configs_at(there, index) if there.term == copy.replica.term else []
 
     def _has_it(self, slot: int, node: Node, index: int, chain: bytes) -> bool:
         host = self.hosts[number_of(node.peer)]

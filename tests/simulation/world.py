@@ -38,7 +38,7 @@ from meshq.replication.words import (
     Ticked,
 )
 from tests.simulation.disk import NOBODY, Image, Wrong
-from tests.simulation.host import Copy, Host, node_of, peer_of
+from tests.simulation.host import Copy, Host, configs_at, node_of, peer_of
 from tests.simulation.network import Link, Network, Weather
 from tests.simulation.oracle import Oracle, record_body, show
 
@@ -605,19 +605,21 @@ class World:
         image = self._by_peer[node.peer].disk.images[slot]
         if self.is_bad(slot, node):
             return True
-        return image.start.index <= after and all(
-            i.payload for i in image.items[after - image.start.index :] if i.entry.kind is EntryKind.PUBLISH
-        )
+        if image.start.index > max(after, image.let_go):
+            return False
+        lacking = image.items[max(after - image.start.index, 0) :]
+        return all(i.payload for i in lacking if i.entry.kind is EntryKind.PUBLISH)
 
-    def deciding_config(self, copy: Copy) -> Config | None:
+    def deciding_configs(self, copy: Copy, index: int) -> list[Config]:
+        """By which the leader of the copy's term can have decided this entry, if it leads still."""
         leader = copy.replica.leader
         if leader is None:
-            return None
+            return []
         host = self._by_peer[leader.peer]
         there = host.copies[copy.slot].replica if host.up else None
         if there is None or there.role is not Role.LEADER or there.term != copy.replica.term:
-            return None
-        return there.config
+            return []
+        return configs_at(there, index)
 
     # ---------------------------------------------------------------------------------------- liveness phase
     def heal(self) -> None:
