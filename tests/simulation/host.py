@@ -75,7 +75,7 @@ def node_of(number: int, disk: int = 0) -> Node:
 
 
 def configs_at(leader: Replica, index: int) -> list[Config]:
-    """By which a leader can have decided this entry: the one that held there, or one it has appended since."""
+    """By which a leader can have decided this entry: the one that held there, or one appended since."""
     history = leader._state.configs.history
     before = max((i for i, _ in history if i <= index), default=history[0][0])
     return [config for i, config in history if i >= before]
