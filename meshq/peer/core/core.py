@@ -100,10 +100,7 @@ from meshq.peer.core.retaining import Retaining
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry import commands
-from meshq.registry.state import (
-    GENESIS_DISK,
-    Registry,
-)
+from meshq.registry.state import GENESIS_DISK, Registry
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Config, Node
 from meshq.replication.system import system_genesis
