@@ -267,6 +267,7 @@ class Leading:
         s = self._state
         p.round_heard = max(p.round_heard, reply.round)
         p.commit_heard = max(p.commit_heard, reply.commit)
+        p.lacks = reply.lacks
         if reply.ok:
             if reply.match > s.log.last.index:
                 raise RemoteProtocolError(f"a follower has entry {reply.match}, the leader does not")
@@ -274,17 +275,17 @@ class Leading:
         elif p.pace is not Pace.SNAPSHOT:
             self._on_rejected(p, reply)
         if s.role is Role.LEADER:  # what it decided may have been that this node is no member
-            self._fill(p, reply.lacks)
+            self._fill(p)
             self._reads.confirm(self.followers)
             self._replicate(frm, p)
 
-    def _fill(self, p: Progress, lacks: int) -> None:
+    def _fill(self, p: Progress) -> None:
         """A voter that lost the end of its log votes as ever when it has come to there again. What stood
         there may never have been decided, and in an idle slot nothing comes: empty entries take the place.
         """
         last = self._state.log.last.index
-        if lacks > last == p.match and self.serves and self.hand_over.to is None:
-            for _ in range(min(lacks - last, FILL_MAX)):
+        if p.lacks > last == p.match and self.serves and self.hand_over.to is None:
+            for _ in range(min(p.lacks - last, FILL_MAX)):
                 self._append(EntryKind.NOOP, b"", b"")
 
     def _on_level(self, frm: Node, p: Progress, match: int) -> None:

@@ -291,7 +291,8 @@ class State:
     def go_back(self, to: Node, index: int, round_: int = 0) -> None:
         """The logs may agree up to there; what was sent behind it was no use."""
         term = self.log.term_at(index) or 0
-        self.promise(to, AppendReply(self.term, False, index, term, 0 if self.rolled_back else round_))
+        counted = 0 if self.rolled_back else round_
+        self.promise(to, AppendReply(self.term, False, index, term, counted, 0, self.hard.repair_until))
 
     def is_durable(self) -> bool:
         return not self._is_dirty() and self.token <= self.persisted

@@ -73,7 +73,6 @@ class Image:
     applied: Applied = EMPTY
     partial: tuple[SnapshotMeta, bytes] | None = None
     damaged: set[int] = field(default_factory=set)
-    let_go: int = 0  # the log up to here, because some of it was damaged
 
     def copy(self) -> Image:
         return Image(
@@ -84,7 +83,6 @@ class Image:
             self.applied,
             self.partial,
             set(self.damaged),
-            self.let_go,
         )
 
     @property

@@ -196,11 +196,10 @@ class Host:
         image, node = self.disk.images[slot], self.node
         self.env.oracle.check_state(slot, node, image.applied)
         applied = image.applied.position
-        repair_until = self._scan(image)
-        if repair_until:
-            good = min(image.damaged) - 1
-        else:
-            good = image.last_index
+        behind = self._scan(image)
+        repair_until, good = 0, image.last_index
+        if behind:
+            repair_until, good = image.last_index, min(behind) - 1
         items = image.items[applied.index - image.start.index : good - image.start.index]
         terms: list[tuple[int, int]] = []
         for item in image.items[: applied.index - image.start.index]:
@@ -235,14 +234,14 @@ class Host:
         self.env.set_timer(self, copy)
         return copy
 
-    @staticmethod
-    def _scan(image: Image) -> int:
-        """Damage behind what is applied has to be repaired; before it, the log is let go of."""
+    def _scan(self, image: Image) -> set[int]:
+        """Damage behind what is applied has to be repaired; before it, the log is let go of. A witness's is
+        mended: nobody else may have what it keeps.
+        """
         applied = image.applied.position
-        if any(i <= applied.index for i in image.damaged):
+        if self.peer not in self.env.oracle.witnesses and any(i <= applied.index for i in image.damaged):
             image.trim(applied)
-            image.let_go = applied.index
-        return image.last_index if image.damaged else 0
+        return {i for i in image.damaged if i > applied.index}
 
     def rebuild(self, slot: int) -> Copy:
         """The disk refused a write of this slot: it begins again from what is there."""
@@ -397,7 +396,7 @@ class Host:
                 break
             items.append(item)
             size += len(item.payload) + len(item.entry.body)
-        if not items:  # it cannot be read: who lacks it gets the state instead
+        if not items and not copy.replica.is_witness:  # unreadable: who lacks it gets the state instead
             self.write(copy.slot, Trim(image.applied.position))
         return LogRead(e.to, image.position(e.from_index - 1), tuple(items))
 

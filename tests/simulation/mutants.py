@@ -193,9 +193,8 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(
             Host,
             "_load",
-            "good = min(image.damaged) - 1",
-            "good = min(image.damaged) - 1; repair_until = 0; image.damaged.clear(); "
-            "del image.items[good - image.start.index :]",
+            "repair_until, good = image.last_index, min(behind) - 1",
+            "good = min(behind) - 1; image.damaged.clear(); del image.items[good - image.start.index :]",
         ),
     ),
     "repair forgotten": (
@@ -227,7 +226,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
             "    if repair_until:",
         ),
     ),
-    "repaired and not told": (Edit(Leading, "_fill", "if lacks > last", "if 0 > last"),),
+    "repaired and not told": (Edit(Leading, "_fill", "if p.lacks > last", "if 0 > last"),),
     "mirror does not stand in": (
         Edit(Elections, "may_campaign", "(is_voter or s.may_stand_in)", "is_voter"),
     ),
@@ -323,15 +322,18 @@ WITNESS: dict[str, tuple[Edit, ...]] = {
         ),
     ),
     "snapshot to a witness too early": (
-        Edit(Sending, "on_read", "not may_lack(event.meta, event.to, everywhere)", "False"),
+        Edit(Sending, "on_read", "not may_lack(event.meta, event.to, everywhere, whole=whole)", "False"),
     ),
     "no snapshot to a witness that votes": (
         Edit(
             Sending,
             "on_read",
-            "not may_lack(event.meta, event.to, everywhere)",
+            "not may_lack(event.meta, event.to, everywhere, whole=whole)",
             "event.meta.last.index > everywhere",
         ),
+    ),
+    "snapshot to a witness that lost something": (
+        Edit(Sending, "on_read", "whole = not p.lacks", "whole = True"),
     ),
     "witness serves": (Edit(Leading, "serves", "and not self.only_lends", "and not self._stands_in"),),
     "witness keeps the lead": (Edit(Leading, "_step_aside", "if level:", "if False:"),),

@@ -463,9 +463,32 @@ class World:
                     if copy.receipts:
                         host.give_receipts(copy)
             self._tell_generations(host)
+            self._mend_witness(host)
         for slot, (voters, learners) in enumerate(self.wanted):
             for host, copy in self.leaders(slot):
                 self._step_toward(host, copy, voters, learners)
+
+    def _mend_witness(self, host: Host) -> None:
+        """What of its log is damaged it gets from a keeper, as `peer/core/rereading.py` does it."""
+        if host.peer not in self.oracle.witnesses or not host.up or self.paused[host.number] > self.now:
+            return
+        for copy in host.copies:
+            for index in sorted(host.disk.images[copy.slot].damaged):
+                if index <= copy.applied.position.index:
+                    self._mend_entry(host, copy, index)
+
+    def _mend_entry(self, host: Host, copy: Copy, index: int) -> None:
+        image, generation = host.disk.images[copy.slot], generation_of(copy.replica.term)
+        for there in self.hosts:
+            link = self.network.links[there.number][host.number] if there is not host else None
+            if link is None or not there.up or not link.up or link.cut or there.node == host.node:
+                continue
+            other, replica = there.disk.images[copy.slot], there.copies[copy.slot].replica
+            same = generation_of(replica.term) == generation and not replica.is_stale
+            if same and other.start.index < index <= other.applied.position.index and not other.damaged:
+                image.items[index - image.start.index - 1] = other.items[index - other.start.index - 1]
+                image.damaged.discard(index)
+                return
 
     def _tell_generations(self, host: Host) -> None:
         """Leaders tell everybody what they lead, members or not."""
@@ -605,9 +628,9 @@ class World:
         image = self._by_peer[node.peer].disk.images[slot]
         if self.is_bad(slot, node):
             return True
-        if image.start.index > max(after, image.let_go):
+        if image.start.index > after:
             return False
-        lacking = image.items[max(after - image.start.index, 0) :]
+        lacking = image.items[after - image.start.index :]
         return all(i.payload for i in lacking if i.entry.kind is EntryKind.PUBLISH)
 
     def deciding_configs(self, copy: Copy, index: int) -> list[Config]:
