@@ -437,7 +437,7 @@ class Host:
             copy.applied = self.disk.images[copy.slot].applied
             self.env.oracle.check_state(copy.slot, copy.node, copy.applied)
             copy.snapshot = None
-            if copy.node in op.meta.config.witnesses:
+            if copy.node in op.meta.config.witnesses and not self.rolled_back:  # then it counts for nothing
                 self.env.oracle.on_let_go(copy.slot, copy.node, op.meta.config, op.meta.last)
         self.handle(copy, SnapshotStored(op.meta, op.position + len(op.data), op.done))
         if op.done:
