@@ -220,6 +220,37 @@ def slot_of(host: Host, partition: PartitionKey) -> Slot:
     return host.core.ctx.slot_of(partition)
 
 
+def test_a_witness_gets_what_is_damaged_in_its_own_log_from_a_keeper() -> None:
+    """Entries that it applied, and the payload of one: only it and one keeper have them."""
+    story = Story(10)
+    world = story.world
+    away, other, witness = world.hosts
+    story.accepted(story.publish_for(1.0))
+    away.crash()
+    story.accepted(story.publish_for(3.0))
+    world.run_for(2.0)  # it is applied, and saved
+    rotten = {}
+    for slot in range(SLOTS):
+        copy = witness.core.slots.hosts[Slot(slot)]
+        held = range(copy.replica.everywhere + 1, copy.checkpointed + 1)
+        if len(held) > 4:
+            rotten[copy.slot] = held
+    assert len(rotten) > 2
+    witness.crash()
+    for slot, held in rotten.items():
+        witness.disk.damaged |= {(slot, held[1]), (slot, held[3])}
+    damaged = witness.disk.flip(world.rng)
+    assert damaged is not None
+    witness.start()
+    world.run(lambda: not witness.disk.damaged and witness.disk.is_whole(), most_s=20.0)
+    assert witness.core.ctx.counters["log_entries_mended"] >= 2 * len(rotten)
+    other.crash()
+    other.wipe()
+    away.start()
+    story.accepted(story.publish_for(2.0))
+    story.check(away)
+
+
 def test_who_is_away_stays_a_member_as_long_as_nobody_can_take_its_place() -> None:
     story = Story(4, settings=CoreSettings(evacuate_after_s=2.0))
     world = story.world

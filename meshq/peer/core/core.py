@@ -96,6 +96,7 @@ from meshq.peer.core.recovering import Recovering
 from meshq.peer.core.registrar import REGISTRY, Registrar
 from meshq.peer.core.replicating import Replicating
 from meshq.peer.core.requests import Requests
+from meshq.peer.core.rereading import Rereading
 from meshq.peer.core.retaining import Retaining
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
@@ -178,7 +179,8 @@ class PeerCore:
         self.declared = Declared(ctx, self.links, self.registrar)
         fan_out = FanOut(ctx, self.links)
         self.mending = Mending(ctx, self.slots, fan_out)
-        self.fetching = Fetching(ctx, self.slots, self.reading, self.consuming, self.mending)
+        self.rereading = Rereading(ctx, self.slots, fan_out)
+        self.fetching = Fetching(ctx, self.slots, self.reading, self.consuming, self.mending, self.rereading)
         self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
         self.health = Health(ctx, self.slots, self.placing, fan_out)
         overview = Overview(
@@ -189,6 +191,7 @@ class PeerCore:
             ctx, self.registrar, self.slots, self.whereabouts, self.membership.journal,
             fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
             self.mending,
+            self.rereading,
             self.declared,
             Grouping(
                 ctx, fan_out, self.registrar,
@@ -233,6 +236,7 @@ class PeerCore:
         self.slots.hosting.begin([SYSTEM_SLOT], now=now)
         self.slots.hosting.begin((Slot(i) for i in range(self.ctx.registry.slots)), now=now)
         self.slots.tick()
+        self.rereading.start()
         return self._take()
 
     def _set_time(self, now: float, wall_ms: int) -> None:
@@ -347,6 +351,7 @@ class PeerCore:
         self.retaining.tick()
         self.compacting.tick()
         self.mending.tick()
+        self.rereading.tick()
         self.ctx.sessions.tick(self.ctx.now)
         self.publishing.receipts.tick()
         if self.ctx.now >= self._recheck_at:
