@@ -23,10 +23,10 @@ READY := $(VENV)/.ready
 stage = @echo "== $(1)"; SECONDS=0; { $(2); } || exit 1; echo "   $(1): $${SECONDS} s"
 
 # Tests of processes, sockets and network namespaces run one after the other: they wait for each other and the clock.
-TIMED := tests/transport tests/mesh tests/cli tests/examples tests/lab
+TIMED := tests/transport tests/mesh tests/hostile tests/cli tests/examples tests/lab
 PYTEST = $(BIN)/python -m pytest -m 'not long' --durations=10 --durations-min=1
 
-.PHONY: help test lint format types imports docs docs-current units check-long simulate mutants simulate-membership fuzz-membership lab lab-replication lab-groups demo bench bench-churn bench-membership lab-deps venv clean
+.PHONY: help test lint format types imports docs docs-current units check-long simulate mutants simulate-membership fuzz-membership lab lab-replication lab-groups demo bench bench-churn bench-membership bench-peers lab-deps venv clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,6 +85,10 @@ bench-churn: $(READY)  ## a topic with a limit of bytes, written over and over
 bench-membership: $(READY)  ## a kill at 10 and 30 peers, beside the package kinship (about six minutes)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[dev,bench]'
 	@$(BIN)/python -m benchmarks.membership
+
+bench-peers: $(READY)  ## the same work on Kafka, NATS JetStream, Redis Streams and RabbitMQ; ARGS="--quick" or "--only nats"
+	@bash benchmarks/peers/install.sh $(BIN)/python
+	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
 docs: $(READY)  ## write the generated pages of docs/ again
 	@for page in $(PAGES); do \

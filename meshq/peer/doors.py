@@ -31,6 +31,7 @@ from meshq.transport.allowance import Allowance
 from meshq.transport.context import CLIENTS_THREAD, make_context
 from meshq.transport.link import NOT_A_PEER, Link
 from meshq.transport.server import RouterServer
+from meshq.transport.sparingly import Sparingly
 
 log = logging.getLogger(__name__)
 CALL_S = 10.0
@@ -53,6 +54,7 @@ class Door:
         self._papers, self._directory, self._core, self._propose = papers, directory, core, propose
         self._on_presented = on_presented
         self._callers: set[asyncio.Task[None]] = set()
+        self._logged = Sparingly()
         self._server = RouterServer(
             context,
             endpoints=endpoints,
@@ -78,6 +80,7 @@ class Door:
 
     def _on_message(self, session: bytes, key: bytes, frames: list[Buffer]) -> None:
         if len(self._callers) >= DOOR_CALLERS_MAX:
+            self._server.counters["refused_Overloaded"] += 1
             busy = Overloaded("too many callers at this door: try again", retry_after_ms=1_000)
             self._server.send(session, [door.refused(busy)])
             return
@@ -89,7 +92,9 @@ class Door:
         try:
             reply = await self._answer(key, data)
         except MeshqError as e:
-            log.info("Refused at the door: %s", e, extra={"event": "DoorRefused"})
+            self._server.counters[f"refused_{type(e).__name__}"] += 1
+            if (unsaid := self._logged.say(asyncio.get_running_loop().time())) is not None:
+                log.info("Refused at the door: %s", e, extra={"event": "DoorRefused", "unsaid": unsaid})
             reply = door.refused(e)
         except Exception:
             log.exception("The door failed to answer", extra={"event": "DoorFailed"})

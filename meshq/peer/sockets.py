@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,7 +19,7 @@ from meshq import messages
 from meshq.batch import Buffer
 from meshq.errors import MeshqError, RemoteProtocolError
 from meshq.ids import Session
-from meshq.limits import CREDIT_BYTES_MAX, MESSAGE_BYTES_MAX, WHOLE_MESSAGE_BYTES_MAX
+from meshq.limits import CREDIT_BYTES_MAX, MESSAGE_BYTES_MAX, UNREAD_BYTES_MAX, WHOLE_MESSAGE_BYTES_MAX
 from meshq.peer.core.core import RECHECK_S, PeerCore
 from meshq.peer.core.events import (
     CLIENTS,
@@ -47,11 +47,14 @@ SEND_QUEUE_MAX = 128  # messages of up to a megabyte that libzmq holds for one s
 BACKLOG_BYTES_MAX = (
     CREDIT_BYTES_MAX + 8 * MESSAGE_BYTES_MAX
 )  # what a session may have waiting: its credit, and answers
-# What one connection of a client may make libzmq hold. Peers among themselves are trusted not to.
+# What one connection of a client may make libzmq hold. Peers are trusted not to, once they have shown who
+# they are.
 BOUNDS_OF_CLIENTS: Final[dict[str, Any]] = {
     "allowance": Allowance.of_known(),
     "whole_bytes_max": WHOLE_MESSAGE_BYTES_MAX,
 }
+UNREAD: Final[dict[str, Any]] = {"unread_bytes_max": UNREAD_BYTES_MAX}
+BOUNDS_OF_PEERS: Final[dict[str, Any]] = {"allowance": Allowance.of_strangers()}
 Answerer = Callable[[list[Buffer]], None]
 
 
@@ -79,6 +82,7 @@ class PeerSockets:
         """Raises: UsageError when a port is in use (then nothing stays open)."""
         self._core, self._tell, self._on_plain = core, tell, on_plain
         self._backlogs: dict[Session, _Backlog] = {}
+        self.counters: Counter[str] = Counter()  # too_slow
         self._judged: dict[bytes, Principal | None] = {}  # of the feed's subscribers, when last looked at
         self._recheck: asyncio.TimerHandle | None = None
         self._zap = ZapHandler(context, self._admit)
@@ -91,7 +95,7 @@ class PeerSockets:
                 (CLIENTS, REQUESTS, CLIENTS_THREAD),
                 (PEERS, PEERS_PORT, PEERS_THREAD),
             ):
-                bounds = BOUNDS_OF_CLIENTS if door == CLIENTS else {}
+                bounds = BOUNDS_OF_CLIENTS | UNREAD if door == CLIENTS else BOUNDS_OF_PEERS
                 self._servers[door] = RouterServer(
                     context,
                     endpoints=listen(settings, offset),
@@ -194,6 +198,8 @@ class PeerSockets:
     def _send(
         self, session: Session, frames: list[Buffer], message: messages.ServerMessage | None = None
     ) -> None:
+        size = sum(map(len, frames))
+        self._servers[session[0]].on_given(session[1], size)
         backlog = self._backlogs.get(session)
         if backlog is None:
             sent = self._servers[session[0]].send(session[1], frames)
@@ -205,10 +211,11 @@ class PeerSockets:
             backlog = self._backlogs[session] = _Backlog()
             self._wait_for_room(session)
         backlog.messages.append(frames)
-        backlog.bytes += sum(len(f) for f in frames)
+        backlog.bytes += size
         if backlog.bytes > BACKLOG_BYTES_MAX:
             log.warning("A client does not read what it asked for: closed", extra={"event": "SessionTooSlow"})
             del self._backlogs[session]
+            self.counters["too_slow"] += 1
             self._tell(SessionClosed(session))
 
     def _wait_for_room(self, session: Session) -> None:

@@ -13,6 +13,7 @@ def tally(sockets: PeerSockets, store: Store, parts: Mapping[str, Mapping[str, i
     """`PART_NAME` -> how often; `parts` are counted by name besides the sockets and the store."""
     found = {f"store_{k}": int(v) for k, v in dataclasses.asdict(store.counters).items()}
     servers = {**sockets._servers, "feed": sockets._feed, "ingest": sockets._ingest}
+    found |= {f"sessions_{k}": v for k, v in sockets.counters.items()}
     counted = [(name, server.counters) for name, server in servers.items() if server is not None]
     for name, counters in [*counted, *parts.items()]:  # `feed` is in both
         found |= {f"{name}_{k}": v for k, v in counters.items()}

@@ -5,6 +5,11 @@ random time; it first asks whether it would be elected (pre-vote), so that a nod
 raise the term of those who were not. One that supports its leader refuses both (Ongaro 2014, sections 3.4,
 4.2.3, 9.6). Learners never campaign, but they vote when asked: they may be voters and not know it yet.
 
+Nobody campaigns whom a majority does not support, and each campaign that brings no leader doubles the time
+until the next one, up to `PATIENCE_MAX` times. Ten hosts that started together on two cores were so busy
+asking for hundreds of slots that their beats came too late, and whoever was elected had to resign. A peer
+that comes back is a new chance, taken at once.
+
 All roles are entered here, each by its one door.
 
     FOLLOWER --no leader, no support--> PRE_CANDIDATE --majority would--> CANDIDATE --majority did--> LEADER
@@ -23,6 +28,8 @@ from meshq.replication.quorum import Config, Node
 from meshq.replication.state import State
 from meshq.replication.words import RequestVote, Role, Send, VoteReply
 
+PATIENCE_MAX = 8  # times what a voter waits before it campaigns
+
 
 class Elections:
     def __init__(self, state: State, leading: Leading) -> None:
@@ -31,6 +38,7 @@ class Elections:
         self._votes: dict[Node, bool] = {}
         self._transfer = False  # this campaign is the old leader's wish
         self._own_vote_token = 0
+        self._tries = 0  # campaigns, ours and others', since a leader was known
         self.at = inf  # when to campaign
 
     # --------------------------------------------------------------------------------------------- doors
@@ -44,6 +52,8 @@ class Elections:
             s.forget_decisions()
         s.role = Role.FOLLOWER
         s.leader = leader
+        if leader is not None:
+            self._tries = 0
         if was_leader:
             self._leading.end()
         self.arm()
@@ -54,6 +64,7 @@ class Elections:
         s.role = Role.PRE_CANDIDATE
         s.leader = None
         self._votes = {s.me: True}
+        self._tries += 1
         self._arm_again()
         s.tell_role(serves=False)
         self._ask(s.term + 1, pre=True)
@@ -75,6 +86,7 @@ class Elections:
         s = self._state
         s.role = Role.LEADER
         s.leader = s.me
+        self._tries = 0
         self.at = inf
         s.tell_role(serves=False)
         self._leading.begin(config)
@@ -103,10 +115,21 @@ class Elections:
         s = self._state
         if s.now < self.at:
             return
-        if self.may_campaign():
+        if not self.may_campaign():
+            self._arm_again()
+        elif self._is_supported():
             self.become_pre_candidate()
+        elif s.leader is not None:
+            self.become_follower(s.term, None)
         else:
             self._arm_again()
+
+    def _is_supported(self) -> bool:
+        """Whether a majority treats this host as alive. Else it would not stay leader (`quorum_s`), and hosts
+        that hardly keep up need their time to tell each other that they are alive.
+        """
+        s = self._state
+        return s.config.has_majority([n for n in s.config.nodes() if n == s.me or n.peer in s.supported_by])
 
     def on_timeout_now(self, frm: Node) -> None:
         """The leader hands over: no pre-vote, and those who support it will vote all the same."""
@@ -178,7 +201,8 @@ class Elections:
         asks again: who asks and never hears an answer holds nobody up.
         """
         s = self._state
-        until = s.now + s.settings.pass_s + s.rng.random() * s.settings.hurry_s
+        self._tries += 1
+        until = s.now + (s.settings.pass_s + s.rng.random() * s.settings.hurry_s) * self._patience()
         if s.role is Role.PRE_CANDIDATE and self._draw(frm) < self._draw(s.me):
             self.become_follower(s.term, None)
             self.at = until
@@ -212,6 +236,11 @@ class Elections:
         else:
             self._arm_again()
 
+    def on_support_got(self) -> None:
+        """One more peer treats this host as alive."""
+        if self._state.role is Role.FOLLOWER and self._state.leader is None:
+            self.at = min(self.at, self._soon(1))
+
     def on_support_given(self, lost: PeerId | None) -> None:
         """Support for the leader's peer began, or lapsed (`lost`)."""
         s = self._state
@@ -229,5 +258,11 @@ class Elections:
             self.at = inf
 
     def _arm_again(self) -> None:
+        self.at = self._soon(self._patience())
+
+    def _soon(self, patience: int) -> float:
         s, t = self._state, self._state.settings
-        self.at = s.now + t.election_s + s.rank * t.rank_s + s.rng.random() * t.spread_s
+        return s.now + (t.election_s + s.rank * t.rank_s + s.rng.random() * t.spread_s) * patience
+
+    def _patience(self) -> int:
+        return min(1 << max(0, min(self._tries, 8) - 1), PATIENCE_MAX)

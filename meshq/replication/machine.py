@@ -230,6 +230,8 @@ class Replica:
                 (s.supported_by.add if got else s.supported_by.discard)(peer)
                 if s.role is Role.LEADER:
                     self._leading.check_support()
+                elif got:
+                    self._elections.on_support_got()
             case LeaderGone(peer, term):
                 if s.role is Role.FOLLOWER and s.term == term and s.leader is not None:
                     self._on_leader_gone(peer)

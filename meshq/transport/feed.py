@@ -17,7 +17,8 @@ What holds for libzmq 4.3.5 (`src/xpub.cpp`), found by trying and reading; the t
   clients do so by themselves); the sender is cut first.
 
 What a slow subscriber has no room for is dropped for it alone (XPUB_NODROP off); libzmq does not say how
-much.
+much. Its queues are bounded in messages, so how many is set by how large these are and how many subscribers
+there are (`_make_room`); libzmq applies that to connections that exist as well.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Final
 import zmq
 
 from meshq.batch import Buffer
-from meshq.limits import FEED_QUEUE_MAX, FEED_SUBSCRIPTIONS_MAX
+from meshq.limits import FEED_BYTES_MAX, FEED_QUEUE_MAX, FEED_SUBSCRIPTIONS_MAX
 from meshq.transport.allowance import Allowance, bind_watched
 from meshq.transport.context import CLIENTS_THREAD, harden_server
 from meshq.transport.drain import Drain, guarded, key_of, send
@@ -40,6 +41,8 @@ from meshq.transport.tcp import Connection, connection_of, cut, is_open, local_p
 PREFIX_BYTES_MAX: Final = 300  # of a subscription; it is not approved, and counted
 SUBSCRIPTION_BYTES_MAX: Final = 4 * 1024  # one frame of a subscriber; its handshake commands must fit too
 RECEIVE_QUEUE_MAX: Final = 100  # keeps libzmq's own reading loop short under a flood of subscriptions
+ROOM_EVERY: Final = 1_000  # messages after which a queue may be made longer again
+MESSAGE_OVERHEAD_BYTES: Final = 200  # what a message costs libzmq besides its bytes, about
 SWEEP_AGAIN_S: Final = (
     0.5  # libzmq reports a connection's end some microseconds before it closes the descriptor
 )
@@ -72,6 +75,7 @@ class FeedServer:
         on_interest_changed: Callable[[], None] | None = None,
         affinity: int = CLIENTS_THREAD,
         hwm: int = FEED_QUEUE_MAX,
+        bytes_max: int = FEED_BYTES_MAX,
         subscriptions_max: int = FEED_SUBSCRIPTIONS_MAX,
         allowance: Allowance | None = None,
     ) -> None:
@@ -80,6 +84,8 @@ class FeedServer:
         self._on_subscribe = on_subscribe
         self._on_interest_changed = on_interest_changed
         self._subscriptions_max = subscriptions_max
+        self._bytes_max, self._hwm_max, self._hwm = bytes_max, hwm, hwm
+        self._largest = self._until_room = 0
         self._subscribers: dict[tuple[Connection, bytes], _Subscriber] = {}
         self._asked_by_key: Counter[bytes] = Counter()
         self._approved_by_key: Counter[bytes] = Counter()
@@ -116,8 +122,23 @@ class FeedServer:
     def publish(self, frames: Sequence[Buffer]) -> None:
         """To everybody approved for a prefix of the first frame; at most once, never waits."""
         if not self._closed:
+            self._make_room(sum(map(len, frames)) + MESSAGE_OVERHEAD_BYTES)
             send(self._socket, frames)
             self._drain.sent()
+
+    def _make_room(self, size: int) -> None:
+        """Shorten the queues when a message is larger than they were made for; lengthen them later."""
+        self._largest = max(self._largest, size)
+        self._until_room -= 1
+        if self._until_room > 0 and self._hwm * size * len(self._subscribers) <= self._bytes_max:
+            return
+        each = self._bytes_max // max(len(self._subscribers), 1)
+        hwm = min(max(each // self._largest, 2), self._hwm_max)
+        if hwm != self._hwm:
+            self._hwm = hwm
+            self._socket.setsockopt(zmq.SNDHWM, hwm)
+        if self._until_room <= 0:
+            self._largest, self._until_room = size, ROOM_EVERY
 
     def disconnect(self, key: bytes) -> int:
         """Cut the connections under this key that have subscribed (say, it was revoked); returns how many."""

@@ -29,6 +29,7 @@ from meshq.transport.allowance import Allowance, bind_watched
 from meshq.transport.context import harden_server
 from meshq.transport.drain import Drain, content, guarded, key_of, receive, send
 from meshq.transport.tcp import is_too_large
+from meshq.transport.unread import Unread
 
 RECEIVE_QUEUE_MAX: Final = 256  # messages of one connection that libzmq holds for the loop
 SEND_QUEUE_MAX: Final = 1_000  # messages of one session; `send` says `FULL`
@@ -47,10 +48,11 @@ class RouterServer:
     bytes.
 
     With an `allowance`, a connection that sends more or stays longer is cut; so is one whose message is
-    larger than `whole_bytes_max` in all its frames.
+    larger than `whole_bytes_max` in all its frames; so are those who take the least of what they are given
+    (`on_given`), when that is more than `unread_bytes_max` in all.
 
     `counters`: too_many_frames, too_large, chosen_id, no_key, on_message_failed, on_writable_failed, full,
-    gone, cut_*.
+    gone, cut_*, handshake_*.
     """
 
     def __init__(
@@ -68,9 +70,11 @@ class RouterServer:
         frames_max: int = FRAMES_MAX,
         allowance: Allowance | None = None,
         whole_bytes_max: int | None = None,
+        unread_bytes_max: int | None = None,
     ) -> None:
         """Raises: UsageError when an endpoint cannot be bound."""
         self.counters: Counter[str] = Counter()
+        self._unread = Unread(unread_bytes_max, self.counters) if unread_bytes_max else None
         self._on_message = on_message
         self._frames_max = frames_max
         self._whole_bytes_max = whole_bytes_max
@@ -116,6 +120,11 @@ class RouterServer:
             self._drain.sent()
         return Sent.OK
 
+    def on_given(self, session: bytes, size: int) -> None:
+        """So much is on its way to this session, in libzmq's queue or its owner's."""
+        if self._unread is not None:
+            self._unread.on_given(session, size)
+
     def call_when_writable(self, callback: Callable[[], None]) -> None:
         """Call back once, soon, when a session may have room again; ask again from the callback if it has
         not."""
@@ -158,6 +167,8 @@ class RouterServer:
         if key is None:
             self.counters["no_key"] += 1
             return True
+        if self._unread is not None:
+            self._unread.on_message(session, frames[1])
         body = [content(frame) for frame in frames[1:]]
         guarded(self.counters, "on_message_failed", self._on_message, session, key, body)
         return True

@@ -20,7 +20,8 @@ from typing import Final, NamedTuple
 
 import zmq
 
-_RECEIVED: Final = struct.Struct("=128xQ")  # `tcpi_bytes_received` in Linux's `struct tcp_info`, from 4.1 on
+# `tcpi_bytes_acked`, `tcpi_bytes_received` in Linux's `struct tcp_info`, from 4.1 on
+_COUNTS: Final = struct.Struct("=120xQQ")
 
 
 class Connection(NamedTuple):
@@ -65,14 +66,27 @@ def local_port(connection: Connection) -> int | None:
 
 def bytes_received(connection: Connection) -> int | None:
     """What the other side has sent so far, as TCP counts it; None when it is gone, or nobody can tell."""
+    counts = _counts(connection)
+    return counts[1] if counts else None
+
+
+def bytes_acknowledged(connection: Connection) -> int | None:
+    """What the other side's host has of what was sent; None when it is gone, or nobody can tell."""
+    counts = _counts(connection)
+    return counts[0] if counts else None
+
+
+def _counts(connection: Connection) -> tuple[int, int] | None:
+    """Acknowledged, received."""
     if sys.platform != "linux":
         return None
     with _same(connection) as tcp:
         try:
-            info = tcp.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _RECEIVED.size) if tcp else b""
-            return int(_RECEIVED.unpack(info)[0])
+            info = tcp.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _COUNTS.size) if tcp else b""
+            acknowledged, received = _COUNTS.unpack(info)
         except (OSError, struct.error):
             return None
+        return int(acknowledged), int(received)
 
 
 def cut(connection: Connection) -> bool:

@@ -9,6 +9,7 @@ when a key is revoked.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import zmq
 
 from meshq.errors import InternalError
 from meshq.transport.drain import KEY_BYTES, Drain, receive, send
+from meshq.transport.sparingly import Sparingly
 
 ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 VERSION: Final = b"1.0"
@@ -38,6 +40,8 @@ class ZapHandler:
     ) -> None:
         self.refused: Counter[tuple[str, str]] = Counter()  # (domain, reason); domains are ours, so few
         self._decide = decide
+        self._loop = asyncio.get_running_loop()
+        self._logged = Sparingly()
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         try:
@@ -65,7 +69,9 @@ class ZapHandler:
         if not admitted:
             domain = question[0].decode("utf-8", "replace") if question else ""
             self.refused[domain, reason] += 1
-            log.info("Refused", extra={"event": "Refused", "domain": domain, "reason": reason, "key": user})
+            if (unsaid := self._logged.say(self._loop.time())) is not None:
+                about = {"domain": domain, "reason": reason, "key": user, "unsaid": unsaid}
+                log.info("Refused", extra={"event": "Refused", **about})
         status = b"200" if admitted else b"400"
         user_id = user.encode() if admitted else b""
         try:

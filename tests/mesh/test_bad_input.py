@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import zmq
+from zmq.utils import z85
 
 import meshq
 from meshq import batch, messages
@@ -76,6 +78,33 @@ async def test_a_message_without_an_end_is_cut_on_every_socket_of_clients(
                     started.kill()
                 await started.wait()
             assert rss() - before < 200 * MIB
+
+
+@pytest.mark.deadline(60)
+async def test_who_is_refused_is_counted_by_the_reason(
+    directories: Callable[[int], list[Path]], plain: Plain, eventually: Any
+) -> None:
+    paths = directories(1)
+    async with running(paths) as peers:
+        papers = peers[0]._running().papers
+        host, port = peers[0].addresses[0].split(":")
+        ports = {"clients": 0, "feed": 1, "ingest": 2, "door": 4, "peers": 5}
+        for offset in ports.values():
+            with socket.create_connection((host, int(port) + offset)) as tcp:
+                tcp.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        keys = tuple(z85.decode(key) for key in zmq.curve_keypair())
+        for offset in (0, 4):
+            endpoint = f"tcp://{host}:{int(port) + offset}"
+            plain(zmq.DEALER, endpoint, papers.identity.curve_public, *keys).send(b"let me in")
+
+        async def told() -> bool:
+            counters = (await peers[0].ask("status"))["counters"]
+            wanted = [f"{door}_handshake_foreign" for door in ports]
+            wanted += ["refused_clients_key", "door_refused_RemoteProtocolError"]
+            assert not [name for name in wanted if not counters.get(name)], counters
+            return True
+
+        await eventually(told)
 
 
 @pytest.mark.deadline(60)

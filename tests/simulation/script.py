@@ -4,8 +4,8 @@ A file is blocks: lines that begin with `>` are commands, what follows up to the
 be seen. `#` begins a remark. `pytest --rewrite` writes down what is seen now.
 
     > members 1 2 3 learning 4     found the slot; the first command (or: members 1 2 3 witness 3)
-    > campaign 1                   its timer goes off
-    > elect 1 2 3                  it campaigns, 2 and 3 hear it, until it leads; other messages wait
+    > campaign 1                   its timer goes off (a majority has to support it)
+    > elect 1 2 3                  it campaigns, 2 and 3 support and hear it, until it leads; others wait
     > lose 2 1                     2 ceases to support 1, which hears of it
     > support 2 1
     > propose 1 3                  three records at 1
@@ -211,7 +211,9 @@ class Story:
 
     def do_elect(self, number: str, *others: str) -> None:
         among = {int(number), *map(int, others)}
-        _, copy = self._copy(number)
+        host, copy = self._copy(number)
+        for other in sorted(among - {int(number)}):
+            host.handle(copy, SupportGot(peer_of(other), True))  # nobody else campaigns
         for _ in range(3):
             self.do_campaign(number)
             while True:

@@ -23,6 +23,13 @@ DEADLINE_S = 12.0
 ANY_PORT = "tcp://127.0.0.1:0"
 
 
+FAILURES = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
 def new_keys() -> tuple[bytes, bytes]:
     public, secret = zmq.curve_keypair()
     return z85.decode(public), z85.decode(secret)
@@ -35,6 +42,7 @@ class World:
         self.public, self.secret = new_keys()
         self.admitted: set[tuple[str, bytes]] = set()
         self.open: list[Any] = []
+        self.failures: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}
         self.zap = self.own(ZapHandler(self.context, self.decide))
 
     def decide(self, domain: str, key: bytes, _address: str) -> str | None:
@@ -96,9 +104,9 @@ class World:
 
     def client(
         self, kind: int, endpoint: str, keys: tuple[bytes, bytes] | None, *, server_key: bytes | None = None,
-        **options: Any,
+        stranger: bool = False, **options: Any,
     ) -> zmq.Socket[bytes]:  # fmt: skip
-        """A stock pyzmq socket; without keys it speaks NULL."""
+        """A stock pyzmq socket; without keys it speaks NULL. A `stranger` can be waited for in `refused`."""
         socket = self.outside.socket(kind)
         self.own(socket)
         socket.setsockopt(zmq.LINGER, 0)
@@ -108,6 +116,11 @@ class World:
             socket.setsockopt(zmq.CURVE_SERVERKEY, server_key or self.public)
         for name, value in options.items():
             socket.setsockopt(getattr(zmq, name), value)
+        if stranger:  # before it connects: some failures are told once
+            address = f"inproc://test-{id(socket)}"
+            socket.monitor(address, FAILURES)
+            self.own(self.outside.socket(zmq.PAIR)).connect(address)
+            self.failures[socket] = self.open[-1]
         socket.connect(endpoint)
         return socket
 
@@ -124,18 +137,8 @@ class World:
         return socket.recv_multipart()
 
     async def refused(self, socket: zmq.Socket[bytes]) -> int:
-        """The event by which this client socket hears that its handshake failed."""
-        failures = (
-            zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        )
-        address = f"inproc://test-{id(socket)}"
-        socket.monitor(address, failures)
-        with self.outside.socket(zmq.PAIR) as monitor:
-            monitor.connect(address)
-            frames = await self.receive(monitor)
-            socket.disable_monitor()
+        """The event by which this stranger's socket hears that its handshake failed."""
+        frames = await self.receive(self.failures[socket])
         return int.from_bytes(frames[0][:2], "little")
 
 

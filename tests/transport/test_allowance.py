@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket as sockets
 import time
+from contextlib import ExitStack
 from itertools import pairwise
 
 import pytest
@@ -88,6 +90,90 @@ async def _talk(socket, kind):
         for data in (what, b"\x00" + what[1:]) if kind == zmq.XSUB else (what,) * 20:
             socket.send(data, zmq.NOBLOCK)
         await asyncio.sleep(0.001)
+
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"CURVE".ljust(20, b"\0") + bytes(32)
+
+
+def _begin_handshake(stack, server, size):
+    """A connection with so much of the first command of a handshake, which claims to be one byte longer."""
+    port = int(server.bound[0].rpartition(":")[2])
+    tcp = stack.enter_context(sockets.create_connection(("127.0.0.1", port)))
+    tcp.sendall(GREETING + b"\x06" + (size + 7).to_bytes(8, "big") + b"\x05HELLO" + bytes(size))
+    tcp.setblocking(False)
+    return tcp
+
+
+def _is_closed(tcp):
+    try:
+        while tcp.recv(1_000):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def test_what_all_have_unfinished_is_bounded_and_who_has_the_most_is_cut(run):
+    async def scenario(world):
+        got = []
+        bounds = {"allowance": Allowance.of_known(total_max=4 * MIB), "message_bytes_max": 6 * MIB}
+        server = world.router(lambda _session, key, _frames: got.append(key), **bounds)
+        with ExitStack() as stack:
+            small = [_begin_handshake(stack, server, MIB) for _ in range(3)]
+            large = await asyncio.to_thread(_begin_handshake, stack, server, 2 * MIB)
+            await world.until(lambda: server.counters["cut_crowded"], "a cut")
+            await world.until(lambda: _is_closed(large), "the largest to be cut")
+            assert not any(map(_is_closed, small))
+            keys = world.admit("requests")
+            world.client(zmq.DEALER, server.bound[0], keys).send(b"hello")
+            await world.until(lambda: keys[0] in got, "an honest one")
+            assert server.counters["cut_crowded"] == 1
+
+    run(scenario)
+
+
+def test_before_its_first_message_a_stranger_may_send_little_and_after_it_a_peer_what_it_likes(run):
+    async def scenario(world):
+        got = []
+        bounds = {"allowance": Allowance.of_strangers(), "message_bytes_max": 6 * MIB}
+        server = world.router(lambda *message: got.append(len(message[-1][0])), **bounds)
+        peer = world.client(zmq.DEALER, server.bound[0], world.admit("requests"), RECONNECT_IVL=-1)
+        peer.send(b"hello")
+        await world.until(lambda: got, "its hello")
+        await world.until(lambda: len(server._watch) == 0 and server._watch._timer is None, "rest")
+        for _ in range(4):
+            peer.send_multipart([bytes(5 * MIB)] * 8)
+        with ExitStack() as stack:
+            tcp = await asyncio.to_thread(_begin_handshake, stack, server, 200_000)
+            await world.until(lambda: _is_closed(tcp), "the stranger to be cut")
+        await world.until(lambda: len(got) == 5, "all of the peer's")
+        assert server.counters["cut_greedy"] == 1
+
+    run(scenario)
+
+
+def test_every_handshake_that_comes_to_nothing_is_counted_by_how_it_ended(run):
+    async def scenario(world):
+        server = world.router(allowance=Allowance.of_known())
+        port = int(server.bound[0].rpartition(":")[2])
+        honest = world.client(zmq.DEALER, server.bound[0], world.admit("requests"))
+        honest.send(b"hello")
+        world.client(zmq.DEALER, server.bound[0], world.new_keys(), RECONNECT_IVL=-1)  # counted by ZAP
+        with ExitStack() as stack:
+            for data in (
+                [b"GET / HTTP/1.1\r\n\r\n"] * 3
+                + [GREETING + b"\x04\x10\x05HELLO" + bytes(10)] * 2
+                + [b"", b"\xff", GREETING]
+            ):
+                tcp = stack.enter_context(sockets.create_connection(("127.0.0.1", port)))
+                tcp.sendall(data)
+            wanted = {"handshake_foreign": 3, "handshake_broken": 2, "handshake_unfinished": 3}
+            await world.until(lambda: +server.counters == wanted, f"{wanted}")
+        await world.until(lambda: world.zap.refused["requests", "key"] == 1, "the unknown key")
+
+    run(scenario)
 
 
 def test_the_largest_message_gets_through_however_long_it_has_to_wait(run):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import zmq
+
+from tests.greedy import MIB, rss
 
 
 async def subscribed(world, feed, *prefixes: bytes) -> None:
@@ -214,6 +218,25 @@ def test_a_slow_subscriber_loses_messages_and_holds_nobody_up(run):
         while slow.poll(200):
             slowly.append(int(slow.recv_multipart()[1]))
         assert len(slowly) < 300 and slowly == sorted(set(slowly))
+
+    run(scenario)
+
+
+def test_queues_are_shorter_for_large_messages_and_long_again_for_small_ones(run):
+    async def scenario(world):
+        feed = world.feed(bytes_max=4 * MIB)
+        stuck = world.client(zmq.SUB, feed.bound[0], world.admit("feed"), RCVHWM=1, RCVBUF=64 * 1024)
+        stuck.subscribe(b"")
+        await world.until(feed.interests, "the subscription")
+        feed.publish([b"small"])
+        before = rss()
+        for _ in range(300):
+            feed.publish([b"large", bytes(MIB)])
+            await asyncio.sleep(0)  # so that the queue is what holds them
+        assert rss() - before < 60 * MIB
+        for _ in range(2_001):
+            feed.publish([b"small"])
+        assert feed._hwm == 10_000
 
     run(scenario)
 

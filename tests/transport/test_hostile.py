@@ -62,7 +62,7 @@ def test_strangers_get_nothing_and_deliver_nothing(run, kind, who):
             stranger_keys = None
         elif who == "PLAIN":
             stranger_keys, options = None, {"PLAIN_USERNAME": b"u", "PLAIN_PASSWORD": b"p"}
-        stranger = served.client(stranger_keys, **options)
+        stranger = served.client(stranger_keys, stranger=True, **options)
         served.use(stranger)
         assert await world.refused(stranger)
         served.use(stranger)

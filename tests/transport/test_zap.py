@@ -90,7 +90,7 @@ def test_without_the_handler_nobody_gets_in(run):
         server = world.router()
         world.zap.close()
         world.zap.close()
-        stranger = world.client(zmq.DEALER, server.bound[0], world.admit("requests"))
+        stranger = world.client(zmq.DEALER, server.bound[0], world.admit("requests"), stranger=True)
         assert await world.refused(stranger)
 
     run(scenario)
