@@ -185,7 +185,7 @@ class Elections:
                 self._let_pass(frm)
             s.promise(frm, VoteReply(m.term if granted else s.term, granted, True))
             if s.role is Role.LEADER:
-                self._leading.on_linked(frm)  # it knows no leader, and an idle one would not come to tell it
+                self._leading.feeding.on_linked(frm)  # an idle leader would not come to tell it who leads
             return
         if granted:
             s.set_hard(s.term, frm)

@@ -17,7 +17,7 @@ from meshq.ids import PeerId, Slot
 from meshq.replication.machine import Replica
 from meshq.replication.mirrors import Mirrors
 from meshq.replication.quorum import Config, Node, decode_config
-from meshq.replication.state import Settings
+from meshq.replication.settings import Settings
 from meshq.replication.support import (
     Beat,
     LeadsOnly,

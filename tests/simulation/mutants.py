@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 from meshq.errors import MeshqError
 from meshq.replication.elections import Elections
+from meshq.replication.facts import Facts
+from meshq.replication.feeding import Feeding
 from meshq.replication.following import Following
 from meshq.replication.leading import Leading
 from meshq.replication.machine import Replica
@@ -56,10 +58,10 @@ class Edit:
 # Legal, and what others do: our leader begins and goes back just as far as it must, so that it never tells of
 # decisions beyond what matches, and a follower that believes too much would not be seen.
 BEGINS_FURTHER_BACK = Edit(
-    Leading,
-    "_on_config_changed",
-    "Progress(next=max(s.log.last.index, 1))",
-    "Progress(next=max(s.log.last.index - 3, s.log.start.index + 1, 1))",
+    Feeding,
+    "add",
+    "Progress(next=max(self._state.log.last.index, 1))",
+    "Progress(next=max(self._state.log.last.index - 3, self._state.log.start.index + 1, 1))",
 )
 MUTANTS: dict[str, tuple[Edit, ...]] = {
     "ack before fsync": (
@@ -254,7 +256,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(Leading, "_on_level", "and p.commit_heard >= min(p.commit_sent, p.match)", ""),
     ),
     "no snapshot for an empty log": (
-        Edit(Leading, "_on_rejected", "if agreed >= log.start.index:", "if agreed >= 0:"),
+        Edit(Feeding, "on_rejected", "if agreed >= log.start.index:", "if agreed >= 0:"),
     ),
     "pieces sent twice": (Edit(Sending, "on_reply", "and reply.of == p.position", ""),),
     "stale logs elect": (
@@ -271,7 +273,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(Receiving, "on_piece", "if s.is_stale and s.delivered and", "if False and"),
     ),
     "said to be kept up to the log's end": (
-        Edit(Replica, "kept", "self._state.delivered", "self._state.log.last.index"),
+        Edit(Facts, "kept", "self._state.delivered", "self._state.log.last.index"),
     ),
     "goes on in the old generation": (
         Edit(Elections, "begin_generation", "next_generation(s.term, draw)", "s.term + 1"),
@@ -304,7 +306,7 @@ WITNESS: dict[str, tuple[Edit, ...]] = {
     ),
     "witness lets go of what a learner lacks": (
         Edit(
-            Leading,
+            Feeding,
             "everywhere",
             "if node not in s.config.witnesses",
             "if node in s.config.voters and node not in s.config.witnesses",
@@ -315,7 +317,7 @@ WITNESS: dict[str, tuple[Edit, ...]] = {
     ),
     "payloads left out too early": (
         Edit(
-            Leading,
+            Feeding,
             "_send",
             "for_witness(message, self.everywhere())",
             "for_witness(message, max(s.commit, self.everywhere()))",
@@ -341,12 +343,12 @@ WITNESS: dict[str, tuple[Edit, ...]] = {
         Edit(Elections, "may_campaign", "and not s.is_stale", "and not s.is_stale and not s.is_witness"),
     ),
     "witness forgets that it is one": (Edit(State, "_on_config", "self.is_witness |=", "self.is_witness ="),),
-    "witness counts as a copy": (Edit(Replica, "copies", "if not self._state.knows_witness(node)", ""),),
+    "witness counts as a copy": (Edit(Facts, "copies", "if not self._state.knows_witness(node)", ""),),
     "witness is handed the lead": (
         Edit(Leading, "transfer", "or to in s.config.witnesses", ""),
         Edit(World, "_transfer", "and n not in config.witnesses", ""),
     ),
-    "witness sends what it has not": (Edit(Leading, "_lacking", "return s.everywhere if", "return 0 if"),),
+    "witness sends what it has not": (Edit(Feeding, "_lacking", "return s.everywhere if", "return 0 if"),),
     "everywhere outlives what is cut off": (
         Edit(State, "truncate", "self.everywhere = min(self.everywhere, from_index - 1)", "pass"),
     ),

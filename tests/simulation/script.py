@@ -44,7 +44,7 @@ from meshq.replication.generations import show_term
 from meshq.replication.mirrors import PATIENCE_S
 from meshq.replication.placement import LEVEL_COUNT
 from meshq.replication.quorum import Config, Node, config_of
-from meshq.replication.state import Settings
+from meshq.replication.settings import Settings
 from meshq.replication.support import Beat
 from meshq.replication.words import (
     Event,

@@ -24,7 +24,7 @@ from meshq.replication.generations import generation_of
 from meshq.replication.machine import Replica
 from meshq.replication.progress import Pace
 from meshq.replication.quorum import Config, Node, config_of
-from meshq.replication.state import Settings
+from meshq.replication.settings import Settings
 from meshq.replication.support import Beat, SupportSettings
 from meshq.replication.words import (
     Event,
@@ -747,7 +747,7 @@ class World:
         """A witness that needs a snapshot, for a keeper that is away and has not all of it."""
         p = leader._leading.followers.get(node)
         waits = node in leader.config.witnesses and p is not None and p.pace is Pace.SNAPSHOT
-        return waits and leader._leading.everywhere() < index
+        return waits and leader._leading.feeding.everywhere() < index
 
     def _check_end(self) -> None:
         """Everybody's state is what the oracle says, on disk too."""

@@ -21,7 +21,7 @@ from meshq.peer.core.witnessing import Kept
 from meshq.replication.machine import Replica
 from meshq.replication.quorum import Config
 from meshq.replication.saved import restored
-from meshq.replication.state import Settings
+from meshq.replication.settings import Settings
 from meshq.replication.words import GENESIS, Item, Position
 from meshq.streams.slot import SlotStream
 
