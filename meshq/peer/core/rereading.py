@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from meshq.entries import decode_entry, follows
 from meshq.errors import MeshqError, Overloaded, UsageError
-from meshq.ids import SYSTEM_SLOT, Session, Slot
+from meshq.ids import SYSTEM_SLOT, PeerId, Session, Slot
 from meshq.limits import MIB
 from meshq.messages import Answer, Ask
 from meshq.peer.core.context import Context
@@ -127,7 +127,7 @@ class Rereading:
             del self._looks[slot]
             return
         args = {"slot": int(slot), "index": look.at, "generation": generation_of(host.replica.term)}
-        keepers = {n.peer: {} for n in host.replica.config.keepers()}
+        keepers: dict[PeerId, dict[str, Any]] = {n.peer: {} for n in host.replica.config.keepers()}
 
         def on_answers(answers: list[dict[str, Any]]) -> None:
             found = next((x for x in (self._sound(host, look, a) for a in answers) if x), ())
