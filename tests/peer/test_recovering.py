@@ -190,12 +190,8 @@ def test_what_had_expired_before_it_came_is_told_as_expired() -> None:
     """The copy that goes on was sent the beginning empty, and never the entry that says why."""
     world = World(7, peers=3, slots=4)
     client = Client(world)
-    made = client.ask(
-        lambda t, d: facts.AskRequested(
-            t, "topic.create", {"topic": "t", "partitions": 1, "retain_records": 4}, d
-        )
-    )
-    client.wait(made)
+    topic = {"topic": "t", "partitions": 1}
+    client.wait(client.ask(lambda t, d: facts.AskRequested(t, "topic.create", topic, d)))
     info = client.wait(client.ask(lambda t, d: facts.TopicWanted(t, "t", d)))
     key = PartitionKey(TopicId(info.topic_id), 0)
     slot = world.hosts[0].core.ctx.slot_of(key)
@@ -207,6 +203,8 @@ def test_what_had_expired_before_it_came_is_told_as_expired() -> None:
         body = batch.seal([batch.RawRecord(None, b"%d" % n)], base_timestamp_ms=0)
         sent = client.ask(lambda t, d, b=body: facts.BatchSealed(t, 1, info, 0, b, d, 8), timeout=60.0)
         assert isinstance(client.wait(sent), Accepted)
+    less = {"topic": "t", "retain_records": 4}
+    client.wait(client.ask(lambda t, d: facts.AskRequested(t, "topic.set", less, d)))
     world.run_for(2.0)
     leader = next(h for h in others if h.core.slots.hosts[slot].leads)
     assert leader.core.slots.partition(slot, key).low == 8

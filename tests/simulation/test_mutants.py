@@ -16,6 +16,7 @@ BY_SEED = {"applied while installing": 44}
 BY_TEST = {
     "commit past matched": "tests/replication/test_following.py",
     "everywhere outlives what is cut off": "tests/replication/test_witnesses.py",
+    "snapshot to a witness that lost something": "tests/replication/test_witnesses.py",
     "repaired too early": "tests/replication/test_following.py",
     "one-way support": "tests/replication/test_support.py",
     "support by a stalled disk": "tests/replication/test_support.py",
