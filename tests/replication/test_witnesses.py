@@ -12,8 +12,9 @@ from meshq.replication.machine import Replica
 from meshq.replication.progress import Pace, Progress
 from meshq.replication.quorum import Config, Node, config_of, decode_config, encode_config, step_toward
 from meshq.replication.saved import hard_row, restored
+from meshq.replication.settings import Settings
 from meshq.replication.snapshots import Sending
-from meshq.replication.state import Configs, Settings, State
+from meshq.replication.state import Configs, State
 from meshq.replication.window import Log
 from meshq.replication.witnesses import may_lack
 from meshq.replication.words import (
