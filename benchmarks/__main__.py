@@ -1,5 +1,6 @@
-"""`make bench`: what one peer does here, then three (`trio.py`), beside the raw loop in the same run; then a
-topic that is written over and over (`churn.py`).
+"""`make bench`: what one peer does here, then three (`trio.py`), beside the raw loop in the same run; then
+groups of consumers (`groups.py`), an outbox (`outboxes.py`), and a topic that is written over and over
+(`churn.py`).
 
 Each figure is the median of several rounds in which both sides take turns, so that a busy machine slows both.
 One producer process, full sync, encrypted, one peer.
@@ -20,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import meshq
-from benchmarks import churn, trio
+from benchmarks import churn, groups, outboxes, trio
 from benchmarks.processes import cpu_s, memory_mib, one_peer, percentile, wait_for
 from benchmarks.publishing import BATCH_BYTES, IN_FLIGHT, publish_each, publish_many
 from benchmarks.raw import Client as RawClient
@@ -35,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one publishing round (about)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("one", "three", "churn"), help="a part of it; all unless told")
+    parser.add_argument(
+        "--only", choices=("one", "three", "groups", "outbox", "churn"), help="a part of it; all unless told"
+    )
     parser.add_argument("--retained", type=int, default=256, help="MiB that the churned topic keeps")
     parser.add_argument("--write", type=Path, help="also write the table to this file")
     args = parser.parse_args()
@@ -48,6 +51,11 @@ def main() -> None:
             text += asyncio.run(_run(data, peer, raw, args.seconds, args.rounds))
     if args.only in (None, "three"):
         text += asyncio.run(trio.run(args.seconds, args.rounds))
+    if args.only in (None, "groups"):
+        text += asyncio.run(groups.run(args.seconds, args.rounds))
+    if args.only in (None, "outbox"):
+        with tempfile.TemporaryDirectory(prefix="meshq-bench-") as place, one_peer(Path(place)) as (data, _):
+            text += asyncio.run(outboxes.run(data, args.seconds, args.rounds))
     if args.only in (None, "churn"):
         with tempfile.TemporaryDirectory(prefix="meshq-bench-") as place, one_peer(Path(place)) as (data, _):
             text += asyncio.run(churn.run(data, args.retained << 20))

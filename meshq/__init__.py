@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshq.client.connect import connect
 from meshq.client.group import GroupRecord, GroupSubscription
-from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven
+from meshq.client.groups import GroupInfo, GroupMember, GroupPartition, GroupReset, Redriven
 from meshq.client.mesh import Mesh
 from meshq.client.ordered_group import OrderedRecord, OrderedSubscription
 from meshq.client.producer import Producer
@@ -67,6 +67,7 @@ __all__ = [
     "Fenced",
     "Forbidden",
     "GroupInfo",
+    "GroupMember",
     "GroupPartition",
     "GroupRecord",
     "GroupReset",

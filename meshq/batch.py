@@ -281,11 +281,6 @@ def read_placed(data: Buffer) -> Iterable[tuple[int, RawRecord]]:
     return enumerate(records) if header.version == VERSION else [(_place(r), r) for r in records]
 
 
-def earlier_ms(record: RawRecord) -> int:
-    """How long before its batch's time a record was appended: those of a compacted one came at several."""
-    return record.earlier_ms if isinstance(record, KeptRecord) else 0
-
-
 def _place(record: RawRecord) -> int:
     assert isinstance(record, KeptRecord)
     return record.place

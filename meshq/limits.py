@@ -66,7 +66,7 @@ PRODUCER_BUFFER_BYTES = _limit("PRODUCER_BUFFER_BYTES", 32 * MIB, "records a pro
 
 # Outboxes
 OUTBOX_BYTES_MAX = _limit("OUTBOX_BYTES_MAX", GIB, "what an outbox holds on its own disk (setting `outbox_bytes`)", "`OutboxFull`")
-OUTBOX_TOPICS_MAX = _limit("OUTBOX_TOPICS_MAX", 1_000, "topics of one outbox", "`OutboxFull`")
+OUTBOX_TOPICS_MAX = _limit("OUTBOX_TOPICS_MAX", 1_000, "topics of which an outbox has records; one that has none any more makes room", "`OutboxFull`")
 OUTBOX_BUFFER_BYTES = _limit("OUTBOX_BUFFER_BYTES", 32 * MIB, "records on their way to an outbox's disk", "`Overloaded`; `await ready()` waits")
 
 # Groups

@@ -90,6 +90,7 @@ def _print_group(found: list[GroupPartition]) -> None:
             "members": max(p.members for p in found),
             "lag": f"{sum(p.lag for p in found):,} records, {max(lags, default=0.0):,.1f} s",
             "dead letters": sum(p.dead for p in found),
+            "expired": f"{sum(p.expired for p in found):,} records before they were done",
         }
     )
     click.echo()
@@ -101,6 +102,33 @@ def _print_group(found: list[GroupPartition]) -> None:
             "leader": "LEADER",
         },
     )  # fmt: skip
+    members = _members(found)
+    if members:
+        click.echo()
+        print_table(
+            members,
+            {
+                "member": "MEMBER",
+                "name": "NAME",
+                "here": "HERE",
+                "partitions": "PARTITIONS",
+                "leased": "LEASED",
+            },
+        )
+
+
+def _members(found: list[GroupPartition]) -> list[dict[str, Any]]:
+    """Of all partitions: where each takes part (mode ordered: what it has), and what it has in hand."""
+    rows: dict[str, dict[str, Any]] = {}
+    for p in found:
+        for m in p.who:
+            new = {"member": m.id, "name": "", "here": "no", "partitions": 0, "leased": 0}
+            row = rows.setdefault(m.id, new)
+            if m.here:
+                row["name"], row["here"] = m.name or "", "yes"
+            row["partitions"] += m.id == p.holder if p.mode == "ordered" else m.here
+            row["leased"] += m.leased
+    return sorted(rows.values(), key=lambda r: (r["name"], r["member"]))
 
 
 _OF_ORDERED: Final = {"holder": "HOLDER"}
@@ -169,7 +197,9 @@ def redrive(topic: str, name: str, limit: int | None, dry_run: bool, as_json: bo
     click.echo(f"Dead letters {'that would be ' if dry_run else ''}put back: {found.redriven:,}")
     if found.expired:
         click.echo(f"Of {found.expired:,} the record is not kept any more: read their letters.", err=True)
-    if found.left and (limit is None or found.redriven + found.expired < limit):
+    if found.void:
+        click.echo(f"Of {found.void:,} a reset had handed out the record again: they stay.", err=True)
+    if found.left and (limit is None or found.redriven + found.expired + found.void < limit):
         click.echo(
             f"{found.left:,} are left: as many records are out as may be. Again when some are done.", err=True
         )

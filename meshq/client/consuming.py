@@ -10,17 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from meshq.batch import Buffer
 from meshq.client.backoff import delay_s
 from meshq.client.common import Common
 from meshq.client.credit import SHARE_BYTES_MIN, Flow, share
-from meshq.client.facts import Fail, Hand, Leased, RecordsSettled, Settle
+from meshq.client.facts import Fail, Hand, Leased, RecordsSettled, Settle, SubscribeRequested
+from meshq.client.pace import Pace
 from meshq.client.reading import Reading
 from meshq.client.routing import Routing
 from meshq.client.subscribed import Subscribed
 from meshq.errors import MeshqError, OutcomeUnknown, RemoteProtocolError, Unavailable
 from meshq.messages import (
+    ACK,
+    NACK,
+    REJECT,
     Credit,
     Expired,
     HandOut,
@@ -32,6 +37,8 @@ from meshq.messages import (
     SettleItem,
 )
 from meshq.messages import Settle as SettleMessage
+
+_WORKED_ON: Final = (ACK, NACK, REJECT)
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +61,15 @@ class Consuming(Reading):
         self._sent: dict[int, _Settling] = {}  # by request
 
     # -------------------------------------------------------------------- what the application does
+    def on_subscribe(self, event: SubscribeRequested) -> None:
+        super().on_subscribe(event)
+        if not event.credit_records:
+            self._subs[event.sub].pace = Pace()
+
     def on_settled(self, event: RecordsSettled) -> None:
+        s = self._subs.get(event.sub)
+        if s is not None and s.pace is not None and event.verdict in _WORKED_ON:
+            s.pace.on_settled(sum(end - first for first, end, _ in event.ranges))
         settling = _Settling(event)
         self._open_settlings[settling] = self._unsent[settling] = None
         self._alarm.by(event.deadline)
@@ -176,6 +191,8 @@ class Consuming(Reading):
                 self._send(server, SettleMessage(sub, items[i : i + Items]))
 
     def _read(self, s: Subscribed, now: float) -> None:
+        if s.pace is not None:
+            s.pace.look(now)
         super()._read(s, now)
         for server, flow in s.flows.items():
             if flow.readers:
@@ -193,7 +210,8 @@ class Consuming(Reading):
 
     def _share(self, s: Subscribed) -> tuple[int, int]:
         peers = sum(1 for f in s.flows.values() if f.readers)
-        return share(s.credit_records, peers, 1), share(s.credit_bytes, peers, SHARE_BYTES_MIN)
+        records = s.credit_records if s.pace is None else s.pace.records
+        return share(records, peers, 1), share(s.credit_bytes, peers, SHARE_BYTES_MIN)
 
     def _join(self, s: Subscribed, flow: Flow, items: list[ReadItem]) -> Join:
         g = s.group

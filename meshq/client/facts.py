@@ -154,7 +154,7 @@ class BatchSealed:
 @dataclass(frozen=True, slots=True)
 class SubscribeRequested:
     """`ticket` settles with None once every partition there is has started; it fails when the mesh
-    refuses.
+    refuses. `credit_records`: 0 in a queue or keyed group is as many as suit its pace.
     """
 
     sub: int

@@ -12,28 +12,25 @@ same is not handed out: it belongs to another member by then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from meshq import messages
-from meshq.batch import earlier_ms, read_placed
+from meshq.batch import COMPACTED, KeptRecord, read_header, read_records
 from meshq.client.driver import ClientDriver
-from meshq.client.facts import AtWork, Group, Hand, RecordsSettled, Start, Unsubscribed
+from meshq.client.facts import AtWork, Group, Hand, Leased, Start
 from meshq.client.key_order import KeyOrder
 from meshq.client.records import Record
-from meshq.client.subscription import Subscription
-from meshq.errors import InternalError, LeaseLost, MeshqError, UsageError
+from meshq.client.settling import Flight, MemberSubscription, Settling, Where, merged
+from meshq.errors import InternalError, RemoteProtocolError, UsageError
 from meshq.limits import ACK_WAIT_MS_MAX, REASON_CHARS_MAX
 
-GROUP_CREDIT_RECORDS: Final = 256
-SETTLE_S: Final = 30.0  # how long an answer may take
 RANGES_MAX: Final = 4_096  # in one message
 AT_WORK_S: Final = 1.0  # it is said no more often
 
 
-class GroupRecord(Record, gc=True):
+class GroupRecord(Record, gc=False):  # half the time; it is in a cycle while it waits to be taken only
     """A record that a group's member was handed. It is settled once, by one of the methods."""
 
     lot: Lot | None = None
@@ -45,7 +42,9 @@ class GroupRecord(Record, gc=True):
         Awaiting raises: LeaseLost when its time was over and it is handed out again; OutcomeUnknown when no
         answer came in time.
         """
-        return self._settle(messages.ACK, None)
+        lot = self._unsettled()
+        self.settled = True
+        return lot.sub.settle(lot, self.offset, messages.ACK, None)
 
     def nack(self, delay: float | None = None) -> Settling:
         """It could not be done: have it handed out again after `delay` seconds (None: after a while that
@@ -81,25 +80,7 @@ class GroupRecord(Record, gc=True):
         return self.lot
 
 
-class Settling:
-    """What settling a record returns: awaitable, and done whether it is awaited or not."""
-
-    __slots__ = ("_flight", "_offset")
-
-    def __init__(self, flight: Flight, offset: int) -> None:
-        self._flight = flight
-        self._offset = offset
-
-    def __await__(self) -> Generator[Any, None, None]:
-        refused = yield from asyncio.shield(self._flight.future).__await__()
-        if any(first <= self._offset < end for first, end in refused):
-            raise LeaseLost(
-                f"offset {self._offset} is not this consumer's any more: its `ack_wait` was over, "
-                "its partition went to another member, or its group was reset. It is handed out again"
-            )
-
-
-class GroupSubscription(Subscription):
+class GroupSubscription(MemberSubscription):
     """Made by `Mesh.subscribe` with a group: `async for record in subscription`, then `await record.ack()`.
 
     Closing it gives back what is not settled, at once, to the group's other members.
@@ -120,8 +101,7 @@ class GroupSubscription(Subscription):
         self._told = self._touched  # when the mesh was told that it is at work
         self._lots: dict[Lot, None] = {}  # with records nobody took; bounded by the credit
         self._lot: Lot | None = None  # whose records are being handed out
-        self._flights: dict[_Where, Flight] = {}  # of this turn
-        self._flying: dict[asyncio.Future[Any], None] = {}
+        self._flights: dict[Where, Flight] = {}  # of this turn
         self._tending: asyncio.TimerHandle | None = None
         self._order = KeyOrder() if group.mode == messages.KEYED else None
         super().__init__(driver, pattern, start, credit_bytes, credit_records, group=group)
@@ -130,67 +110,56 @@ class GroupSubscription(Subscription):
         return self
 
     async def __anext__(self) -> GroupRecord:
-        self._touch()
         while True:
-            await self._have_records()
+            now = self._touch()
+            if not self._records:
+                await self._fill()
+                now = self._now()
             record = self._records.pop()
-            if isinstance(record, GroupRecord) and self._may_take(record):
-                return record
+            if self._may_take(record, now):  # type: ignore[arg-type]  # all of them are a group's
+                return record  # type: ignore[return-value]
 
     async def take(self, count: int | None = None) -> list[Record]:
         self._touch()
         while True:
-            records = await super().take(count)
-            found: list[Record] = [r for r in records if isinstance(r, GroupRecord) and self._may_take(r)]
+            records, now = await super().take(count), self._now()
+            found = [r for r in records if self._may_take(r, now)]  # type: ignore[arg-type]
             if found:
                 return found
 
-    def positions(self) -> dict[tuple[str, int], int]:
-        raise UsageError("a group's position is kept by the mesh: `meshq group show TOPIC GROUP`")
-
-    @property
-    def is_closed(self) -> bool:
-        return self._closed
-
-    async def close(self) -> None:
-        """Give back what is not settled, and take no more. What was said of records before arrives first."""
-        if self._closed:
-            return
+    def _finish(self) -> None:
         self._release()
-        self._closed = True
         self._send_flights()
         if self._tending is not None:
             self._tending.cancel()
-        if self._flying and not self._driver.closed:
-            await asyncio.wait(list(self._flying), timeout=SETTLE_S)
-        self._driver.detach(self._sub)
-        if not self._driver.closed:
-            self._driver.tell(Unsubscribed(self._sub))
-        self._wake()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     # ------------------------------------------------------------------------------------- settling
     def settle(self, lot: Lot, offset: int, verdict: int, delay_ms: int | None, reason: str = "") -> Settling:
         """Of one record; for the record's own methods."""
         if self._closed:
             raise UsageError(f"the subscription to {self.pattern} was closed, and gave this record back")
-        self._touch()
+        if not self._flights:  # once a turn
+            self._touch()
         if self._order is not None:
             self._order.settled(lot, offset, verdict, self._now(), self._here())
-        return Settling(self._flight(lot, verdict, delay_ms, offset, offset + 1, reason), offset)
+        if verdict != messages.ACK:
+            return Settling(self._flight(lot, verdict, delay_ms, offset, offset + 1, reason), offset)
+        if lot.acking is None or lot.acking.sent:
+            lot.acking = self._flight(lot, verdict, None, offset, offset + 1)
+        else:
+            lot.acking.add(offset, offset + 1, lot.lease)
+        return Settling(lot.acking, offset)
 
     def _flight(
         self, lot: Lot, verdict: int, delay_ms: int | None, first: int, end: int, reason: str = ""
     ) -> Flight:
-        where = _Where(lot.topic_id, lot.hand.partition, verdict, delay_ms, reason)
+        where = Where(lot.topic_id, lot.hand.partition, verdict, delay_ms, reason)
         flight = self._flights.get(where)
         if flight is None:
             if not self._flights:
                 self._driver.loop.call_soon(self._send_flights)
             flight = self._flights[where] = Flight(self._driver.loop.create_future())
-        flight.ranges.append((first, end, lot.lease))
+        flight.add(first, end, lot.lease)
         return flight
 
     def _send_flights(self) -> None:
@@ -198,20 +167,10 @@ class GroupSubscription(Subscription):
         for where, flight in flights.items():
             ranges = merged(flight.ranges)
             pieces = [ranges[i : i + RANGES_MAX] for i in range(0, len(ranges), RANGES_MAX)]
-            flight.open = len(pieces)
-            self._flying[flight.future] = None
-            flight.future.add_done_callback(self._landed)
+            flight.open, flight.sent = len(pieces), True
+            self._follow(flight)
             for piece in pieces:
-                self._driver.request(flight, partial(self._settling, where, piece))
-
-    def _settling(self, where: _Where, ranges: Sequence[tuple[int, int, int]], ticket: int) -> RecordsSettled:
-        deadline = self._now() + SETTLE_S
-        return RecordsSettled(ticket, self._sub, *where[:3], ranges, where.delay_ms, deadline, where.reason)
-
-    def _landed(self, future: asyncio.Future[Any]) -> None:
-        self._flying.pop(future, None)
-        if not future.cancelled():
-            future.exception()  # told to who awaits it; nobody has to
+                self._say(flight, where, piece)
 
     # ------------------------------------------------------------------------ what the driver tells
     def handed(self, hand: Hand) -> None:
@@ -222,12 +181,8 @@ class GroupSubscription(Subscription):
             self._tend_later()
 
     # ------------------------------------------------------------------------------- how it is done
-    async def _have_records(self) -> None:
-        if not self._records:
-            await self._fill()
-
-    def _may_take(self, record: GroupRecord) -> bool:
-        lot, now = record.lot, self._now()
+    def _may_take(self, record: GroupRecord, now: float) -> bool:
+        lot = record.lot
         if lot is None:
             return False
         if self._order is None:
@@ -247,21 +202,35 @@ class GroupSubscription(Subscription):
         leased = hand.leased
         if lot.hand is not hand or leased is None:
             raise InternalError("batches are opened in the order they came in")
-        raw = dict(read_placed(hand.payload))
-        topic, partition, at, base = hand.topic, hand.partition, hand.timestamp_ms, hand.base_offset
-        records: list[Record] = [
-            GroupRecord(
-                topic, partition, base + i, at - earlier_ms(r), r.key, r.value, r.headers or {}, attempts, lot
-            )
-            for first, end, attempts in leased.ranges
-            for i in range(first - base, end - base)
-            if (r := raw.get(i)) is not None
-        ]
-        self._pass_by(lot, leased.ranges, {r.offset for r in records})
+        records = self._records_of(lot, hand, leased)
         self._in_a_row += len(records)
         records.reverse()
         self._records, self._lot = records, lot
         del self._lots[lot]
+
+    def _records_of(self, lot: Lot, hand: Hand, leased: Leased) -> list[Record]:
+        topic, partition, at, base = hand.topic, hand.partition, hand.timestamp_ms, hand.base_offset
+        header = read_header(hand.payload)
+        raw, stop = read_records(hand.payload, header), base + header.count
+        if any(first < base or end > stop for first, end, _ in leased.ranges):
+            raise RemoteProtocolError("records were handed out that are not in their batch")
+        if header.version == COMPACTED:
+            kept = {base + r.place: r for r in raw if isinstance(r, KeptRecord)}
+            records: list[Record] = [
+                GroupRecord(
+                    topic, partition, n, at - r.earlier_ms, r.key, r.value, r.headers or {}, attempts, lot
+                )
+                for first, end, attempts in leased.ranges
+                for n in range(first, end)
+                if (r := kept.get(n)) is not None
+            ]
+            self._pass_by(lot, leased.ranges, {r.offset for r in records})
+            return records
+        return [
+            GroupRecord(topic, partition, n, at, r.key, r.value, r.headers or {}, attempts, lot)
+            for first, end, attempts in leased.ranges
+            for n, r in enumerate(raw[first - base : end - base], first)
+        ]
 
     def _pass_by(self, lot: Lot, ranges: Sequence[tuple[int, int, int]], there: set[int]) -> None:
         """Offsets whose records were compacted away: nobody has to work on them."""
@@ -314,26 +283,18 @@ class GroupSubscription(Subscription):
             self._tell_at_work(now)
         self._tend_later()
 
-    def _touch(self) -> None:
+    def _touch(self) -> float:
+        """What time it is."""
         now = self._now()
         if now - self._touched >= self._ack_wait:
             self._tell_at_work(now)  # it may have been taken for one that is stuck
         self._touched = now
+        return now
 
     def _tell_at_work(self, now: float) -> None:
         if now - self._told >= AT_WORK_S and not self._driver.closed:
             self._told = now
             self._driver.tell(AtWork(self._sub))
-
-
-class _Where(NamedTuple):
-    """What can travel together."""
-
-    topic_id: bytes
-    partition: int
-    verdict: int
-    delay_ms: int | None
-    reason: str
 
 
 @dataclass(slots=True, eq=False)
@@ -347,38 +308,11 @@ class Lot:
     lease: int = 0
     barred: set[bytes] = field(default_factory=set)  # keys of which a record before these came back
     taken: dict[int, bytes] = field(default_factory=dict)  # keys by offset, of a keyed group
+    acking: Flight | None = None  # the last one
 
     def __post_init__(self) -> None:
         if self.hand.leased is not None:
             self.topic_id, self.lease = self.hand.leased.topic_id, self.hand.leased.lease
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """Settled together. `future` gets the records, (first, end), for which it does not hold."""
-
-    future: asyncio.Future[list[tuple[int, int]]]
-    ranges: list[tuple[int, int, int]] = field(default_factory=list)
-    open: int = 0  # messages that are not answered
-    refused: list[tuple[int, int]] = field(default_factory=list)
-    lots: set[Lot] = field(default_factory=set)  # whose time begins anew if it holds
-    until: float = 0.0
-
-    def settled(self, value: Any) -> None:
-        self.refused += value
-        self.open -= 1
-        for lot in self.lots:
-            if not self.refused:
-                lot.until = max(lot.until, self.until)
-        if not self.open and not self.future.done():
-            self.future.set_result(self.refused)
-
-    def failed(self, error: MeshqError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def doubted(self, error: MeshqError) -> None:
-        self.failed(error)
 
 
 def _is_text(reason: str) -> bool:
@@ -387,14 +321,3 @@ def _is_text(reason: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def merged(ranges: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Neighbours of one lease as one range, sorted."""
-    found: list[tuple[int, int, int]] = []
-    for first, end, lease in sorted(ranges):
-        if found and found[-1][1] >= first and found[-1][2] == lease:
-            found[-1] = (found[-1][0], max(end, found[-1][1]), lease)
-        else:
-            found.append((first, end, lease))
-    return found

@@ -31,6 +31,17 @@ class GroupInfo(msgspec.Struct, frozen=True):
     dead: int
 
 
+class GroupMember(msgspec.Struct, frozen=True):
+    """A member of a group in one partition. `name`: of the credentials it is here with (None when it is not
+    `here` just now); `leased`: records it has in hand.
+    """
+
+    id: str
+    name: str | None
+    leased: int
+    here: bool
+
+
 class GroupPartition(msgspec.Struct, frozen=True):
     """A group in one partition.
 
@@ -39,6 +50,8 @@ class GroupPartition(msgspec.Struct, frozen=True):
     leased, waiting_again, dying: records that are out; that came back; on their way to the dead letters
     redelivered, acked: in all; dead: dead letters that were not put back
     holder: of an ordered group, the member that has the partition, by the beginning of its id
+    expired: records that went by retention, in all, before the group was through with them
+    who: its members there, by the beginnings of their ids, and those that are away and have something in hand
     """
 
     partition: int
@@ -60,6 +73,8 @@ class GroupPartition(msgspec.Struct, frozen=True):
     redelivered: int
     acked: int
     dead: int
+    expired: int = 0
+    who: list[GroupMember] = []
 
 
 class GroupReset(msgspec.Struct, frozen=True, rename={"from_": "from"}):
@@ -72,12 +87,14 @@ class GroupReset(msgspec.Struct, frozen=True, rename={"from_": "from"}):
 
 class Redriven(msgspec.Struct, frozen=True):
     """Dead letters that were put back, those whose records are not kept any more, and those that are left
-    (None: not counted, as nothing was done).
+    (None: not counted, as nothing was done). `void`: those that came before a reset which handed out their
+    records again; they were passed over.
     """
 
     redriven: int
     expired: int
     left: int | None
+    void: int = 0
 
 
 async def groups(ask: Ask, pattern: str) -> list[GroupInfo]:
@@ -105,19 +122,19 @@ async def redrive(ask: Ask, topic: str, group: str, limit: int | None, *, dry_ru
     """Again and again, for an entry of the log takes some thousand letters at most."""
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise UsageError(f"limit must be a whole number above 0, not {limit!r}")
-    redriven = expired = 0
+    redriven = expired = void = 0
     while True:
         args: dict[str, Any] = {"topic": topic, "group": group, "dry_run": dry_run}
         if limit is not None:
-            args["limit"] = limit - redriven - expired
+            args["limit"] = limit - redriven - expired - void
         rows = (await ask("group.redrive", args))["partitions"]
-        more = [sum(row[name] for row in rows) for name in ("redriven", "expired")]
-        redriven, expired = redriven + more[0], expired + more[1]
+        more = [sum(row.get(name, 0) for row in rows) for name in ("redriven", "expired", "void")]
+        redriven, expired, void = redriven + more[0], expired + more[1], void + more[2]
         if dry_run:
-            return Redriven(redriven, expired, None)
+            return Redriven(redriven, expired, None, void)
         left = sum(row["left"] for row in rows)
-        if not left or not any(more) or (limit is not None and redriven + expired >= limit):
-            return Redriven(redriven, expired, left)
+        if not left or not any(more) or (limit is not None and redriven + expired + void >= limit):
+            return Redriven(redriven, expired, left, void)
 
 
 def _place(to: To) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from meshq.client.checking import (
 )
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import AskRequested, HomeWanted, TopicsWanted
-from meshq.client.group import GROUP_CREDIT_RECORDS, GroupSubscription
+from meshq.client.group import GroupSubscription
 from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven, To
 from meshq.client.ordered_group import OnRevoke, OrderedSubscription
 from meshq.client.outbox.terms import Terms
@@ -296,7 +296,7 @@ class Mesh:
         function) when one is to go to another member, or has gone: what is acknowledged by the time it
         returns counts. Without it a partition is given back when everything taken from it is acknowledged
         credit_bytes, credit_records: how much may wait here untaken (8 MiB, 100,000); of a queue group, how
-        much may be here that is not settled (8 MiB, 256)"""
+        much may be here that is not settled (8 MiB; 256, and up to 8,192 while they are settled quickly)"""
         wanted: tuple[tuple[str, object], ...] = (("credit_bytes", credit_bytes),)
         if credit_records is not None:
             wanted += (("credit_records", credit_records),)
@@ -317,8 +317,7 @@ class Mesh:
             records = credit_records or CREDIT_RECORDS
             made = OrderedSubscription(self._driver, pattern, begin, credit_bytes, records, terms, on_revoke)
         else:
-            records = credit_records or GROUP_CREDIT_RECORDS
-            made = GroupSubscription(self._driver, pattern, begin, credit_bytes, records, terms)
+            made = GroupSubscription(self._driver, pattern, begin, credit_bytes, credit_records or 0, terms)
         self._consumers = [s for s in self._consumers if not s.is_closed]
         self._consumers.append(made)
         return made

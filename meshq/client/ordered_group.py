@@ -12,15 +12,13 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from meshq import messages
-from meshq.batch import earlier_ms, read_placed
+from meshq.batch import COMPACTED, KeptRecord, read_header, read_records
 from meshq.client.driver import ClientDriver
-from meshq.client.facts import Consumed, Grant, Group, Hand, RecordsSettled, Revoke, Start, Unsubscribed
-from meshq.client.group import SETTLE_S, Flight, Settling
+from meshq.client.facts import Consumed, Grant, Group, Hand, Revoke, Start
 from meshq.client.records import Record
-from meshq.client.subscription import Subscription
+from meshq.client.settling import Flight, MemberSubscription, Settling, Where
 from meshq.errors import InternalError, UsageError
 
 OFFSETS_END = (1 << 63) - 1
@@ -70,7 +68,7 @@ class Tenure:
     last: Flight | None = None
 
 
-class OrderedSubscription(Subscription):
+class OrderedSubscription(MemberSubscription):
     """Made by `Mesh.subscribe` with a group of mode `ordered`: `async for record in subscription`, then
     `record.ack()`, after each record or after many.
 
@@ -90,7 +88,6 @@ class OrderedSubscription(Subscription):
         self._on_revoke = on_revoke
         self._tenures: dict[tuple[bytes, int], Tenure] = {}  # those that are ours
         self._open_tenure: Tenure | None = None  # whose batch is being handed out
-        self._flying: dict[asyncio.Future[Any], None] = {}
         self._revoking: dict[asyncio.Task[None], None] = {}  # calls of `on_revoke` under way
         super().__init__(driver, pattern, start, credit_bytes, credit_records, group=group)
 
@@ -98,51 +95,29 @@ class OrderedSubscription(Subscription):
         return self
 
     async def __anext__(self) -> OrderedRecord:
-        record = await super().__anext__()
-        assert isinstance(record, OrderedRecord)
-        return record
+        if not self._records:
+            await self._fill()
+        return self._records.pop()  # type: ignore[return-value]  # all of them are a group's
 
     def partitions(self) -> list[tuple[str, int]]:
         """(topic, partition) of those that are this member's now."""
         return sorted((t.topic, t.partition) for t in self._tenures.values() if not t.released)
 
-    def positions(self) -> dict[tuple[str, int], int]:
-        raise UsageError("a group's position is kept by the mesh: `meshq group show TOPIC GROUP`")
-
-    @property
-    def is_closed(self) -> bool:
-        return self._closed
-
-    async def close(self) -> None:
-        """Take no more, and let others have the partitions. What was acknowledged before arrives first."""
-        if self._closed:
-            return
-        self._batches.clear()
-        self._records.clear()
+    def _finish(self) -> None:
         for tenure in self._tenures.values():
             self._send(tenure)
-        self._closed = True
+        self._tenures.clear()
         for task in self._revoking:
             task.cancel()
-        if self._flying and not self._driver.closed:
-            await asyncio.wait(list(self._flying), timeout=SETTLE_S)
-        self._driver.detach(self._sub)
-        if not self._driver.closed:
-            self._driver.tell(Unsubscribed(self._sub))
-        self._tenures.clear()
-        self._wake()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     # ------------------------------------------------------------------------------------- settling
     def settle(self, tenure: Tenure, offset: int) -> Settling:
         """Of the record and all before it; for the record's own method."""
         if self._closed:
             raise UsageError(f"the subscription to {self.pattern} was closed, and gave its partitions back")
-        if offset < tenure.acked and tenure.last is not None:
+        if offset < tenure.acked and tenure.last is not None and not tenure.last.has_failed:
             return Settling(tenure.last, offset)
-        tenure.acked = offset + 1
+        tenure.acked = max(tenure.acked, offset + 1)
         if tenure.flight is None:
             tenure.flight = tenure.last = Flight(self._driver.loop.create_future(), open=1)
             tenure.flying += 1
@@ -152,28 +127,17 @@ class OrderedSubscription(Subscription):
     def _send(self, tenure: Tenure) -> None:
         flight, tenure.flight = tenure.flight, None
         if flight is not None:
-            flight.future.add_done_callback(lambda future: self._landed(tenure, future))
+            flight.future.add_done_callback(lambda _: self._on_landed(tenure))
             self._tell(tenure, flight, messages.ACK, 0, tenure.acked)
 
-    def _landed(self, tenure: Tenure, future: asyncio.Future[Any]) -> None:
+    def _on_landed(self, tenure: Tenure) -> None:
         tenure.flying -= 1
         self._check_finished(tenure)
 
     def _tell(self, tenure: Tenure, flight: Flight, verdict: int, first: int, end: int) -> None:
-        self._flying[flight.future] = None
-        flight.future.add_done_callback(self._forget)
-        ranges, deadline = [(first, end, tenure.lease)], self._driver.clock() + SETTLE_S
-        self._driver.request(
-            flight,
-            lambda ticket: RecordsSettled(
-                ticket, self._sub, tenure.topic_id, tenure.partition, verdict, ranges, None, deadline
-            ),
-        )
-
-    def _forget(self, future: asyncio.Future[Any]) -> None:
-        self._flying.pop(future, None)
-        if not future.cancelled():
-            future.exception()  # told to who awaits it; nobody has to
+        self._follow(flight)
+        where = Where(tenure.topic_id, tenure.partition, verdict, None, "")
+        self._say(flight, where, [(first, end, tenure.lease)])
 
     # ------------------------------------------------------------------------ what the driver tells
     def granted(self, grant: Grant) -> None:
@@ -214,13 +178,23 @@ class OrderedSubscription(Subscription):
         if tenure is None:
             return  # it went while the batch waited
         topic, partition, base, at = hand.topic, hand.partition, hand.base_offset, hand.timestamp_ms
-        records: list[Record] = [
-            OrderedRecord(
-                topic, partition, base + place, at - earlier_ms(r), r.key, r.value, r.headers or {}, 1, tenure
-            )
-            for place, r in read_placed(hand.payload)
-            if base + place >= hand.first
-        ]
+        header = read_header(hand.payload)
+        raw = read_records(hand.payload, header)
+        if header.version == COMPACTED:
+            records: list[Record] = [
+                OrderedRecord(
+                    topic, partition, base + r.place, at - r.earlier_ms, r.key, r.value, r.headers or {}, 1,
+                    tenure,
+                )
+                for r in raw
+                if isinstance(r, KeptRecord) and base + r.place >= hand.first
+            ]  # fmt: skip
+        else:
+            records = [
+                OrderedRecord(topic, partition, n, at, r.key, r.value, r.headers or {}, 1, tenure)
+                for n, r in enumerate(raw, base)
+            ]
+            del records[: max(hand.first - base, 0)]
         if records:  # not behind the last one: what was compacted away is not waited for
             tenure.opened = records[-1].offset + 1
             if records[0].offset == tenure.first:

@@ -1,11 +1,10 @@
-"""Subscriptions: which topics match, where each of their partitions is read, and from which record on.
+"""Subscriptions: where each partition of the topics that match (watching.py) is read, from which record on.
 
-The home peer tells which topics match and tells of every change. Each partition is read at the leader of its
-slot. Where it starts is what the subscriber said until the leader named an offset (`latest` only to a leader
-that is asked at once; to any other it is the time of the first complete answer); from then on the position is
-known here, moves on with every batch, and is what any later Read asks for, so no record is skipped and
-none is handed out twice, whichever peer it comes from. A batch that would leave a gap is not taken: the
-partition is read again.
+Each partition is read at the leader of its slot. Where it starts is what the subscriber said until the leader
+named an offset (`latest` only to a leader that is asked at once; to any other it is the time of the first
+complete answer); from then on the position is known here, moves on with every batch, and is what any later
+Read asks for, so no record is skipped and none is handed out twice, whichever peer it comes from. A batch
+that would leave a gap is not taken: the partition is read again.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Final
 
 from meshq.batch import Buffer, read_header
 from meshq.client.backoff import delay_s
-from meshq.client.common import Alarm, Common
 from meshq.client.credit import SHARE_BYTES_MIN, SHARE_RECORDS_MIN, Flow, share
 from meshq.client.facts import (
     Consumed,
@@ -24,14 +22,11 @@ from meshq.client.facts import (
     Hand,
     Leased,
     Place,
-    Send,
-    Settle,
-    Start,
     SubscribeRequested,
     TellExpired,
 )
-from meshq.client.routing import Routing
 from meshq.client.subscribed import Part, Subscribed
+from meshq.client.watching import Watching
 from meshq.errors import (
     Forbidden,
     MeshqError,
@@ -43,7 +38,6 @@ from meshq.errors import (
     UsageError,
 )
 from meshq.messages import (
-    LATEST,
     OFFSET,
     TIMESTAMP,
     Credit,
@@ -51,34 +45,19 @@ from meshq.messages import (
     DeliverItem,
     Expired,
     Items,
-    Message,
     Read,
     ReadEnded,
     ReadItem,
     ReadStarted,
-    TopicsChanged,
     Unread,
     Unwatch,
-    Watch,
     error_of,
 )
 
 _FOR_GOOD: Final = (Forbidden, SecurityError, UsageError, RemoteProtocolError)  # end a subscription
 
 
-class Reading:
-    def __init__(self, common: Common, routing: Routing) -> None:
-        self._common = common
-        self._routing = routing
-        self._subs: dict[int, Subscribed] = {}
-        self._watches: dict[int, Subscribed] = {}
-        self._stirred: dict[Subscribed, None] = {}
-        self._registries: dict[bytes, int] = {}  # server key -> the registry it has, at least; of live links
-        self._alarm = Alarm()
-
-    def deadline(self) -> float:
-        return self._alarm.at
-
+class Reading(Watching):
     def needs(self, server_key: bytes) -> bool:
         owner = self._routing.owner_of
         return any(
@@ -121,19 +100,6 @@ class Reading:
             self._forget(s, Unavailable("the client was closed"))
 
     # ------------------------------------------------------------------------ what happens to links
-    def on_home(self, now: float) -> None:
-        """Another home, or the same one anew: it has to be asked for the topics again."""
-        self._watches.clear()
-        for s in self._subs.values():
-            s.watch = 0
-            s.arriving = None
-            s.watch_retry_at = now
-            self._stirred[s] = None
-
-    def on_routes(self, server_key: bytes, version: int) -> None:
-        """That peer's registry reaches at least up to here."""
-        self._registries[server_key] = max(version, self._registries.get(server_key, 0))
-
     def on_lost(self, server_key: bytes, now: float) -> None:
         self._registries.pop(server_key, None)
         for s in self._subs.values():
@@ -165,59 +131,6 @@ class Reading:
             self._stirred.update(dict.fromkeys(self._subs.values()))
 
     # --------------------------------------------------------------------------- what the mesh says
-    def on_topics(self, message: TopicsChanged) -> bool:
-        """Whether it was an answer to one of our watches."""
-        s = self._watches.get(message.request)
-        if s is None:
-            return False
-        self._stirred[s] = None
-        if s.arriving is None:
-            for topic_id in message.gone:
-                self._drop_topic(s, topic_id)
-            for info in message.topics:
-                s.add(info)
-            return True
-        for topic_id in message.gone:
-            s.arriving.pop(topic_id, None)
-        s.arriving.update((info.topic_id, info) for info in message.topics)
-        if message.complete:
-            self._on_complete(s, message.now_ms)
-        return True
-
-    def _on_complete(self, s: Subscribed, now_ms: int) -> None:
-        topics, s.arriving = s.arriving or {}, None
-        s.watch_attempt = 0
-        if self._home_knows(s.version):
-            for topic_id in [t for t in s.topics if t not in topics]:
-                self._drop_topic(s, topic_id)
-        # Else what is missing may only be news to this home. A topic that is gone in truth, its leader ends.
-        for info in topics.values():
-            s.add(info)
-        if not s.complete:
-            s.complete = True
-            s.not_started = set(s.parts)
-            if s.start.kind == LATEST:
-                s.later = Start(TIMESTAMP, now_ms)
-            self._check_ready(s)
-
-    def _home_knows(self, version: int) -> bool:
-        home = self._routing.home
-        return home is not None and self._registries.get(home, 0) >= version
-
-    def on_failure(self, request: int, error: MeshqError, now: float) -> bool:
-        """Whether it was one of our watches."""
-        s = self._watches.pop(request, None)
-        if s is None:
-            return False
-        if not isinstance(error, Unavailable):
-            self._refuse(s, error)
-            return True
-        s.watch = 0
-        s.watch_retry_at = now + max(delay_s(s.watch_attempt, self._common.rng), error.retry_after_ms / 1000)
-        s.watch_attempt += 1
-        self._alarm.by(s.watch_retry_at)
-        return True
-
     def on_started(self, server_key: bytes, message: ReadStarted, now: float) -> None:
         s = self._subs.get(message.sub)
         if s is None:
@@ -332,18 +245,6 @@ class Reading:
                 self._read(s, now)
         self._stirred.clear()
 
-    def _watch(self, s: Subscribed, now: float) -> None:
-        home = self._routing.home
-        if s.watch or home is None:
-            return
-        if now < s.watch_retry_at:
-            self._alarm.by(s.watch_retry_at)
-            return
-        s.watch = self._common.next_request()
-        s.arriving = {}
-        self._watches[s.watch] = s
-        self._send(home, Watch(s.watch, s.pattern, list(s.prefixes), s.version))
-
     def _read(self, s: Subscribed, now: float) -> None:
         by_server: dict[bytes, list[Part]] = {}
         for part in s.waiting.values():
@@ -403,11 +304,6 @@ class Reading:
         self._wait(s, part, 0.0)
         s.drop(part)
 
-    def _check_ready(self, s: Subscribed) -> None:
-        if s.complete and not s.not_started and s.ticket is not None:
-            self._common.effects.append(Settle(s.ticket, None))
-            s.ticket = None
-
     def _refuse(self, s: Subscribed, error: MeshqError) -> None:
         self._common.effects.append(EndSubscription(s.sub, error))
         self._forget(s, error)
@@ -423,9 +319,6 @@ class Reading:
             if self._routing.is_ready(server):
                 self._send(server, Unread(s.sub))
         self._subs.pop(s.sub, None)
-
-    def _send(self, server_key: bytes, message: Message) -> None:
-        self._common.effects.append(Send(server_key, message))
 
 
 def _records_lost(part: Part, end: int) -> RecordsLost:

@@ -10,6 +10,7 @@ from typing import Final
 
 from meshq.client.credit import Flow
 from meshq.client.facts import Group, Start
+from meshq.client.pace import Pace
 from meshq.messages import LATEST, OFFSET, ReadItem, TopicInfo
 
 LEFT_AT_MAX: Final = 10_000  # the longest gone is forgotten first
@@ -69,6 +70,7 @@ class Subscribed:
     waiting: dict[PartKey, Part] = field(default_factory=dict)
     left_at: dict[PartKey, int] = field(default_factory=dict)  # positions of dropped parts; bounded
     not_started: set[PartKey] = field(default_factory=set)  # of the first complete answer
+    pace: Pace | None = None  # of a queue or keyed group whose member did not say how many records
     flows: dict[bytes, Flow] = field(default_factory=dict)
 
     def not_latest(self, start: Start) -> Start:

@@ -171,6 +171,7 @@ class Subscription:
 
     async def _wait(self) -> None:
         future = self._driver.loop.create_future()
+        self._waiting = [f for f in self._waiting if not f.done()]  # others waited for so long, and gave up
         self._waiting.append(future)
         await future
 

@@ -27,7 +27,6 @@ from meshq.client.checking import (
     record_bytes,
 )
 from meshq.client.failures import KEPT_MAX
-from meshq.client.group import SETTLE_S, Settling
 from meshq.client.group import GroupRecord as AsyncGroupRecord
 from meshq.client.group import GroupSubscription as AsyncGroupSubscription
 from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven, To
@@ -38,6 +37,7 @@ from meshq.client.ordered_group import OrderedSubscription as AsyncOrderedSubscr
 from meshq.client.outgoing import PendingReceipt
 from meshq.client.producer import Producer as AsyncProducer
 from meshq.client.records import Receipt, Record
+from meshq.client.settling import SETTLE_S, Settling
 from meshq.client.subscription import Subscription as AsyncSubscription
 from meshq.client.sync_outbox import Outbox, without_async
 from meshq.errors import MeshqError, OutcomeUnknown, Overloaded, Unavailable, UsageError

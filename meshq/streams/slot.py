@@ -243,7 +243,7 @@ class SlotStream:
                 moved = self.groups.apply_body(letters.moved, entry.index)
                 state = self.groups.get(moved.key)
                 if isinstance(state, GroupState):
-                    state.on_letters(letters.base_offset)
+                    state.on_letters(letters.base_offset, letters.base_offset + letters.count)
                 return Moved(moved, self._apply_publish(entry, letters))
             case EntryKind.RETAIN:
                 return self._apply_retain(entry)

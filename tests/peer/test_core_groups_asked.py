@@ -8,6 +8,7 @@ import pytest
 
 from meshq.entries import EntryKind
 from meshq.errors import NotOwner, StoreError, Unavailable
+from meshq.ids import Session
 from meshq.levels import BASE
 from meshq.limits import GROUP_QUESTIONS_MAX
 from meshq.messages import (
@@ -31,13 +32,23 @@ from meshq.messages import (
 )
 from meshq.peer.core import events as e
 from meshq.peer.core import group_parts
+from meshq.peer.core.group_facts import short
 from meshq.registry import commands
 from meshq.registry.state import GENESIS_DISK
 from meshq.replication import words
 from meshq.replication.quorum import Node
+from meshq.streams.groups.rewound import Rewound
 from meshq.streams.groups.state import decode_state
 from meshq.streams.groups.table import GroupKey
-from meshq.streams.groups.words import ONLY_SETTINGS, GroupBody, Open, Reset, encode_group
+from meshq.streams.groups.words import (
+    ONLY_SETTINGS,
+    GroupBody,
+    Open,
+    Redrive,
+    Reset,
+    decode_group,
+    encode_group,
+)
 from tests.peer.single import WALL_MS, Single, elect, follow, identity, key_of
 from tests.peer.test_core_consuming import ONE, TWO, got, join, ready, settle, where
 from tests.peer.test_core_dead_letters import letters, origins, state_of
@@ -90,7 +101,29 @@ def test_show_tells_where_a_group_stands() -> None:
         "partition": 0, "leader": "a", "mode": "queue", "ack_wait_ms": 10_000, "max_deliver": 3,
         "earliest": 0, "end": 5, "cursor": 1, "next": 5, "lag": 3, "lag_s": 7.0, "members": 1, "leased": 2,
         "holder": None, "waiting_again": 1, "dying": 0, "redelivered": 0, "acked": 1, "dead": 1,
+        "expired": 0, "who": [{"id": short(member_id(peer)), "name": "a", "leased": 2, "here": True}],
     }  # fmt: skip
+
+
+def member_id(peer: Single, session: Session = ONE) -> bytes:
+    desks = [p.desk for p in peer.core.consuming.desks.parts.values() if p.desk is not None]
+    (found,) = {m.id for desk in desks for m in desk.members.values() if m.ref[0] == session}
+    return found
+
+
+def test_show_names_its_members_and_those_that_are_away_with_records_in_hand() -> None:
+    peer, info = ready(5)
+    join(peer, info, TWO, in_flight=2)
+    got(peer, TWO)
+    away = member_id(peer, TWO)
+    peer.tell(e.SessionClosed(TWO))
+    join(peer, info, in_flight=3)
+    got(peer)
+    (row,) = group("show", peer)["partitions"]
+    assert {w["id"]: (w["name"], w["leased"], w["here"]) for w in row["who"]} == {
+        short(away): (None, 2, False),
+        short(member_id(peer)): ("a", 3, True),
+    }
 
 
 def test_groups_lists_those_that_one_may_consume() -> None:
@@ -256,6 +289,8 @@ def test_a_mesh_of_an_older_level_writes_nothing_that_its_older_peers_do_not_kno
         {"do": "show", "group": 7, "topic_id": bytes(16), "version": 0},
         {"do": "show", "group": "g", "topic_id": bytes(16), "version": 0, "only": ["0"]},
         {"do": "redrive", "group": "g", "topic_id": bytes(16), "version": 0, "wanted": {"0": "all"}},
+        {"do": "reset", "group": "g", "topic_id": bytes(16), "version": 0, "to": "latest"},
+        {"do": "reset", "group": "g", "topic_id": bytes(16), "version": 0, "to": "latest", "name": "x"},
     ],
 )
 def test_what_no_peer_asks_is_refused(args: dict[str, Any]) -> None:
@@ -409,16 +444,91 @@ def test_a_redrive_that_reads_while_the_lead_is_lost_is_told_so() -> None:
         peer.core.consuming.desks.begin(key, host.slot)
 
 
-def test_redrive_after_a_reset_takes_nobody_away_from_who_has_it() -> None:
-    peer, info = ready(2)
+def test_redrive_after_a_reset_hands_nothing_out_that_was_acknowledged_since() -> None:
+    peer, info = ready(3)
     join(peer, info)
     buried(peer, info, 0, 1)
+    group("reset", peer, to="offset", value=1)
+    (record,) = got(peer)
+    assert settle(peer, info, ACK, record) == []
+    (row,) = group("redrive", peer)["partitions"]
+    assert (row["redriven"], row["void"], row["left"]) == (1, 1, 0)
+    assert where(got(peer)) == [(0, 1, 1)], "the other one was not handed out again by the reset"
+
+
+def test_what_dies_again_after_a_reset_is_put_back_once() -> None:
+    peer, info = ready(1)
+    join(peer, info)
+    buried(peer, info, 0)
     group("reset", peer, to="earliest")
     (record,) = got(peer)
-    group("redrive", peer)
-    assert got(peer) == []
-    assert settle(peer, info, ACK, record) == []
-    assert state_of(peer).floor == 2
+    settle(peer, info, REJECT, record)
+    peer.fetch()
+    assert origins(letters(peer)) == ["t/0@0", "t/0@0"]
+    (row,) = group("redrive", peer)["partitions"]
+    assert (row["redriven"], row["void"], row["left"]) == (1, 1, 0)
+    assert where(got(peer)) == [(0, 1, 1)]
+
+
+def test_a_redrive_that_was_chosen_before_a_reset_does_not_count_behind_it() -> None:
+    peer, info = ready(1)
+    join(peer, info)
+    buried(peer, info, 0)
+    told = list[Any]()
+    (part,) = peer.core.consuming.desks.parts.values()
+    peer.core.consuming.desks.add(part, Reset(0, b"1"))
+    peer.core.consuming.desks.add(part, Redrive(0, 1, ((0, 1),)), told.append)
+    peer.tick()
+    assert told == [[(0, 1)]]
+
+
+def test_redrive_after_a_reset_takes_nobody_away_from_who_has_it() -> None:
+    """Also where the note of the reset was forgotten."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rewound, "covers", lambda self, letter, offset: False)
+        peer, info = ready(2)
+        join(peer, info)
+        buried(peer, info, 0, 1)
+        group("reset", peer, to="earliest")
+        (record,) = got(peer)
+        group("redrive", peer)
+        assert got(peer) == []
+        assert settle(peer, info, ACK, record) == []
+        assert state_of(peer).floor == 2
+
+
+@pytest.mark.parametrize("mode", [1, ORDERED])
+def test_a_reset_counts_once_and_never_behind_another_one_that_it_did_not_see(mode: int) -> None:
+    """Asked for again, because its answer was lost, by the peer that was asked for it."""
+    peer, info = ready(4)
+    join(peer, info, mode=mode)
+    got(peer)
+    session = (e.PEERS, b"p")
+    peer.hello(session=session)
+
+    def reset(to: int, name: bytes, since: bytes) -> Any:
+        args = {"topic_id": info.topic_id, "version": info.version, "group": "g", "since": {"0": since}}
+        part = {**args, "do": "reset", "to": "offset", "value": to, "name": name}
+        answer = peer.ask("group.part", session=session, **part)
+        return answer["0"]
+
+    assert reset(3, b"first", b"")["to"] == 3
+    key = GroupKey(key_of(info), "g")
+    state = peer.core.slots.hosts[peer.core.ctx.slot_of(key.partition)].stream.groups.get(key)
+    assert state is not None
+    for _ in range(2):
+        assert reset(3, b"first", b"")["to"] == 3
+    slot = peer.core.ctx.slot_of(key_of(info))
+    bodies = [decode_group(x.body) for x in peer.entries[slot] if x.kind == EntryKind.GROUP]
+    assert [op for body in bodies for op in body.ops if isinstance(op, Reset)] == [Reset(3, b"first", b"")]
+    assert reset(2, b"second", b"first")["to"] == 2
+    assert reset(1, b"late", b"first").get("failed", [])[:2] == [400, "Refused"]
+    assert state.reset == b"second"
+    part = peer.core.consuming.desks.parts[key]
+    told = list[Any]()
+    peer.core.consuming.desks.add(part, Reset(1, b"late", b"first"), told.append)
+    peer.tick()
+    assert (len(told[0]), state.reset) == (1, b"second"), "nor where it was proposed before it"
 
 
 def test_an_ordered_group_is_shown_and_reset_too() -> None:

@@ -154,6 +154,27 @@ def test_a_new_setting_holds_for_what_is_there_and_none_keeps_everything() -> No
     assert bounds(peer, info) == (5, 17)
 
 
+def test_a_shorter_age_holds_for_what_was_to_be_kept_for_longer() -> None:
+    peer, info = ready(retain_age_ms=60_000)
+    publish(peer, info, 1)
+    pass_time(peer, 1.0)
+    peer.ask("topic.set", topic="t", retain_age_ms=2_000)
+    pass_time(peer, 2.0)
+    assert bounds(peer, info) == (1, 1)
+
+
+def test_what_will_be_too_old_is_waited_for_once_whatever_is_set_or_deleted() -> None:
+    peer, info = ready(retain_age_ms=60_000)
+    publish(peer, info, 1)
+    for n in range(3):
+        peer.ask("topic.set", topic="t", retain_age_ms=60_000 + n)
+        pass_time(peer, 1.0)
+    assert len(peer.core.retaining._due) == 1
+    peer.ask("topic.delete", topic="t")
+    pass_time(peer)
+    assert not peer.core.retaining._due and not peer.core.retaining._aging
+
+
 def test_a_follower_decides_nothing_whatever_its_clock_says() -> None:
     peer = Single(founders=("a", "b", "c"))
     elect(peer)

@@ -13,11 +13,13 @@ from meshq.peer.core import burying
 from meshq.peer.core.burying import Burying
 from meshq.peer.core.desks import Desks, Part
 from meshq.peer.core.group_answers import GroupAnswers
-from meshq.peer.core.group_parts import GroupParts
+from meshq.peer.core.group_facts import GroupFacts
 from meshq.peer.core.slots import Slots
 from meshq.streams.groups import state
 from meshq.streams.groups.desk import QueueDesk
 from meshq.streams.groups.intervals import Intervals
+from meshq.streams.groups.rewound import Rewound
+from meshq.streams.groups.standing import Standing
 from meshq.streams.groups.state import Back, GroupState
 from meshq.streams.groups.words import Bury, Redrive, Reset, Settle, Verdict, encode_group
 from tests.peer import test_core_bad_consumers as bad
@@ -130,12 +132,27 @@ def keeps_its_leases_at_a_reset(patch: Patch) -> None:
     patch.setattr(GroupState, "apply", lie)
 
 
+def puts_back_what_a_reset_had_handed_out(patch: Patch) -> None:
+    patch.setattr(Rewound, "covers", lambda self, letter, offset: False)
+
+
+def resets_whatever_came_between(patch: Patch) -> None:
+    apply = Standing.apply
+
+    def lie(self: Standing, op: Any, index: int) -> Any:
+        if isinstance(op, Reset):
+            op = Reset(op.start, op.name, self.reset)
+        return apply(self, op, index)
+
+    patch.setattr(Standing, "apply", lie)
+
+
 def tells_what_no_majority_confirmed(patch: Patch) -> None:
     patch.setattr(GroupAnswers, "_confirm", lambda self, slot, done, lost: done())
 
 
 def deletes_under_its_members(patch: Patch) -> None:
-    patch.setattr(GroupParts, "_members", lambda self, key: 0)
+    patch.setattr(GroupFacts, "members", lambda self, key: 0)
 
 
 rejected = letters.test_a_rejected_record_is_moved_to_the_dead_letters_with_what_was_said_of_it
@@ -174,6 +191,14 @@ CAUGHT: list[tuple[Callable[[Patch], None], Callable[[], None]]] = [
     ),
     (takes_from_who_has_it, asked.test_redrive_after_a_reset_takes_nobody_away_from_who_has_it),
     (keeps_its_leases_at_a_reset, lambda: asked.test_reset_begins_elsewhere({"to": "latest"}, 9)),
+    (
+        puts_back_what_a_reset_had_handed_out,
+        asked.test_redrive_after_a_reset_hands_nothing_out_that_was_acknowledged_since,
+    ),
+    (
+        resets_whatever_came_between,
+        lambda: asked.test_a_reset_counts_once_and_never_behind_another_one_that_it_did_not_see(1),
+    ),
     (tells_what_no_majority_confirmed, asked.test_a_leader_that_is_away_is_an_error_and_not_left_out),
     (
         hands_more_to_who_is_stuck,

@@ -9,7 +9,7 @@ import pytest
 
 from meshq import batch
 from meshq.client import facts
-from meshq.errors import MeshqError
+from meshq.errors import MeshqError, OutcomeUnknown
 from meshq.ids import PartitionKey, TopicId
 from meshq.messages import ACK, EARLIEST, EXTEND, NACK, QUEUE, REJECT, RELEASE, TopicInfo
 from meshq.streams.groups.state import GroupState
@@ -206,7 +206,8 @@ def reset(client: Client, history: History) -> None:
 
     def answered() -> None:
         if ticket in client.results:
-            history.resets -= 1
+            if not isinstance(client.results[ticket], OutcomeUnknown):  # else it may still be to come
+                history.resets -= 1
             history.reset()
         else:
             client.world.at(0.005, answered)
@@ -244,7 +245,7 @@ def check_seed(
     return world, history, info
 
 
-@pytest.mark.parametrize("seed", range(20, 22))
+@pytest.mark.parametrize("seed", [20, 21, 25, 30])  # 25 and 30: letters from before a reset, put back
 def test_a_reset_under_way_skips_nothing_and_ends_all_leases(seed: int) -> None:
     check_seed(seed, resets=2)
 

@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from meshq.client import facts
-from meshq.client.outbox import layout, words
+from meshq.client.outbox import layout, topics, words
 from meshq.client.outbox.binding import Binding
 from meshq.client.outbox.lanes import Entry, Lane
 from meshq.client.outbox.machine import OutboxMachine
 from meshq.client.outbox.taking import Taking
-from meshq.errors import Fenced
+from meshq.errors import Fenced, OutboxFull
 from meshq.levels import BASE
 from meshq.messages import TopicInfo
 from tests.peer.outboxes import Rows, SimOutbox
@@ -140,6 +140,47 @@ def test_a_mesh_of_an_older_feature_level_is_waited_for() -> None:
     admin.wait(admin.ask(lambda t, d: facts.AskRequested(t, "upgrade", {}, d)))
     drain(world, outbox)
     check(world, outbox, info)
+
+
+def test_a_lane_whose_row_is_damaged_goes_on_as_another_producer_and_stops_nothing() -> None:
+    world, info, outbox = begin()
+    outbox.publish("orders", b"k:0", b"k")
+    drain(world, outbox)
+    outbox.crash()
+    ((key, value),) = outbox.disk[layout.LANES].items()
+    outbox.disk[layout.LANES][key] = value[:-1] + bytes([value[-1] ^ 1])
+    outbox.start()
+    outbox.publish("orders", b"k:1", b"k")
+    drain(world, outbox)
+    assert not outbox.machine.halted
+    assert [told.parked.reason for told in outbox.parked] == ["StoreCorrupt"]
+    assert list(arrived(world, info)[0]) == [b"k:0", b"k:1"]
+
+
+def test_a_topic_that_has_nothing_here_makes_room_for_another(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(topics, "OUTBOX_TOPICS_MAX", 2)
+    world = World(1)
+    client = Client(world)
+    infos = {name: make_topic(client, name, 1) for name in ("a", "b", "c")}
+    outbox = SimOutbox(world, "a")
+    outbox.publish("a", b"k:0", b"k")
+    drain(world, outbox)
+    world.hosts[0].crash()
+    outbox.publish("b", b"k:1", b"k")
+    outbox.publish("c", b"k:2", b"k")
+    world.run_for(0.5)
+    with pytest.raises(OutboxFull, match="at most 2 topics"):
+        outbox.publish("a", b"k:3", b"k")
+    outbox.crash()
+    outbox.start()
+    world.hosts[0].start()
+    drain(world, outbox)
+    outbox.publish("a", b"k:4", b"k")
+    drain(world, outbox)
+    for name, values in {"a": [b"k:0", b"k:4"], "b": [b"k:1"], "c": [b"k:2"]}.items():
+        assert list(arrived(world, infos[name])[0]) == values
+    found = {d: len(outbox.disk[d]) for d in (layout.TOPICS, layout.QUEUE, layout.BOUND)}
+    assert found == {layout.TOPICS: 2, layout.QUEUE: 0, layout.BOUND: 0}
 
 
 # --------------------------------------------------------------------------------------------- copies

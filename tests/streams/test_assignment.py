@@ -72,6 +72,20 @@ def test_who_comes_or_goes_moves_at_most_twice_what_must_move(partitions: int, m
     assert least <= moved <= 2 * least
 
 
+@pytest.mark.parametrize(("partitions", "most"), [(64, 8), (256, 16)])
+def test_with_many_partitions_a_member_no_single_change_moves_more_than_twice_what_must(
+    partitions: int, most: int
+) -> None:
+    """With fewer some do: docs/groups.md has how many."""
+    rng = random.Random(4)
+    for count in range(2, most + 1):
+        for _ in range(4):
+            members = some(count, rng)
+            full, less = assign(members, partitions), assign(members[:-1], partitions)
+            assert moves(less, full) <= 2 * minimum(less, members)
+            assert moves(full, less) <= 2 * minimum(full, members[:-1])
+
+
 def test_a_big_table_is_made_between_two_records() -> None:
     members = some(64, random.Random(3))
     began = time.process_time()

@@ -76,6 +76,12 @@ class Topic:
     sticky: int = 0
     sticky_records: int = 0
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing of it is here, or on its way to disk."""
+        used = any(x.has_more or x.unsynced or x.busy or x.window for x in self.lanes.values())
+        return self.durable and not self.asking and not used and bool(self.row.name)
+
     def lane(self, partition: int) -> Lane:
         found = self.lanes.get(partition)
         if found is None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 from meshq.client.outbox import layout, words
 from meshq.client.outbox.binding import Binding
 from meshq.client.outbox.lanes import Entry, Lane, Topic
-from meshq.client.outbox.layout import TOPICS
+from meshq.client.outbox.layout import LANES, TOPICS
 from meshq.client.outbox.ledger import Ledger
 from meshq.client.outbox.parking import Parking
 from meshq.client.outbox.taking import Taking
@@ -155,6 +155,9 @@ class OutboxMachine:
             place = layout.parse_place(key) if len(key) == layout.PLACE_BYTES else None
             name = self._topics.of(place[0]).row.name if place is not None else ""
             puts.append(self._parking.put_aside(database, key, value, name))
+        if any(database == LANES for database, _, _ in self._damaged):
+            # Where a lane's sequence stood is lost: what goes on there is another producer.
+            state.producer_id = self._rng.randbytes(16)
         self._damaged = []
         self._ledger.persist(puts, deletes, self._on_raised)
         return self._ledger.take_effects()

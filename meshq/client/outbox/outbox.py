@@ -15,21 +15,20 @@ from collections.abc import Iterable
 from math import inf
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 from meshq.client.checking import record_bytes, too_large
 from meshq.client.driver import ClientDriver, steady_clock
 from meshq.client.facts import BatchSealed, Binding, TopicWanted
 from meshq.client.outbox import layout, words
+from meshq.client.outbox.fates import Fates
 from meshq.client.outbox.lanes import WINDOW
 from meshq.client.outbox.loading import load
 from meshq.client.outbox.machine import OutboxMachine
-from meshq.client.outbox.receipts import Fate, PendingQueued, parked_error
+from meshq.client.outbox.receipts import PendingQueued
 from meshq.client.outbox.store import OutboxStore
 from meshq.client.outbox.terms import Terms
 from meshq.client.outbox.waiters import BatchWaiter, TopicWaiter
 from meshq.client.outbox.words import Event, Loaded, Parked
-from meshq.client.records import Receipt
 from meshq.errors import MeshqError, Overloaded, Unavailable, UsageError, WrongMesh
 from meshq.ids import show_id
 from meshq.limits import OUTBOX_BUFFER_BYTES, RECORD_BYTES_CEILING
@@ -37,6 +36,7 @@ from meshq.messages import TopicInfo
 from meshq.topics import check_topic
 
 log = logging.getLogger(__name__)
+CLOSE_S = 5.0  # for what nobody waits for
 ASK_S = 30.0  # how long one question for a topic may take; then it is asked again
 
 
@@ -60,15 +60,10 @@ class Outbox:
             raise
         rng = random.Random(random.SystemRandom().getrandbits(256))
         self._machine = OutboxMachine(loaded, terms, rng)
-        self._fates: WeakValueDictionary[int, Fate] = WeakValueDictionary()
-        self._held: set[Fate] = set()  # bounded by who asks to be called
+        self.fates = Fates(self._loop, self.path)
         self._driver: ClientDriver | None = None
         self._lane = 0
-        self._sizes: dict[int, int] = {}  # bytes on their way to disk, by number; OUTBOX_BUFFER_BYTES in all
-        self.buffered_bytes = 0
         self._turn_ends = False
-        self.failed_records = self._failed_untold = 0  # whose senders did not wait for them
-        self._first_failure: MeshqError | None = None
         self._fatal: MeshqError | None = None
         self._changed: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -108,20 +103,19 @@ class Outbox:
             raise too_large(size, RECORD_BYTES_CEILING, check_topic(topic))
         if self.is_full():
             raise Overloaded(
-                f"{self.buffered_bytes} bytes are on their way to the outbox's disk: `await ready()` first",
+                f"{self.fates.buffered_bytes} bytes are on their way to the outbox's disk: `await ready()` "
+                "first",
                 retry_after_ms=10,
             )
         number = self._machine.take(topic, value, key, headers, wall_ms=_wall_ms())
-        fate = self._fates[number] = Fate(self._loop, self._held)
-        self._sizes[number] = encoded
-        self.buffered_bytes += encoded
+        fate = self.fates.begin(number, encoded)
         if not self._turn_ends:
             self._turn_ends = True
             self._loop.call_soon(self._on_turn)
         return PendingQueued(topic, number, fate)
 
     def is_full(self) -> bool:
-        return self.buffered_bytes >= OUTBOX_BUFFER_BYTES
+        return self.fates.buffered_bytes >= OUTBOX_BUFFER_BYTES
 
     async def ready(self, timeout: float) -> None:
         """Raises: Overloaded when its disk takes longer than that."""
@@ -131,22 +125,10 @@ class Outbox:
     async def synced(self, timeout: float | None = None) -> None:
         """Until everything that was taken is on disk. Raises: what records failed with whose senders do not
         wait for them; Unavailable when the disk takes longer than that."""
-        if not await self._until(lambda: not self._sizes, timeout):
-            raise Unavailable(f"{len(self._sizes)} records are still on their way to the outbox's disk")
-        if (error := self.take_failures()) is not None:
+        if not await self._until(lambda: not self.fates.unsynced, timeout):
+            raise Unavailable(f"{self.fates.unsynced} records are still on their way to the outbox's disk")
+        if (error := self.fates.take_failures()) is not None:
             raise error
-
-    def take_failures(self) -> MeshqError | None:
-        """What `synced` would raise, once."""
-        error, count = self._first_failure, self._failed_untold
-        self._first_failure, self._failed_untold = None, 0
-        if error is None:
-            return None
-        return type(error)(f"{count} records were not taken by the outbox; the first error: {error}")
-
-    @property
-    def has_failures(self) -> bool:
-        return self._first_failure is not None
 
     async def drained(self, timeout: float | None = None, *, while_connected: bool = False) -> bool:
         """Until the mesh has everything that is not parked; whether it has."""
@@ -217,7 +199,9 @@ class Outbox:
             self._on_turn()
         self._driver = None
         if self._fatal is None:
-            await self._until(lambda: not self._machine.is_writing or self._fatal is not None, None)
+            await self._until(lambda: not self.fates.unsynced or self._fatal is not None, None)
+            # The rest a full disk may hold up for ever. The next run does it again.
+            await self._until(lambda: not self._machine.is_writing or self._fatal is not None, CLOSE_S)
         self.closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -247,8 +231,7 @@ class Outbox:
         """Nothing more is taken. What was not known to be on disk has failed, as far as anybody can say."""
         log.error("The outbox in %s has stopped: %s", self.path, error, extra={"event": "OutboxFailed"})
         self._fatal = error
-        for number in list(self._sizes):
-            self._on_taken(number, error)
+        self.fates.on_dead_disk(error)
         self._wake()
 
     def _do(self, effects: list[words.Effect]) -> None:
@@ -261,12 +244,13 @@ class Outbox:
                 case words.WantTopic():
                     self._want(effect)
                 case words.TellQueued():
-                    for number in range(effect.first, effect.end):
-                        self._on_taken(number, effect.error)
+                    self.fates.on_queued(effect)
                 case words.TellCommitted():
-                    self._on_committed(effect)
+                    self.fates.on_committed(effect)
+                    self._wake()
                 case words.TellParked():
-                    self._on_parked(effect)
+                    self.fates.on_parked(effect)
+                    self._wake()
         self._arm()
 
     def _send(self, effect: words.SendBound) -> None:
@@ -294,40 +278,6 @@ class Outbox:
     def is_through(self, driver: ClientDriver) -> bool:
         """Whether what this client says is to be heard: not how it ends what is under way on closing."""
         return self._driver is driver and not driver.closed
-
-    def _on_taken(self, number: int, error: MeshqError | None) -> None:
-        self.buffered_bytes -= self._sizes.pop(number, 0)
-        fate = self._fates.get(number)
-        if error is None:
-            if fate is not None:
-                fate.become("queued")
-            return
-        if fate is None or not fate.is_awaited:
-            self._failed_untold += 1
-            self.failed_records += 1
-            self._first_failure = self._first_failure or error
-        if fate is not None:
-            fate.become("failed", error=error)
-
-    def _on_committed(self, effect: words.TellCommitted) -> None:
-        for i, number in enumerate(effect.numbers):
-            if (fate := self._fates.get(number)) is not None:
-                receipt = Receipt(effect.topic, effect.partition, effect.base_offset + i, effect.copies)
-                fate.become("committed", receipt=receipt)
-        self._wake()
-
-    def _on_parked(self, effect: words.TellParked) -> None:
-        parked = effect.parked
-        log.warning(
-            "%d records for %s/%d are parked as %d in the outbox %s: %s: %s",
-            parked.records, parked.topic, parked.partition, parked.id, self.path, parked.reason, parked.text,
-            extra={"event": "OutboxParked", "topic": parked.topic},
-        )  # fmt: skip
-        error = parked_error(effect.error, parked.id, maybe_stored=parked.maybe_stored)
-        for number in effect.numbers:
-            if (fate := self._fates.get(number)) is not None:
-                fate.become("parked", error=error)
-        self._wake()
 
     # -------------------------------------------------------------------------------- who waits, when
     async def _until(self, is_so: Any, timeout: float | None) -> bool:

@@ -12,7 +12,7 @@ from meshq.batch import Buffer
 from meshq.client.checking import Headers, check_headers, check_key, check_value
 from meshq.client.outbox.outbox import Outbox
 from meshq.client.outbox.receipts import PendingQueued
-from meshq.errors import MeshqError, UsageError
+from meshq.errors import MeshqError, OutboxFull, UsageError
 from meshq.topics import check_topic
 
 
@@ -40,12 +40,19 @@ class OutboxProducer:
         return self.take(self._timeout, check_value(value), check_key(key), check_headers(headers))
 
     def send_many(self, values: Sequence[bytes]) -> int:
-        """As the ordinary producer's: how many were taken."""
+        """As the ordinary producer's: how many were taken. Raises: OutboxFull when none was; TooLarge,
+        UsageError; records before the faulty one were taken.
+        """
         taken = 0
         for value in values:
             if self.is_full():
                 break
-            self.send(value)
+            try:
+                self.send(value)
+            except OutboxFull:
+                if not taken:
+                    raise
+                break  # who takes it for nothing would send the others again
             taken += 1
         return taken
 
@@ -88,20 +95,20 @@ class OutboxProducer:
 
     def take_failures(self) -> MeshqError | None:
         """What `flush` would raise now, without waiting; once."""
-        return self.outbox.take_failures()
+        return self.outbox.fates.take_failures()
 
     @property
     def failed_records(self) -> int:
-        return self.outbox.failed_records
+        return self.outbox.fates.failed_records
 
     @property
     def has_failures(self) -> bool:
-        return self.outbox.has_failures
+        return self.outbox.fates.has_failures
 
     @property
     def buffered_bytes(self) -> int:
         """Taken, and not known to be on disk."""
-        return self.outbox.buffered_bytes
+        return self.outbox.fates.buffered_bytes
 
     def is_full(self) -> bool:
         return self.outbox.is_full()
@@ -112,4 +119,4 @@ class OutboxProducer:
 
     @property
     def is_idle(self) -> bool:
-        return self.outbox.buffered_bytes == 0
+        return not self.outbox.fates.buffered_bytes

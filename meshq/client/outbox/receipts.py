@@ -57,6 +57,7 @@ class Fate:
 
     def changed(self) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
+        self._waiting = [f for f in self._waiting if not f.done()]  # others waited for so long, and gave up
         self._waiting.append(future)
         return future
 

@@ -201,12 +201,10 @@ class _Reader:
 
 
 def _open(path: Path, bytes_max: int) -> tuple[lmdb.Environment, dict[bytes, Any]]:
-    # Numbering a batch has its records there twice for a moment, and pages are not filled to the brim.
-    size = 3 * bytes_max + 256 * MIB
     try:
         env = lmdb.open(
             str(path),
-            map_size=size - size % _MAP_STEP,
+            map_size=map_bytes(path, bytes_max),
             max_dbs=len(layout.DATABASES),
             mode=0o600,
             sync=True,
@@ -234,6 +232,15 @@ def _open(path: Path, bytes_max: int) -> tuple[lmdb.Environment, dict[bytes, Any
         env.close()
         raise
     return env, databases
+
+
+def map_bytes(path: Path, bytes_max: int) -> int:
+    """Numbering a batch has its records there twice for a moment, and pages are not filled to the brim. Who
+    opens it to send what waits need not know how much it was allowed: there is room beyond what it takes.
+    """
+    data = path / DATA_NAME
+    size = max(3 * bytes_max, 2 * data.stat().st_size if data.exists() else 0) + 256 * MIB
+    return size - size % _MAP_STEP
 
 
 def _is_full(error: lmdb.Error, path: Path, size: int) -> bool:

@@ -20,12 +20,21 @@ class Topics:
         return self._by_name.get(name)
 
     def new(self, name: str) -> Topic:
-        """Raises: OutboxFull."""
-        if len(self._by_number) >= OUTBOX_TOPICS_MAX:
-            raise OutboxFull(f"an outbox holds records of at most {OUTBOX_TOPICS_MAX} topics")
-        number = max(self._by_number, default=0) + 1
+        """In the place of one that has nothing here, when there are as many as may be. Raises: OutboxFull."""
+        if len(self._by_number) < OUTBOX_TOPICS_MAX:
+            number = max(self._by_number, default=0) + 1
+        else:
+            number = self._let_go().number
         topic = self._by_number[number] = self._by_name[name] = Topic(number, TopicRow(name))
         return topic
+
+    def _let_go(self) -> Topic:
+        """What is on disk of it is written over with the first record of the next one."""
+        idle = next((t for t in self._by_number.values() if t.is_idle), None)
+        if idle is None:
+            raise OutboxFull(f"an outbox holds records of at most {OUTBOX_TOPICS_MAX} topics")
+        del self._by_number[idle.number], self._by_name[idle.row.name]
+        return idle
 
     def of(self, number: int) -> Topic:
         """Where the row with its name is damaged its records wait, and that is told."""

@@ -22,6 +22,7 @@ PART: Final = "group.part"  # asked of every peer: of the partitions it leads
 LOOK_S: Final = 3.0
 CHANGE_S: Final = 10.0
 GROUPS_PAGE: Final = 1_000
+NAME_BYTES: Final = 8  # of a reset
 Found = dict[str, Any]  # by partition, or by slot
 
 
@@ -149,7 +150,7 @@ class GroupAnswers:
 
         try:
             if info is None:
-                tell(self.parts.listed(slot))
+                tell(self.parts.facts.listed(slot))
                 return
             key = GroupKey(PartitionKey(TopicId(info.topic_id), what), args["group"])
             self.parts.do(args, info, slot, key, tell)
@@ -166,6 +167,7 @@ class GroupAnswers:
 def _check_asked(args: dict[str, Any]) -> None:
     """Raises: UsageError."""
     after, only, wanted = args.get("after"), args.get("only", []), args.get("wanted", {})
+    name, since = args.get("name", b""), args.get("since", {})
     if args.get("do") == "list":
         sound = isinstance(after, list) and [type(x) for x in after] == [str, str]
     else:
@@ -175,6 +177,9 @@ def _check_asked(args: dict[str, Any]) -> None:
             and all(type(p) is int and 0 <= p < PARTITIONS_MAX for p in only)
             and isinstance(wanted, dict)
             and all(type(n) is int and n >= 0 for n in wanted.values())
+            and isinstance(since, dict)
+            and all(type(x) is bytes and len(x) <= NAME_BYTES for x in (name, *since.values()))
+            and bool(name) == (args["do"] == "reset")
         )
     if not sound:
         raise UsageError("no peer asks for a part of a group like that")

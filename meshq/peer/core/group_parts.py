@@ -1,34 +1,32 @@
-"""A group in one partition that is led here: what there is to tell of it, and what is done to it from
-outside.
+"""A group in one partition that is led here: what is done to it from outside.
 
-Who asks has made sure that this peer leads the slot (grouping.py). Changes are proposed at the group's desk,
-as everything about it is; `tell` hears when they count.
+Who asks has made sure that this peer leads the slot (group_answers.py). Changes are proposed at the group's
+desk, as everything about it is; `tell` hears when they count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
+from meshq import errors
 from meshq.errors import MeshqError, RemoteProtocolError, StoreCorrupt, Unavailable, UsageError
-from meshq.ids import PartitionKey, Slot, TopicId
+from meshq.ids import Slot
 from meshq.levels import DEAD_LETTERS, check_in_use
 from meshq.limits import GROUP_PENDING_MAX
 from meshq.messages import TopicInfo
 from meshq.peer.core.context import Context
 from meshq.peer.core.desks import Desks, Part, Refused
+from meshq.peer.core.group_facts import Facts, GroupFacts, Tell
 from meshq.peer.core.lookups import Found
 from meshq.peer.core.slots import Slots
 from meshq.streams.groups.letters import read_origins
+from meshq.streams.groups.rewound import Rewound
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import AnyState, GroupKey
 from meshq.streams.groups.words import Delete, Range, Redrive, Reset
 from meshq.streams.slot import PartitionState
-from meshq.topics import dead_letters_of
 
-Facts = dict[str, Any]
-Tell = Callable[[Facts | MeshqError], None]
 REDRIVE_BYTES: Final = 1024 * 1024  # of letters that are looked at for one entry
 _TO: Final = ("earliest", "latest", "offset", "time")
 
@@ -38,6 +36,10 @@ class GroupParts:
     ctx: Context
     slots: Slots
     desks: Desks
+    facts: GroupFacts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.facts = GroupFacts(self.ctx, self.slots, self.desks)
 
     def do(self, args: Facts, info: TopicInfo, slot: Slot, key: GroupKey, tell: Tell) -> None:
         """Raises: UsageError, Unavailable."""
@@ -49,86 +51,15 @@ class GroupParts:
             return
         match args["do"]:
             case "show":
-                self._show(info, slot, key, state, tell)
+                self.facts.show(info, slot, key, state, tell)
             case "reset":
-                self._reset(args, slot, key, state, tell)
+                self._reset(args, slot, key, tell)
             case "redrive":
                 self._redrive(args, info, slot, key, state, tell)
             case "delete":
                 self._delete(slot, key, state, tell)
             case what:
                 raise UsageError(f"nothing that is done to groups is called {what!r}")
-
-    # --------------------------------------------------------------------------------------- looking
-    def listed(self, slot: Slot) -> list[Facts]:
-        """The groups of a slot, a row each partition."""
-        groups, rows = self.slots.hosts[slot].stream.groups, list[Facts]()
-        for key in groups:
-            state, info = groups.get(key), self.ctx.topic(key.partition.topic_id)
-            if state is not None and info is not None:
-                end = self.slots.partition(slot, key.partition).end
-                rows.append(
-                    {
-                        "topic": info.name,
-                        "group": key.group,
-                        "mode": state.mode.name.lower(),
-                        "partitions": 1,
-                        "members": self._members(key),
-                        "lag": _lag(state, end),
-                        "dead": self._letters(info, slot, key, state)[1],
-                    }
-                )
-        return rows
-
-    def _show(self, info: TopicInfo, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
-        at = self.slots.partition(slot, key.partition)
-        floor = max(state.floor, at.low)
-        facts: Facts = {
-            "partition": key.partition.partition,
-            "there": True,
-            "leader": self.ctx.me.name,
-            "mode": state.mode.name.lower(),
-            "ack_wait_ms": state.ack_wait_ms,
-            "max_deliver": state.max_deliver or None,
-            "earliest": at.low,
-            "end": at.end,
-            "cursor": state.floor,
-            "next": state.next,
-            "lag": _lag(state, at.end),
-            "lag_s": 0.0,
-            "members": self._members(key),
-            "acked": state.acked,
-            "dead": self._letters(info, slot, key, state)[1],
-            **_own(state),
-        }
-        if floor >= at.end:
-            tell(facts)
-            return
-
-        def found(batches: Found) -> None:
-            """How old the first record is that is not done."""
-            if isinstance(batches, MeshqError) or not batches:
-                facts["lag_s"] = None
-            else:
-                facts["lag_s"] = max(self.ctx.wall_ms - batches[0].timestamp_ms, 0) / 1000
-            tell(facts)
-
-        self.ctx.lookups.read(key.partition, floor, at.end, 1, found)
-
-    def _members(self, key: GroupKey) -> int:
-        part = self.desks.parts.get(key)
-        return 0 if part is None else len(part.desk.members if part.desk else part.opening)
-
-    def _letters(
-        self, info: TopicInfo, slot: Slot, key: GroupKey, state: AnyState
-    ) -> tuple[PartitionKey | None, int]:
-        """Where its dead letters are, and how many were not put back."""
-        graves = self.ctx.registry.topic(dead_letters_of(info.name, key.group))
-        if graves is None or not isinstance(state, GroupState):
-            return None, 0
-        place = PartitionKey(TopicId(graves.topic_id), key.partition.partition)
-        at = self.slots.partition(slot, place)
-        return place, max(at.end - max(state.redriven, at.low), 0)
 
     # -------------------------------------------------------------------------------------- changing
     def _led_state(self, slot: Slot, key: GroupKey) -> AnyState | None:
@@ -149,7 +80,7 @@ class GroupParts:
         if to not in _TO or isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise UsageError(f"`to` is one of {', '.join(_TO)}; `value` the offset, or the time in ms")
 
-    def _reset(self, args: Facts, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
+    def _reset(self, args: Facts, slot: Slot, key: GroupKey, tell: Tell) -> None:
         self.check_reset(args)
         at = self.slots.partition(slot, key.partition)
         if args["to"] == "time":
@@ -167,14 +98,24 @@ class GroupParts:
         if state is None:
             tell(Unavailable("the partition has another leader now", retry_after_ms=100))
             return
-        facts = {"partition": key.partition.partition, "there": True, "from": state.floor, "to": to}
-        if args.get("dry_run"):
+        number = key.partition.partition
+        facts = {"partition": number, "there": True, "to": to}
+        name, since = args["name"], args["since"].get(str(number), b"")
+        if args.get("dry_run") or state.reset == name:  # it was done, and its answer was lost
             tell(facts)
             return
+
+        def judged(result: Refused | MeshqError) -> None:
+            now = self._led_state(slot, key)
+            if result and not isinstance(result, MeshqError) and now is not None and now.reset != since:
+                text = "the group was reset by somebody else just now: look, and try again"
+                result = [] if now.reset == name else errors.Refused(text)
+            tell(_or_error(result, facts))
+
         try:
             part = self._part(slot, key)
             _check_quiet(part, state)
-            self.desks.add(part, Reset(to), lambda result: tell(_or_error(result, facts)))
+            self.desks.add(part, Reset(to, name, since), judged)
         except MeshqError as e:
             tell(e)
 
@@ -191,14 +132,14 @@ class GroupParts:
         if not isinstance(state, GroupState):
             raise UsageError("a group of mode `ordered` has no dead letters")
         number = key.partition.partition
-        place, dead = self._letters(info, slot, key, state)
+        place, dead = self.facts.letters(info, slot, key, state)
         room = GROUP_PENDING_MAX - state.pending
         wanted = min(args["wanted"].get(str(number), 0), dead)
-        facts = {"partition": number, "there": True, "redriven": 0, "expired": 0, "left": dead}
+        facts = {"partition": number, "there": True, "redriven": 0, "expired": 0, "void": 0, "left": dead}
         if place is None or not wanted or room <= 0:
             tell({**facts, "full": bool(wanted) and room <= 0})
             return
-        at, since = self.slots.partition(slot, place), state.redriven
+        at, since, reset = self.slots.partition(slot, place), state.redriven, state.reset
         first = max(since, at.low)
 
         def found(batches: Found) -> None:
@@ -209,10 +150,11 @@ class GroupParts:
                     raise Unavailable("the partition has another leader now", retry_after_ms=100)
                 part = self._part(slot, key)
                 held = self.slots.partition(slot, key.partition)
-                end, ranges, expired = _choose(info, number, batches, first, min(wanted, room), held)
-                op = Redrive(since, end, tuple(ranges))
-                put = sum(e - s for s, e in ranges)
-                facts.update(redriven=put, expired=expired, left=dead - (end - first))
+                chosen = _choose(info, number, batches, first, min(wanted, room), held, state.rewound)
+                op = Redrive(since, chosen.end, chosen.ranges, reset)
+                put = sum(e - s for s, e in chosen.ranges)
+                left = dead - (chosen.end - first)
+                facts.update(redriven=put, expired=chosen.expired, void=chosen.void, left=left)
                 self.desks.add(part, op, lambda result: tell(_or_error(result, facts)))
             except MeshqError as e:
                 tell(e)
@@ -220,14 +162,28 @@ class GroupParts:
         self.ctx.lookups.read(place, first, at.end, REDRIVE_BYTES, found)
 
 
-def _choose(
-    info: TopicInfo, number: int, batches: Any, first: int, count: int, held: PartitionState
-) -> tuple[int, list[Range], int]:
-    """Up to which letter to go, which records those are of, and of how many the record is not kept any more.
-
-    Raises: RemoteProtocolError, StoreCorrupt.
+class _Chosen(NamedTuple):
+    """Up to which letter to go, and which records those are of. Of how many the record is not kept any more,
+    and of how many it was handed out again by a reset: these stay where they are.
     """
-    end, offsets, expired = first, list[int](), 0
+
+    end: int
+    ranges: tuple[Range, ...]
+    expired: int
+    void: int
+
+
+def _choose(
+    info: TopicInfo,
+    number: int,
+    batches: Any,
+    first: int,
+    count: int,
+    held: PartitionState,
+    rewound: Rewound,
+) -> _Chosen:
+    """Raises: StoreCorrupt."""
+    end, offsets, expired, void = first, list[int](), 0, 0
     for batch in batches:
         if batch.base_offset > end:
             raise StoreCorrupt(f"dead letter {end} of partition {number} is not on this disk")
@@ -238,44 +194,26 @@ def _choose(
         for origin in origins[end - batch.base_offset :]:
             if end - first >= count:
                 break
-            end += 1
             if origin is None or origin[:2] != (info.name, number) or not held.low <= origin[2] < held.end:
                 expired += 1
+            elif rewound.covers(end, origin[2]):
+                void += 1
             else:
                 offsets.append(origin[2])
+            end += 1
     ranges: list[Range] = []
     for offset in sorted(set(offsets)):
         if ranges and ranges[-1][1] == offset:
             ranges[-1] = (ranges[-1][0], offset + 1)
         else:
             ranges.append((offset, offset + 1))
-    return end, ranges, expired
-
-
-def _own(state: AnyState) -> Facts:
-    """What there is of one mode only."""
-    if isinstance(state, GroupState):
-        return {
-            "holder": None,
-            "leased": state.leased.count,
-            "waiting_again": state.back.count,
-            "dying": state.dying.count,
-            "redelivered": state.redelivered,
-        }
-    holder = state.holder[:4].hex() or None  # of a whole partition
-    return {"holder": holder, "leased": 0, "waiting_again": 0, "dying": 0, "redelivered": 0}
+    return _Chosen(end, tuple(ranges), expired, void)
 
 
 def _check_quiet(part: Part, state: AnyState) -> None:
     """Raises: Unavailable."""
     if part.burial is not None or state.dying:
         raise Unavailable("records are on their way to the dead letters: try again", retry_after_ms=500)
-
-
-def _lag(state: AnyState, end: int) -> int:
-    """Records that are not done."""
-    pending = state.pending if isinstance(state, GroupState) else 0
-    return max(end - state.next, 0) + pending
 
 
 def _or_error(result: Refused | MeshqError, facts: Facts) -> Facts | MeshqError:

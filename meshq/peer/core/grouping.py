@@ -31,8 +31,8 @@ from meshq.messages import Answer, Ask, TopicInfo
 from meshq.peer.core.arguments import text_of
 from meshq.peer.core.context import Context
 from meshq.peer.core.fanning import FanOut
-from meshq.peer.core.group_answers import CHANGE_S, LOOK_S, PART, GroupAnswers, merge
-from meshq.peer.core.group_parts import Facts
+from meshq.peer.core.group_answers import CHANGE_S, LOOK_S, NAME_BYTES, PART, GroupAnswers, merge
+from meshq.peer.core.group_facts import Facts
 from meshq.peer.core.registrar import Registrar
 from meshq.registry.commands import DeleteTopic
 from meshq.security.authorization import Principal
@@ -62,14 +62,25 @@ class Grouping:
         self._ask(session, message, info, {"do": "show", "group": group}, done, LOOK_S)
 
     def on_reset(self, session: Session, _: Principal, message: Ask, info: TopicInfo) -> None:
+        """First where it stands: what is done counts behind that, once, however often it is asked for."""
         group = _group_of(message)
-        kept = {k: v for k, v in message.args.items() if k in ("to", "value", "dry_run")}
-        self.answers.parts.check_reset(kept)
+        to = {k: v for k, v in message.args.items() if k in ("to", "value", "dry_run")}
+        self.answers.parts.check_reset(to)
 
-        def done(found: Found) -> None:
-            self._answer(session, message, info, group, _shown(found))
+        name = self.ctx.random_id()[:NAME_BYTES]
 
-        self._ask(session, message, info, {"do": "reset", "group": group, **kept}, done, CHANGE_S)
+        def looked(found: Found) -> None:
+            since = {str(p): facts["reset"] for p, facts in found.items()}
+            args = {"do": "reset", "group": group, **to, "name": name, "since": since}
+
+            def done(landed: Found) -> None:
+                froms = {p: found[p]["cursor"] if p in found else landed[p]["to"] for p in landed}
+                rows = [{"partition": p, "from": froms[p], "to": landed[p]["to"]} for p in sorted(landed)]
+                self._answer(session, message, info, group, rows)
+
+            self._ask(session, message, info, args, done, CHANGE_S)
+
+        self._ask(session, message, info, {"do": "show", "group": group}, looked, LOOK_S)
 
     def on_redrive(self, session: Session, _: Principal, message: Ask, info: TopicInfo) -> None:
         """First how many letters there are, then as many as are wanted, the lowest partitions first."""
@@ -83,7 +94,8 @@ class Grouping:
                 wanted[str(p)] = min(found[p]["dead"], left) if left is not None else found[p]["dead"]
                 left = left - wanted[str(p)] if left is not None else None
             if message.args.get("dry_run"):
-                rows = [{"partition": p, "redriven": wanted[str(p)], "expired": 0} for p in sorted(found)]
+                none = {"expired": 0, "void": 0}
+                rows = [{"partition": p, "redriven": wanted[str(p)], **none} for p in sorted(found)]
                 self._answer(session, message, info, group, rows)
                 return
             args = {"do": "redrive", "group": group, "wanted": {p: n for p, n in wanted.items() if n}}
@@ -148,6 +160,8 @@ class Grouping:
         until = self.ctx.now + within_s
 
         def gathered(answers: list[dict[str, Any]]) -> None:
+            if session not in self.ctx.sessions.states:
+                return  # who asked has been told that nobody knows: the less is done behind that the better
             for answer in answers:
                 found.update({int(p): x for p, x in answer.items() if p.isdecimal() and isinstance(x, dict)})
             missing = [p for p in range(info.partitions) if _is_missing(found.get(p))]
@@ -258,7 +272,7 @@ def _is_missing(facts: Facts | None) -> bool:
 
 
 def _shown(found: Found) -> list[Facts]:
-    return [{k: v for k, v in found[p].items() if k != "there"} for p in sorted(found)]
+    return [{k: v for k, v in found[p].items() if k not in ("there", "reset")} for p in sorted(found)]
 
 
 def _some(numbers: Sequence[int]) -> str:

@@ -83,14 +83,16 @@ class Retaining:
 
     def on_topic(self, info: TopicInfo) -> None:
         """It is new, or has other settings."""
-        for number in range(info.partitions):
-            partition = PartitionKey(TopicId(info.topic_id), number)
+        partitions = [PartitionKey(TopicId(info.topic_id), number) for number in range(info.partitions)]
+        self._wait_no_more({p for p in partitions if p in self._aging})
+        for partition in partitions:
             if self._led(partition) is not None and self._retain(partition):
                 self._stirred[partition] = None
 
     def on_topic_gone(self, topic_id: TopicId) -> None:
         for partition in [p for p in self._looks if p.topic_id == topic_id]:
             del self._looks[partition]
+        self._wait_no_more({p for p in self._aging if p.topic_id == topic_id})
 
     def on_retained(self, retained: Retained) -> None:
         self.ctx.count("retain_entries")
@@ -181,6 +183,13 @@ class Retaining:
                 due = max(due, self.ctx.wall_ms + DOUBT_MS)
             self._aging.add(partition)
             heapq.heappush(self._due, (due, partition))
+
+    def _wait_no_more(self, partitions: set[PartitionKey]) -> None:
+        """When their batches will be too old is to be found out anew, if at all."""
+        if partitions:
+            self._aging -= partitions
+            self._due = [x for x in self._due if x[1] not in partitions]
+            heapq.heapify(self._due)
 
     # --------------------------------------------------------------------------------------- facts
     def _retain(self, partition: PartitionKey) -> Retain | None:

@@ -10,8 +10,8 @@ counting if its partition is free and its member below its cap (rendezvous hashi
 1996, with bounded loads, Mirrokni et al. 2018). The caps are tight: everybody gets P // M, and the first P %
 M one more, so loads differ by one at most. Because a score is the pair's alone, somebody who comes takes
 partitions from others and somebody who goes leaves them to others; what else moves does so for the caps'
-sake. That is little while there are several partitions a member, and measured in
-tests/streams/test_assignment.py."""
+sake. That is little while there are many partitions a member; docs/groups.md has how much, and why it cannot
+be little where there are more members than partitions."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import msgspec
 
 from meshq.streams.groups.intervals import Intervals
+from meshq.streams.groups.standing import Standing
 from meshq.streams.groups.state import Dying
 from meshq.streams.groups.words import (
     LEADER,
     Assign,
-    Delete,
-    Lapse,
-    Mode,
+    Bury,
+    Grant,
     Op,
     Open,
     Pass,
@@ -28,32 +28,21 @@ from meshq.streams.groups.words import (
     Redrive,
     Reset,
     Settle,
-    Told,
     Verdict,
 )
 
 
-class OrderedState:
-    """Changed by `apply` only. Same entries, same state, on every replica."""
+class OrderedState(Standing):
+    """`next` is the cursor; `ack_wait_ms` how long a member may be silent."""
 
-    __slots__ = (
-        "ack_wait_ms", "acked", "before", "expired", "holder", "lease", "low", "max_deliver", "mode", "next",
-        "told", "tries",
-    )  # fmt: skip
+    __slots__ = ("before", "holder", "lease", "tries")
 
     def __init__(self, opened: Open) -> None:
-        self.mode = Mode.ORDERED
-        self.ack_wait_ms = opened.ack_wait_ms  # how long a member may be silent
-        self.max_deliver = opened.max_deliver
-        self.next = opened.start  # the cursor: every record below is done
+        super().__init__(opened)
         self.holder = b""  # whose the partition is; nobody's: empty
         self.lease = 0  # index of the entry that granted it
         self.tries = 0  # leases in a row that began at this cursor
         self.before = (b"", 0, 0)  # the lease before: whose it was, its number, the cursor it left
-        self.acked = 0  # in all
-        self.low = 0  # of the partition: what is before it has expired
-        self.expired = 0  # in all: went before they were acknowledged, and cannot be handed out any more
-        self.told = 0  # of these members were told
 
     @property
     def floor(self) -> int:
@@ -78,12 +67,8 @@ class OrderedState:
             self.expired += self.low - self.next
             self.next, self.tries = self.low, 0
 
-    def apply(self, op: Op, index: int) -> tuple[Range, ...]:
-        """What of it did not count."""
+    def _apply(self, op: Op, index: int) -> tuple[Range, ...]:
         match op:
-            case Open():
-                self.ack_wait_ms, self.max_deliver = op.ack_wait_ms, op.max_deliver
-                return ()
             case Assign():
                 if not self.holder:
                     self._pass_by()
@@ -94,24 +79,20 @@ class OrderedState:
                 return tuple(
                     (first, end) for first, end, lease in op.ranges if not self._settle(op, end, lease)
                 )
-            case Told():
-                self.told = max(self.told, min(op.expired, self.expired))
-                return ()
-            case Lapse():
-                return ()  # nothing is ever dying here
             case Pass():
                 return ((op.first, op.end),)
-            case Reset():
-                self.next, self.tries = op.start, 0
-                self.holder, self.lease, self.before = b"", 0, (b"", 0, 0)
-                self._pass_by()
-                return ()
-            case Delete():
-                return ()
             case Redrive():
                 return ((op.since, op.end),)
-            case _:
+            case Grant() | Bury():
                 return op.ranges
+            case _:
+                return ()  # nothing is ever dying here
+
+    def _reset(self, op: Reset) -> tuple[Range, ...]:
+        self.reset, self.next, self.tries = op.name, op.start, 0
+        self.holder, self.lease, self.before = b"", 0, (b"", 0, 0)
+        self._pass_by()
+        return ()
 
     def _settle(self, op: Settle, end: int, lease: int) -> bool:
         if op.verdict != Verdict.ACK:
@@ -137,7 +118,7 @@ class OrderedState:
         return _encoder.encode(
             _Row(
                 self.mode, self.ack_wait_ms, self.max_deliver, self.next, self.acked, self.holder, self.lease,
-                self.tries, self.before, self.low, self.expired, self.told,
+                self.tries, self.before, self.low, self.expired, self.told, self.reset,
             )
         )  # fmt: skip
 
@@ -148,7 +129,7 @@ def decode_ordered(data: bytes) -> OrderedState:
     state = OrderedState(Open(row.mode, row.ack_wait_ms, row.max_deliver, row.next))
     state.acked, state.holder, state.lease = row.acked, row.holder, row.lease
     state.tries, state.before = row.tries, row.before
-    state.low, state.expired, state.told = row.low, row.expired, row.told
+    state.low, state.expired, state.told, state.reset = row.low, row.expired, row.told, row.reset
     return state
 
 
@@ -165,6 +146,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     low: int = 0
     expired: int = 0
     told: int = 0
+    reset: bytes = b""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -22,14 +22,13 @@ import msgspec
 
 from meshq.limits import GROUP_REASONS_MAX
 from meshq.streams.groups.intervals import Intervals
+from meshq.streams.groups.rewound import Rewound
+from meshq.streams.groups.standing import Standing
 from meshq.streams.groups.words import (
     LEADER,
-    Assign,
     Bury,
-    Delete,
     Grant,
     Lapse,
-    Mode,
     Op,
     Open,
     Pass,
@@ -37,7 +36,6 @@ from meshq.streams.groups.words import (
     Redrive,
     Reset,
     Settle,
-    Told,
     Verdict,
 )
 
@@ -65,31 +63,26 @@ class Dying(NamedTuple):
     reason: str
 
 
-class GroupState:
-    """Changed by `apply` only. Same entries, same state, on every replica."""
+class GroupState(Standing):
+    """Of a queue or keyed group. `next`: every record below was handed out at least once."""
 
     __slots__ = (
-        "_reasons", "ack_wait_ms", "acked", "back", "buried", "dying", "expired", "graves", "leased", "low",
-        "max_deliver", "mode", "next", "redelivered", "redriven", "told",
+        "_reasons", "back", "buried", "dying", "graves", "leased", "letters", "redelivered", "redriven",
+        "rewound",
     )  # fmt: skip
 
     def __init__(self, opened: Open) -> None:
-        self.mode = Mode(opened.mode)
-        self.ack_wait_ms = opened.ack_wait_ms
-        self.max_deliver = opened.max_deliver
-        self.next = opened.start
+        super().__init__(opened)
         self.leased: Intervals[Lease] = Intervals()
         self.back: Intervals[Back] = Intervals()
         self.dying: Intervals[Dying] = Intervals()  # changed by `_die` and `_end_dying`
         self._reasons: Counter[str] = Counter()  # of those, why how many are; GROUP_REASONS_MAX, and two more
-        self.acked = 0  # in all
         self.redelivered = 0  # handed out a second time or later
         self.buried = 0  # moved to the dead letters
         self.redriven = 0  # dead letters below this offset of theirs were put back
+        self.letters = 0  # where the dead letters end
+        self.rewound = Rewound()  # of these, which a reset has made void
         self.graves: Intervals[bool] = Intervals()  # which, of late: who acknowledges one too late is told
-        self.low = 0  # of the partition: what is before it has expired
-        self.expired = 0  # in all: went before they were acknowledged, and cannot be handed out any more
-        self.told = 0  # of these a member was told
 
     @property
     def floor(self) -> int:
@@ -111,39 +104,38 @@ class GroupState:
         self.expired += sum(end - first for first, end, _ in gone) + max(low - self.next, 0)
         self.next = max(self.next, low)
 
-    def apply(self, op: Op, index: int) -> tuple[Range, ...]:
-        """What of it did not count."""
+    def _on_settings(self) -> None:
+        for first, end, back in list(self.back.runs()):
+            self._take_back(first, end, back)
+
+    def _apply(self, op: Op, index: int) -> tuple[Range, ...]:
         match op:
-            case Open():
-                self.ack_wait_ms, self.max_deliver = op.ack_wait_ms, op.max_deliver
-                for first, end, back in list(self.back.runs()):
-                    self._take_back(first, end, back)
-                return ()
             case Grant():
                 return tuple(r for r in op.ranges if not self._grant(op.member, *r, index))
             case Settle():
                 return tuple(r for x in op.ranges for r in self._settle(op, *x))
             case Bury():
                 return tuple(r for r in op.ranges if not self._bury(*r))
-            case Told():
-                self.told = max(self.told, min(op.expired, self.expired))
-                return ()
             case Lapse():
                 self._lapse()
-                return ()
-            case Reset():
-                if self.dying:  # handed out again, such a record would be done and a dead letter
-                    return tuple((first, end) for first, end, _ in self.dying.runs())
-                self.next = op.start
-                self.leased, self.back, self.graves = Intervals(), Intervals(), Intervals()
-                self.expire(self.low)
                 return ()
             case Redrive():
                 return () if self._redrive(op) else ((op.since, op.end),)
             case Pass():
                 return () if self._pass(op.first, op.end) else ((op.first, op.end),)
-            case Delete() | Assign():
-                return ()  # not of one group's state; here each record has its own lease
+            case _:
+                return ()  # here each record has its own lease
+
+    def _reset(self, op: Reset) -> tuple[Range, ...]:
+        if self.dying:  # handed out again, such a record would be done and a dead letter
+            return tuple((first, end) for first, end, _ in self.dying.runs())
+        self.reset = op.name
+        if op.start < self.next and self.letters > self.redriven:
+            self.rewound.on_reset(self.letters, op.start)
+        self.next = op.start
+        self.leased, self.back, self.graves = Intervals(), Intervals(), Intervals()
+        self.expire(self.low)
+        return ()
 
     def _grant(self, member: bytes, first: int, end: int, index: int) -> bool:
         if first == self.next:
@@ -238,19 +230,23 @@ class GroupState:
             self.graves.remove(start, stop)
         return True
 
-    def on_letters(self, offset: int) -> None:
-        """They are stored from here on: below what was put back if the topic of the letters was deleted, and
-        begins anew.
+    def on_letters(self, first: int, end: int) -> None:
+        """They are stored there: below where they ended if the topic of the letters was deleted, and begins
+        anew.
         """
-        self.redriven = min(self.redriven, offset)
+        self.redriven = min(self.redriven, first)
+        if first < self.letters:
+            self.rewound = Rewound()
+        self.letters = end
 
     def _redrive(self, op: Redrive) -> bool:
         """Records are to be handed out again, as if they had never been. What is out all the same (a reset
         came between) stays as it is.
         """
-        if op.since != self.redriven:
+        if (op.since, op.reset) != (self.redriven, self.reset):
             return False
         self.redriven = op.end
+        self.rewound.on_redriven(op.end)
         for first, end in op.ranges:
             self.graves.remove(first, end)
             for start, stop in list(self._done(first, min(end, self.next))):
@@ -285,7 +281,8 @@ class GroupState:
                 self.buried, reasons,
                 [(s, e, x.attempts, place[x.reason]) for s, e, x in self.dying.runs()],
                 [(s, e) for s, e, _ in self.graves.runs()],
-                self.redriven, self.low, self.expired, self.told,
+                self.redriven, self.low, self.expired, self.told, self.letters, self.rewound.notes,
+                self.reset,
             )
         )  # fmt: skip
 
@@ -297,6 +294,7 @@ def decode_state(data: bytes) -> GroupState:
     state.acked, state.redelivered = row.acked, row.redelivered
     state.buried, state.redriven = row.buried, row.redriven
     state.low, state.expired, state.told = row.low, row.expired, row.told
+    state.letters, state.rewound, state.reset = row.letters, Rewound(row.rewound), row.reset
     for first, end, member, lease, attempts in row.leased:
         state.leased.set(first, end, Lease(row.members[member], lease, attempts))
     for first, end, attempts, delay_ms in row.back:
@@ -327,6 +325,9 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     low: int = 0
     expired: int = 0
     told: int = 0
+    letters: int = 0
+    rewound: list[tuple[int, int]] = []
+    reset: bytes = b""
 
 
 _encoder = msgspec.msgpack.Encoder()

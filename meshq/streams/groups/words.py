@@ -72,19 +72,25 @@ class Bury(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 class Reset(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """The group goes on at `start`: no lease stands any more, and what came back is as if it had not. Counts
-    only while nothing is dying."""
+    only while nothing is dying, and behind the reset that whoever asks has seen (`since`): asked for again
+    because its answer was lost, it is known by its name, and one that was long under way undoes none that
+    came after it."""
 
     start: int
+    name: bytes = b""
+    since: bytes = b""  # the name of the one before; empty: none
 
 
 class Redrive(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """Dead letters are put back: those at [since, end) of the dead-letter partition, which are of these
-    records. Counts only where the letters below `since` have been put back and no others.
+    records. Counts only where the letters below `since` have been put back and no others, and no reset has
+    come since the last one that was seen.
     """
 
     since: int
     end: int
     ranges: tuple[Range, ...]
+    reset: bytes = b""
 
 
 class Delete(msgspec.Struct, frozen=True, array_like=True, tag=7):
@@ -130,6 +136,8 @@ class GroupBody(msgspec.Struct, frozen=True, array_like=True):
 def bytes_of(op: Op) -> int:
     """At most so many of an entry."""
     match op:
+        case Reset():
+            return 64 + len(op.name) + len(op.since)
         case Settle():
             return 64 + 28 * len(op.ranges) + 4 * len(op.reason)
         case Grant() | Bury() | Redrive():

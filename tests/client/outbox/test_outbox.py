@@ -18,9 +18,10 @@ from meshq.client.driver import ClientDriver
 from meshq.client.facts import Seed
 from meshq.client.mesh import Mesh
 from meshq.client.outbox import layout
+from meshq.client.outbox import outbox as shell
 from meshq.client.outbox.outbox import Outbox
 from meshq.client.outbox.receipts import QueuedReceipt
-from meshq.client.outbox.store import OutboxStore, looking_at
+from meshq.client.outbox.store import OutboxStore, looking_at, map_bytes
 from meshq.client.records import Receipt
 from meshq.errors import (
     DiskFull,
@@ -272,6 +273,60 @@ async def test_a_full_disk_refuses_the_record_and_the_next_one_may_fit(
         assert await outbox_of(mesh).drained(10)
         assert outbox_of(mesh).status()["bytes"] == 0
     assert fake.records("orders") == [b"2"]
+
+
+def test_who_opens_it_with_a_smaller_limit_than_it_had_has_room_to_work(tmp_path: Path) -> None:
+    assert map_bytes(tmp_path, 100 * MIB) >= 300 * MIB
+    with (tmp_path / "data.mdb").open("wb") as file:
+        file.truncate(4_000 * MIB)  # of zeros that take no room
+    assert map_bytes(tmp_path, 100 * MIB) >= 8_000 * MIB
+
+
+async def test_closing_does_not_wait_for_a_full_disk(
+    tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shell, "CLOSE_S", 0.1)
+    fake, tried, full = FakeMesh(1), OutboxStore._try, [False]
+
+    def try_(self: OutboxStore, orders: Any) -> DiskFull | None:
+        return DiskFull("no room") if full[0] else tried(self, orders)
+
+    away(fake)
+    monkeypatch.setattr(OutboxStore, "_try", try_)
+    async with asyncio.timeout(10):
+        async with meshed(fake, tmp_path / "box") as (mesh, _):
+            await mesh.publish("orders", b"0")
+            full[0] = True
+            back(fake)
+            await eventually(lambda: outbox_of(mesh)._machine.is_writing)
+        full[0] = False
+        async with meshed(fake, tmp_path / "box") as (mesh, _):
+            assert await outbox_of(mesh).drained(10)
+    assert fake.records("orders") == [b"0"]
+
+
+async def test_who_sends_many_is_told_how_many_found_room(tmp_path: Path) -> None:
+    fake = FakeMesh(1)
+    away(fake)
+    async with meshed(fake, tmp_path / "box", bytes_max=1_000) as (mesh, _):
+        out = mesh.producer("orders")
+        taken = out.send_many([b"x" * 100] * 20)
+        assert 0 < taken < 20
+        with pytest.raises(OutboxFull):
+            out.send_many([b"x" * 100] * (20 - taken))
+        await out.flush()
+        assert outbox_of(mesh).status()["queued"] == taken
+
+
+async def test_who_asks_again_and_again_leaves_nothing_behind(tmp_path: Path) -> None:
+    fake = FakeMesh(1)
+    away(fake)
+    async with meshed(fake, tmp_path / "box") as (mesh, _):
+        queued = await mesh.publish("orders", b"0")
+        for _ in range(20):
+            with pytest.raises(TimeoutError):
+                await queued.committed(0.001)  # type: ignore[attr-defined]
+        assert len(queued._fate._waiting) <= 1  # type: ignore[attr-defined]
 
 
 async def test_what_is_too_large_for_its_topic_is_parked_and_holds_nothing_up(tmp_path: Path) -> None:
