@@ -19,6 +19,7 @@ class Facts:
     _state: State
     _leading: Leading
     _elections: Elections
+    log: Log
 
     @property
     def slot(self) -> Slot:
@@ -59,13 +60,9 @@ class Facts:
         return self._state.log.last
 
     @property
-    def log(self) -> Log:
-        return self._state.log
-
-    @property
     def config(self) -> Config:
         """The newest appended one: the one that holds."""
-        return self._state.config
+        return self._state.configs.newest
 
     @property
     def frozen(self) -> bool:
@@ -115,7 +112,8 @@ class Facts:
 
     def copies(self) -> dict[Node, int]:
         """The same of those that keep payloads: who a receipt counts."""
-        return {node: index for node, index in self.match().items() if not self._state.knows_witness(node)}
+        match, witnesses = self.match(), self._state.witnesses()
+        return {node: index for node, index in match.items() if node not in witnesses} if witnesses else match
 
     @property
     def is_handing_over(self) -> bool:

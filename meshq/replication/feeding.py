@@ -211,7 +211,7 @@ class Feeding:
                 p.due = s.now + s.settings.resend_s
 
     def deadline(self) -> float:
-        return min((p.due for p in self.followers.values()), default=inf)
+        return min([p.due for p in self.followers.values()], default=inf)
 
     # ----------------------------------------------------------------------------------------------- facts
     def catching_up(self) -> set[Node]:

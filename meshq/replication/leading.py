@@ -159,7 +159,6 @@ class Leading:
         """Send whatever may be sent, once a turn."""
         if self._dirty:
             self._dirty = False
-            self._advance()  # a single voter decides alone
             for node, progress in self.followers.items():
                 self.feeding.replicate(node, progress)
 
@@ -232,9 +231,10 @@ class Leading:
 
     def _on_config_committed(self) -> None:
         s = self._state
-        if s.config.is_joint:
-            self._append(EntryKind.CONFIG, encode_config(leave_joint(s.config)), b"")
-        elif not s.config.is_voter(s.me) and not self._stands_in:
+        config = s.config
+        if config.outgoing:
+            self._append(EntryKind.CONFIG, encode_config(leave_joint(config)), b"")
+        elif s.me not in config.voters and not self._stands_in:
             self._dirty = False
             for node, p in self.followers.items():
                 self.feeding.send_empty(node, p)  # they should know that it is decided

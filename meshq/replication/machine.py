@@ -94,6 +94,7 @@ class Replica(Facts):
         self._state = s = State(
             slot, me, settings or Settings(), rng, hard, log, Configs(configs), applied, ahead=ahead, now=now
         )
+        self.log = log
         s.rolled_back = frozen
         s.supports, s.supported_by = set(supports), set(supported_by)
         self._leading = Leading(s, self._resign)
@@ -166,7 +167,6 @@ class Replica(Facts):
         s.flush()
         if s.role is Role.LEADER:
             self._leading.flush()
-            s.flush()  # a configuration may have followed one that was decided
         out = s.out
         s.out = []
         return out
