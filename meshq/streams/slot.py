@@ -63,6 +63,7 @@ from meshq.streams.rows import (
 )
 
 REFS_MAX = 64  # repeats of one batch that wait for its receipt; more: `Overloaded`
+_encoder = msgspec.msgpack.Encoder()
 
 
 class SlotStream:
@@ -397,6 +398,3 @@ class SlotStream:
     def topics(self) -> set[TopicId]:
         """Whose records or groups are here."""
         return {p.topic_id for p in self.partitions} | {k.partition.topic_id for k in self.groups}
-
-
-_encoder = msgspec.msgpack.Encoder()
