@@ -41,7 +41,7 @@ import zmq
 
 from meshq.limits import STRANGER_BYTES_MAX, UNFINISHED_BYTES_MAX, UNFINISHED_BYTES_TOTAL_MAX
 from meshq.transport.context import bind_all
-from meshq.transport.drain import Drain, receive
+from meshq.transport.drain import Drain, has_input, receive
 from meshq.transport.tcp import Connection, bytes_received, connection_at, cut, is_open, local_port
 
 LOOK_S: Final = 0.02  # at what one I/O thread decrypts, some megabytes
@@ -168,6 +168,12 @@ class Watch:
 
     def on_message(self, frame: zmq.Frame) -> None:
         """A whole message has come, of which this is a frame."""
+        if self._allowance.strangers:
+            if has_input(self._monitor):  # that a connection was accepted is to be heard before what it says
+                while self._read():
+                    pass
+            if not self._sent:
+                return  # everybody is known
         self._heard += 1
         try:
             self._spoke.add(frame.get(_SRCFD))
