@@ -98,7 +98,7 @@ class Saving:
 
     def checkpoint_all(self) -> None:
         for host in self.slots.hosts.values():
-            behind = host.stream.is_dirty or host.stream.applied_index > host.checkpointed
+            behind = bool(host.stream.dirty) or host.stream.applied_index > host.checkpointed
             if behind or (host.replica.is_witness and Kept.trim_to(host.replica, start_of(host).index + 1)):
                 self.checkpoint(host)
 
