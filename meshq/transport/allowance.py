@@ -46,7 +46,7 @@ from meshq.transport.tcp import Connection, bytes_received, connection_at, cut, 
 
 LOOK_S: Final = 0.02  # at what one I/O thread decrypts, some megabytes
 LOOK_EACH_S: Final = (
-    0.0005  # and for each connection: a look takes 5 µs, so all of them 1 % of a core at most
+    0.0005  # and for each connection: a look takes 5 µs, so all of them 1 % of a core while there is little
 )
 CONNECTIONS_MAX: Final = 256  # at the door; the oldest is cut
 STAY_S: Final = 30.0
@@ -223,7 +223,8 @@ class Watch:
         self._heard, self._was_empty = 0, False
         if doubtful:
             self.read()  # nobody has read since, perhaps because nothing whole has come
-        pause_s = max(LOOK_S, LOOK_EACH_S * len(self._sent))
+        crowded = sum(unfinished.values()) > self._allowance.total_max // 4
+        pause_s = LOOK_S if crowded else max(LOOK_S, LOOK_EACH_S * len(self._sent))
         self._timer = self._loop.call_later(pause_s, self._look) if self._sent or self._cut_off else None
 
     def _count_foreign(self) -> None:
