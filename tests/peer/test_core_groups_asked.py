@@ -570,6 +570,20 @@ def test_delete_takes_a_group_without_members_and_its_dead_letters() -> None:
     assert where(got(peer)) == [(0, 2, 1)], "it begins as a new one"
 
 
+def test_a_deletion_that_is_asked_for_again_takes_no_group_that_has_begun_anew() -> None:
+    """Its answer was lost with a leader; a member joined the next one, and has worked since."""
+    peer, info = ready(1)
+    join(peer, info)
+    (record,) = got(peer)
+    assert settle(peer, info, ACK, record) == []
+    session = (e.PEERS, b"p")
+    peer.hello(session=session)
+    part = {"topic_id": info.topic_id, "version": info.version, "group": "g", "do": "delete"}
+    answer = peer.ask("group.part", session=session, **part)
+    assert answer["0"]["failed"][:2] == [400, "Refused"]
+    assert state_of(peer).floor == 1
+
+
 def test_a_member_that_joins_while_its_group_is_deleted_is_told_to_join_again() -> None:
     peer, info = ready(1)
     join(peer, info)
