@@ -52,6 +52,8 @@ CODECS: Final = {"none": 0, "lz4": 1, "zstd": 2}
 _HEADER = struct.Struct(">2sBBIq16sIQI")
 _CHECKS = struct.Struct(">IIQ")
 _COMPRESS_ABOVE_BYTES = 128  # below this compression costs more than it saves
+_FEW = 8  # records; more are joined sooner than made into objects
+_MANY = 32  # records; fewer are decoded sooner than looked at from outside
 
 Buffer = bytes | bytearray | memoryview
 
@@ -158,6 +160,8 @@ def _encode(records: Sequence[RawRecord | bytes], deltas: Sequence[tuple[int, in
     kinds = set(map(type, records))
     if bytes not in kinds:
         return _encoder.encode(records)
+    if len(records) < _FEW and len(deltas) == 1:
+        return _encoder.encode([_raw(r, deltas[0][1]) for r in records])
     ends = [place for place, _ in deltas[1:]] + [len(records)]
     runs = [(records[start:end], delta_ms) for (start, delta_ms), end in zip(deltas, ends, strict=True)]
     runs = [(run, delta_ms) for run, delta_ms in runs if run]
@@ -170,8 +174,12 @@ def _encode(records: Sequence[RawRecord | bytes], deltas: Sequence[tuple[int, in
         return parts[0] if len(parts) == 1 else b"".join(parts)
     made: list[RawRecord] = []
     for run, delta_ms in runs:
-        made += [RawRecord(None, r, None, delta_ms) if isinstance(r, bytes) else r for r in run]
+        made += [_raw(r, delta_ms) for r in run]
     return _encoder.encode(made)
+
+
+def _raw(record: RawRecord | bytes, delta_ms: int) -> RawRecord:
+    return RawRecord(None, record, None, delta_ms) if isinstance(record, bytes) else record
 
 
 def _join(before: bytes, values: Sequence[bytes], delta_ms: int) -> bytes:
@@ -189,7 +197,7 @@ def _plain_size(body: Buffer, count: int) -> int | None:
     each with a delta below 128 ms. None: it may be anything.
 
     Only the bytes between the values are looked at, those of one place in all records at a time: 18 ns a
-    record of 100 B, where decoding takes 85.
+    record of 100 B beside some 4 µs for the whole, where decoding takes 85 ns a record.
     """
     start = len(_array_head(count))
     stride, rest = divmod(len(body) - start, count)
@@ -257,7 +265,7 @@ def read_header(data: Buffer) -> BatchHeader:
         raise RemoteProtocolError("a batch header whose checksum does not match")
     if not 0 < count <= _COUNTS[version] or body_bytes > BATCH_BYTES_MAX or first >= 1 << 63:
         raise RemoteProtocolError("a batch header that claims too much")
-    if _is_bomb(len(view) - HEADER_BYTES, body_bytes):
+    if _is_bomb(len(data) - HEADER_BYTES, body_bytes):
         raise RemoteProtocolError(f"a batch body that grows more than {BATCH_RATIO_MAX} times")
     return BatchHeader(codec, count, base, producer, epoch, first, body_bytes, body_crc, version)
 
@@ -320,18 +328,21 @@ def _decode_kept(body: Buffer, header: BatchHeader) -> list[RawRecord]:
     return list(records)
 
 
-def check(data: Buffer, *, record_bytes_max: int, keyed: bool = False) -> BatchHeader:
+def check(
+    data: Buffer, *, record_bytes_max: int, keyed: bool = False, header: BatchHeader | None = None
+) -> BatchHeader:
     """What a leader does once with a batch from outside: everything in it is as claimed and within limits.
 
     keyed: each record has to have a key, for its topic is compacted
+    header: if it was read already
 
     Raises: RemoteProtocolError, TooLarge.
     """
-    header = read_header(data)
+    header = header or read_header(data)
     if header.version != VERSION:
         raise RemoteProtocolError("a compacted batch: no producer makes one")
     body = _plain_body(data, header)
-    size = _plain_size(body, header.count)
+    size = _plain_size(body, header.count) if header.count >= _MANY else None
     if keyed and (size is not None or any(r.key is None for r in _decode(body, header))):
         raise RemoteProtocolError("a record without a key: in a compacted topic every one needs a key")
     if size is None:

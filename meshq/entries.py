@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from meshq.batch import Buffer
 from meshq.errors import StoreCorrupt
@@ -48,8 +49,7 @@ class EntryKind(IntEnum):
 _WITH_PAYLOAD: Final = (EntryKind.PUBLISH, EntryKind.DEAD_LETTER)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One position of a slot's log. `index` counts from 1; `body` is the kind's own struct, in msgpack."""
 
     index: int
@@ -100,8 +100,7 @@ def _chain(previous: bytes, index: int, term: int, kind: int, timestamp_ms: int,
     return blake2b(previous + head + body, digest_size=CHAIN_BYTES, person=b"meshq chain").digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(Struct, frozen=True):
     """A batch to be stored: the bytes exactly as the producer made them."""
 
     partition: PartitionKey
@@ -111,8 +110,7 @@ class Payload:
     data: Buffer
 
 
-@dataclass(frozen=True, slots=True)
-class PayloadKey:
+class PayloadKey(Struct, frozen=True):
     """Where a payload is stored."""
 
     partition: PartitionKey
@@ -142,8 +140,7 @@ class PayloadCorrupt(StoreCorrupt):
         self.stored, self.crc = stored, crc
 
 
-@dataclass(frozen=True, slots=True)
-class StoredBatch:
+class StoredBatch(Struct, frozen=True):
     """A batch read back. `data` is the caller's to keep."""
 
     partition: PartitionKey
@@ -169,8 +166,7 @@ class Mark(NamedTuple):
 ASIDE_ROW: Final = b"r"  # rows aside under this prefix are the state that a snapshot brings
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(Struct, frozen=True):
     """What one slot wants on disk, all or nothing, in one transaction with whatever else is waiting.
 
     In this order: entries from `truncate_from` on are deleted, with the payloads at `dropped`; entries,
@@ -200,4 +196,4 @@ class Write:
     rewritten: tuple[tuple[PartitionKey, int, int], ...] = ()
 
     def payload_bytes(self) -> int:
-        return sum(len(p.data) for p in self.payloads)
+        return sum([len(p.data) for p in self.payloads])

@@ -9,7 +9,8 @@ return a struct or raise RemoteProtocolError.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct
@@ -116,6 +117,9 @@ class Retain(Struct, frozen=True, array_like=True):
     tombstone_age_ms: U63 = TOMBSTONE_AGE_MS
 
 
+KEEP_ALL: Final = Retain()
+
+
 class TopicInfo(Struct, frozen=True, array_like=True):
     """Partition p lives in slot `ring.slot_of(topic_id, p, slots)`; `version`: its registry index."""
 
@@ -125,7 +129,7 @@ class TopicInfo(Struct, frozen=True, array_like=True):
     version: U63
     record_bytes_max: U32
     copies_min: U16 = 1
-    retain: Retain = Retain()
+    retain: Retain = KEEP_ALL
 
 
 class Resolve(Message, frozen=True, tag=10):
@@ -524,8 +528,7 @@ _bulky_to_server: msgspec.msgpack.Decoder[BulkyMessage] = msgspec.msgpack.Decode
 _to_client: msgspec.msgpack.Decoder[ServerMessage] = msgspec.msgpack.Decoder(ServerMessage)
 
 
-def encode(message: Message) -> bytes:
-    return _encoder.encode(message)
+encode: Final[Callable[[Message], bytes]] = _encoder.encode
 
 
 def decode_request(data: Buffer) -> ClientMessage | PeerMessage:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 
 from meshq.ids import PeerId, Slot, TopicId
@@ -40,6 +40,7 @@ def stride_of(slots: int) -> int:
     return stride
 
 
+@lru_cache(maxsize=4_096)  # asked for several times for each batch
 def slot_of(topic_id: TopicId, partition: int, slots: int) -> Slot:
     """The slot a topic's partition lives in, for the topic's life."""
     start = int.from_bytes(blake2b(topic_id, digest_size=8).digest(), "big")

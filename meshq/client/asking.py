@@ -59,11 +59,8 @@ class Asking:
         self._open: dict[_Question, None] = {}  # bounded by who asks; each has its deadline
         self._sent: dict[int, _Question] = {}
         self._topics: dict[str, tuple[TopicInfo, float]] = {}  # at most CACHED_TOPICS_MAX; and since when
-        self._stirred = False
-        self._alarm = Alarm()
-
-    def deadline(self) -> float:
-        return self._alarm.at
+        self.stirred = False
+        self.alarm = Alarm()
 
     # --------------------------------------------------------------------------------- what happens
     def on_wanted(self, wanted: _Wanted, now: float) -> None:
@@ -73,8 +70,8 @@ class Asking:
                 self._common.effects.append(Settle(wanted.ticket, info))
                 return
         self._open[_Question(wanted)] = None
-        self._alarm.by(wanted.deadline)
-        self._stirred = True
+        self.alarm.by(wanted.deadline)
+        self.stirred = True
 
     def on_topic_gone(self, name: str) -> None:
         self._topics.pop(name, None)
@@ -88,10 +85,10 @@ class Asking:
                     f"{question.wanted.what!r} was sent, but the link was lost before its answer: "
                     "look whether it was done before asking again"
                 ))  # fmt: skip
-        self._stirred = True
+        self.stirred = True
 
     def on_home(self) -> None:
-        self._stirred = True
+        self.stirred = True
 
     def on_resolved(self, message: Resolved, now: float) -> None:
         question = self._answered(message.request)
@@ -131,21 +128,21 @@ class Asking:
             wait = max(delay_s(question.attempt, self._common.rng), error.retry_after_ms / 1000)
             question.retry_at = now + wait
             question.attempt += 1
-            self._alarm.by(question.retry_at)
+            self.alarm.by(question.retry_at)
         else:
             self._fail(question, error)
         return True
 
     def on_tick(self, now: float) -> None:
-        if not self._alarm.rings(now):
+        if not self.alarm.rings(now):
             return
         for question in list(self._open):
             if now >= question.wanted.deadline:
                 self._sent.pop(question.request, None)
                 self._fail(question, self._too_late(question))
             else:
-                self._alarm.by(question.wanted.deadline)
-        self._stirred = True
+                self.alarm.by(question.wanted.deadline)
+        self.stirred = True
 
     def close(self) -> None:
         for question in list(self._open):
@@ -154,21 +151,21 @@ class Asking:
 
     # -------------------------------------------------------------------------------------- sending
     def pump(self, now: float) -> None:
-        if not self._stirred or self._routing.home is None:
+        if not self.stirred or self._routing.home is None:
             return
-        self._stirred = False
+        self.stirred = False
         for question in list(self._open):
             if question.request:
                 continue
             if now < question.retry_at:
-                self._alarm.by(question.retry_at)
+                self.alarm.by(question.retry_at)
             elif isinstance(question.wanted, HomeWanted):
                 self._settle(question, None)
             else:
                 self._ask(question, question.wanted)
 
     def _ask(self, question: _Question, wanted: TopicWanted | TopicsWanted | AskRequested) -> None:
-        question.request = self._common.next_request()
+        question.request = next(self._common.requests)
         question.server = self._routing.home
         self._sent[question.request] = question
         match wanted:

@@ -22,10 +22,7 @@ class Common:
     def __init__(self, rng: random.Random) -> None:
         self.effects: list[Effect] = []  # emptied by the core at the end of each event
         self.rng = rng
-        self._requests = count(1)
-
-    def next_request(self) -> int:
-        return next(self._requests)
+        self.requests = count(1)  # numbers of those on their way
 
 
 class Alarm:
@@ -57,15 +54,18 @@ class Alarms(Generic[_K]):
         self._at: dict[_K, float] = {}
         self._heap: list[tuple[float, int, _K]] = []  # also holds moments that an earlier one replaced
         self._numbers = count()
-
-    @property
-    def at(self) -> float:
-        return self._heap[0][0] if self._heap else inf
+        self.at = inf
 
     def by(self, key: _K, moment: float) -> None:
         if moment < self._at.get(key, inf):
             self._at[key] = moment
             heappush(self._heap, (moment, next(self._numbers), key))
+            self.at = self._heap[0][0]
+
+    def clear(self) -> None:
+        self._at.clear()
+        self._heap.clear()
+        self.at = inf
 
     def rung(self, now: float) -> list[_K]:
         """Whose time it is; theirs are unset."""
@@ -75,4 +75,5 @@ class Alarms(Generic[_K]):
             if self._at.get(key) == at:
                 del self._at[key]
                 found.append(key)
+        self.at = self._heap[0][0] if self._heap else inf
         return found

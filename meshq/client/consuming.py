@@ -64,20 +64,20 @@ class Consuming(Reading):
     def on_subscribe(self, event: SubscribeRequested) -> None:
         super().on_subscribe(event)
         if not event.credit_records:
-            self._subs[event.sub].pace = Pace()
+            self.subs[event.sub].pace = Pace()
 
     def on_settled(self, event: RecordsSettled) -> None:
-        s = self._subs.get(event.sub)
+        s = self.subs.get(event.sub)
         if s is not None and s.pace is not None and event.verdict in _WORKED_ON:
             s.pace.on_settled(sum(end - first for first, end, _ in event.ranges))
         settling = _Settling(event)
         self._open_settlings[settling] = self._unsent[settling] = None
-        self._alarm.by(event.deadline)
+        self.alarm.by(event.deadline)
         self._stir(settling)
 
     def on_at_work(self, sub: int) -> None:
         """To every leader: a Credit of nothing."""
-        s = self._subs.get(sub)
+        s = self.subs.get(sub)
         for server, flow in s.flows.items() if s is not None else ():
             if flow.readers and self._routing.is_ready(server):
                 self._send(server, Credit(sub, 0, 0))
@@ -94,7 +94,7 @@ class Consuming(Reading):
             self._again(settling, now)
 
     def on_started(self, server_key: bytes, message: ReadStarted, now: float) -> None:
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         if s is None:
             return
         for item in message.items:
@@ -107,7 +107,7 @@ class Consuming(Reading):
 
     def on_expired(self, server_key: bytes, message: Expired) -> None:
         """Records went before the group had settled them."""
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         for item in message.items if s is not None else ():
             part = s.parts.get((item.topic_id, item.partition)) if s is not None else None
             if s is not None and part is not None and part.server == server_key:
@@ -117,7 +117,7 @@ class Consuming(Reading):
         """Raises: RemoteProtocolError when it is not what a peer may push."""
         if len(payloads) != len(message.items):
             raise RemoteProtocolError(f"{len(message.items)} batches announced, {len(payloads)} delivered")
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         if s is None:
             return  # of a subscription that was closed: the mesh hands them out again
         for item, payload in zip(message.items, payloads, strict=True):
@@ -154,7 +154,7 @@ class Consuming(Reading):
         return True
 
     def on_tick(self, now: float) -> None:
-        if self._alarm.at > now:
+        if self.alarm.at > now:
             return
         super().on_tick(now)
         for settling in list(self._open_settlings):
@@ -162,21 +162,21 @@ class Consuming(Reading):
                 self._sent.pop(settling.request, None)
                 self._fail(settling, _too_late(settling))
             else:
-                self._alarm.by(settling.event.deadline)
+                self.alarm.by(settling.event.deadline)
 
     # --------------------------------------------------------------------------------------- asking
     def pump(self, now: float) -> None:
         super().pump(now)
         by_place: dict[tuple[int, bytes], list[SettleItem]] = {}
         for settling in list(self._unsent):
-            event, s = settling.event, self._subs.get(settling.event.sub)
+            event, s = settling.event, self.subs.get(settling.event.sub)
             part = s.parts.get((event.topic_id, event.partition)) if s is not None else None
             if part is None or part.server is None or not part.started:
                 continue
             if now < settling.retry_at:
-                self._alarm.by(settling.retry_at)
+                self.alarm.by(settling.retry_at)
                 continue
-            settling.request, settling.server = self._common.next_request(), part.server
+            settling.request, settling.server = next(self._common.requests), part.server
             settling.sent = True
             del self._unsent[settling]
             self._sent[settling.request] = settling
@@ -221,7 +221,7 @@ class Consuming(Reading):
 
     # ------------------------------------------------------------------------------- how it is done
     def _stir(self, settling: _Settling) -> None:
-        s = self._subs.get(settling.event.sub)
+        s = self.subs.get(settling.event.sub)
         if s is None:
             self._fail(settling, Unavailable("the subscription was closed"))
         else:
@@ -231,7 +231,7 @@ class Consuming(Reading):
         self._sent.pop(settling.request, None)
         settling.request, settling.server = 0, None
         self._unsent[settling] = None
-        self._alarm.by(at)
+        self.alarm.by(at)
         self._stir(settling)
 
     def _forget(self, s: Subscribed, error: MeshqError) -> None:

@@ -15,10 +15,11 @@ plain ZeroMQ endpoints. They differ only in who opens a link.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, assert_never
 
 from meshq.client.asking import Asking
-from meshq.client.common import Common
+from meshq.client.common import Alarm, Alarms, Common
 from meshq.client.consuming import Consuming
 from meshq.client.facts import (
     AskRequested,
@@ -42,6 +43,7 @@ from meshq.client.facts import (
     Unsubscribed,
 )
 from meshq.client.ordered import Ordered
+from meshq.client.pipeline import Lane
 from meshq.client.producing import Producing
 from meshq.client.reading import Reading
 from meshq.client.routing import Routing
@@ -84,6 +86,13 @@ class ClientCore:
         self._reading = Reading(self._common, self._routing)
         self._consuming = Consuming(self._common, self._routing)
         self._ordered = Ordered(self._common, self._routing)
+        self._readers: tuple[Reading, Consuming, Ordered] = (  # who has subscriptions
+            self._reading, self._consuming, self._ordered,
+        )  # fmt: skip
+        self._alarms: list[Alarm | Alarms[Lane]] = [
+            self._producing.alarms, self._routing.alarm, self._asking.alarm,
+            *[reader.alarm for reader in self._readers],
+        ]  # fmt: skip
         self._started = False
         self._closed = False
 
@@ -94,11 +103,12 @@ class ClientCore:
                 self._routing.start(now)
             self._on_event(event, now)
             self._on_changes(now)
-            self._asking.pump(now)
+            if self._asking.stirred:
+                self._asking.pump(now)
             self._producing.pump(now)
-            self._reading.pump(now)
-            self._consuming.pump(now)
-            self._ordered.pump(now)
+            for reader in self._readers:
+                if reader.subs:
+                    reader.pump(now)
         effects, self._common.effects = self._common.effects, []
         return effects
 
@@ -109,13 +119,8 @@ class ClientCore:
 
     def deadline(self) -> float | None:
         """When it next wants a Ticked; None: never."""
-        parts = (self._routing, self._asking, self._producing, *self._readers())
-        at = min(x.deadline() for x in parts)
-        return None if self._closed or at == float("inf") else at
-
-    def _readers(self) -> tuple[Reading, Consuming, Ordered]:
-        """Who has subscriptions."""
-        return self._reading, self._consuming, self._ordered
+        at = min([alarm.at for alarm in self._alarms])
+        return None if self._closed or at == inf else at
 
     def _on_event(self, event: Event, now: float) -> None:
         match event:
@@ -131,7 +136,7 @@ class ClientCore:
                 self._on_changes(now)
                 self._asking.on_tick(now)
                 self._producing.on_tick(now)
-                for reader in self._readers():
+                for reader in self._readers:
                     reader.on_tick(now)
             case LinkUp():
                 self._routing.on_link_up(event.server_key, now)
@@ -148,7 +153,7 @@ class ClientCore:
             case AtWork():
                 self._consuming.on_at_work(event.sub)
             case Unsubscribed():
-                for reader in self._readers():
+                for reader in self._readers:
                     reader.on_unsubscribed(event.sub)
             case Closed():
                 self._close()
@@ -195,18 +200,18 @@ class ClientCore:
                 self._routing.on_welcome(key, message, now)
             case Routes():
                 self._routing.on_routes(message, now)
-                for reader in self._readers():
+                for reader in self._readers:
                     reader.on_routes(key, message.version)
             case Resolved():
                 self._asking.on_resolved(message, now)
             case TopicsChanged():
-                if not any(reader.on_topics(message) for reader in self._readers()):
+                if not any(reader.on_topics(message) for reader in self._readers):
                     self._asking.on_topics(message)
             case ReadStarted():
-                for reader in self._readers():
+                for reader in self._readers:
                     reader.on_started(key, message, now)
             case ReadEnded():
-                for reader in self._readers():
+                for reader in self._readers:
                     reader.on_ended(key, message, now)
             case Answer():
                 self._asking.on_answer(message)
@@ -220,36 +225,36 @@ class ClientCore:
         if message.request == 0:
             self._routing.on_refused(key, error, now)
         else:
-            for machine in (self._producing, self._asking, *self._readers()):
+            for machine in (self._producing, self._asking, *self._readers):
                 if machine.on_failure(message.request, error, now):
                     break
 
     def _on_changes(self, now: float) -> None:
         """Tell the others what became of links and routes; losses first, for a link may be back already."""
-        if not self._routing.has_changes():
-            return
         changes = self._routing.take_changes()
+        if changes is None:
+            return
         for key in changes.lost:
             self._producing.on_lost(key, now)
-            for reader in self._readers():
+            for reader in self._readers:
                 reader.on_lost(key, now)
             self._asking.on_lost(key)
         if changes.home:
             self._asking.on_home()
-            for reader in self._readers():
+            for reader in self._readers:
                 reader.on_home(now)
         if changes.gained or changes.routes:
             self._producing.on_way_open(now)
-            for reader in self._readers():
+            for reader in self._readers:
                 reader.on_way_open(now)
 
     def _is_needed(self, server_key: bytes) -> bool:
-        return any(x.needs(server_key) for x in (self._producing, *self._readers()))
+        return any(x.needs(server_key) for x in (self._producing, *self._readers))
 
     def _close(self) -> None:
         self._asking.close()
         self._producing.close()
-        for reader in self._readers():
+        for reader in self._readers:
             reader.close()
         self._routing.close()
         self._closed = True

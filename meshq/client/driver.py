@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, assert_never
 
 from meshq.batch import Buffer
@@ -45,12 +46,10 @@ BACKLOG_BYTES_MAX: Final = 64 * MIB  # sent to a link that takes nothing; beyond
 RESEND_S: Final = 0.002  # between looks whether a full link takes more
 
 
-def steady_clock() -> float:
-    """Seconds that go on while the host sleeps: what a peer forgot meanwhile must not look remembered."""
-    return time.clock_gettime(_CLOCK)
-
-
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+# Seconds that go on while the host sleeps: what a peer forgot meanwhile must not look remembered.
+steady_clock: Callable[[], float] = partial(
+    time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+)
 
 
 class LinkLike(Protocol):
@@ -341,17 +340,13 @@ class _Channel:
         if not self._driver.is_current(self):
             return
         try:
-            if len(frames) < 2 or bytes(frames[0]) != VERB:
+            if len(frames) < 2 or frames[0] != VERB:
                 raise RemoteProtocolError(f"{len(frames)} frames that are no message")
-            message = decode_answer(_plain(frames[1]))
+            message = decode_answer(frames[1])
         except RemoteProtocolError as e:
             self._driver.tell(Garbled(self.server_key, str(e)))
             return
         self._driver.tell(Received(self.server_key, message, frames[2:]))
-
-
-def _plain(frame: Buffer) -> bytes | memoryview:
-    return memoryview(frame) if isinstance(frame, bytearray) else frame
 
 
 def _size(frames: Sequence[Buffer]) -> int:

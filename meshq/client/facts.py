@@ -8,16 +8,16 @@ link is named by the server's CURVE key: there is at most one to each peer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from meshq.batch import Body, Buffer
 from meshq.errors import MeshqError
 from meshq.messages import ACKS_QUORUM, Message, ServerMessage, TopicInfo
 
 
-@dataclass(frozen=True, slots=True)
-class Seed:
+class Seed(Struct, frozen=True):
     """A peer known before anything was heard: its CURVE key and endpoints (`tcp://HOST:PORT`)."""
 
     server_key: bytes
@@ -25,16 +25,14 @@ class Seed:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True):
     """Where a subscription begins: one of messages.EARLIEST, LATEST, OFFSET, TIMESTAMP and its value."""
 
     kind: int
     value: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """The group a subscription takes part in, and its terms. `member`: 16 bytes, who it is there."""
 
     name: str
@@ -45,47 +43,40 @@ class Group:
 
 
 # ------------------------------------------------------------------------------------------- events
-@dataclass(frozen=True, slots=True)
-class Ticked:
+class Ticked(Struct, frozen=True):
     """The machine's deadline passed (or might have)."""
 
 
-@dataclass(frozen=True, slots=True)
-class LinkUp:
+class LinkUp(Struct, frozen=True):
     server_key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class LinkDown:
+class LinkDown(Struct, frozen=True):
     server_key: bytes
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     server_key: bytes
     message: ServerMessage
     payloads: Sequence[Buffer] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Garbled:
+class Garbled(Struct, frozen=True):
     """Something came over this link that cannot be read."""
 
     server_key: bytes
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class HomeWanted:
+class HomeWanted(Struct, frozen=True):
     """Settles with None as soon as a peer has welcomed us."""
 
     ticket: int
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
-class TopicWanted:
+class TopicWanted(Struct, frozen=True):
     """Settles with the TopicInfo; the topic is made when it may be, unless `create` is false.
 
     `fresh`: a peer is asked, whatever is remembered here.
@@ -98,8 +89,7 @@ class TopicWanted:
     create: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class TopicsWanted:
+class TopicsWanted(Struct, frozen=True):
     """Settles with a list of the TopicInfo that match."""
 
     ticket: int
@@ -107,8 +97,7 @@ class TopicsWanted:
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
-class AskRequested:
+class AskRequested(Struct, frozen=True):
     """Settles with the answer's value."""
 
     ticket: int
@@ -117,8 +106,7 @@ class AskRequested:
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(Struct, frozen=True):
     """What an outbox wrote down for a batch before it was first sent, and what it keeps for good.
 
     `sent_before`: in an earlier run perhaps, so that no refusal now says that it was never stored.
@@ -130,8 +118,7 @@ class Binding:
     sent_before: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BatchSealed:
+class BatchSealed(Struct, frozen=True):
     """Settles with messages.Accepted. Batches of one `lane` and partition keep their order.
 
     `in_flight`: how many batches of the lane and partition may be on their way at once.
@@ -151,8 +138,7 @@ class BatchSealed:
     binding: Binding | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SubscribeRequested:
+class SubscribeRequested(Struct, frozen=True):
     """`ticket` settles with None once every partition there is has started; it fails when the mesh
     refuses. `credit_records`: 0 in a queue or keyed group is as many as suit its pace.
     """
@@ -167,8 +153,7 @@ class SubscribeRequested:
     group: Group | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Consumed:
+class Consumed(Struct, frozen=True):
     """The application took what was handed to it from `source` (as Hand named it)."""
 
     sub: int
@@ -177,8 +162,7 @@ class Consumed:
     records: int
 
 
-@dataclass(frozen=True, slots=True)
-class RecordsSettled:
+class RecordsSettled(Struct, frozen=True):
     """What became of records of a group's subscription: ranges (first, end, lease), by one of the verdicts in
     messages. Settles with the records, (first, end), of which it does not hold.
     """
@@ -194,20 +178,17 @@ class RecordsSettled:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class AtWork:
+class AtWork(Struct, frozen=True):
     """The application is there, and takes what this subscription of a queue group is handed."""
 
     sub: int
 
 
-@dataclass(frozen=True, slots=True)
-class Unsubscribed:
+class Unsubscribed(Struct, frozen=True):
     sub: int
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(Struct, frozen=True):
     """The application is done: every ticket ends now."""
 
 
@@ -218,48 +199,41 @@ Event = (
 
 
 # ------------------------------------------------------------------------------------------ effects
-@dataclass(frozen=True, slots=True)
-class OpenLink:
+class OpenLink(Struct, frozen=True):
     server_key: bytes
     endpoints: tuple[str, ...]  # in the order to try them
 
 
-@dataclass(frozen=True, slots=True)
-class CloseLink:
+class CloseLink(Struct, frozen=True):
     """Nothing more of this link is to be reported."""
 
     server_key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     server_key: bytes
     message: Message
     payloads: tuple[Buffer, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(Struct, frozen=True):
     ticket: int
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(Struct, frozen=True):
     ticket: int
     error: MeshqError
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
+class Doubt(Struct, frozen=True):
     """Tell the caller `OutcomeUnknown`; the batch is still being sent, and Settle or Fail follows."""
 
     ticket: int
     error: MeshqError
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """This partition's next record will be the one at `offset`."""
 
     sub: int
@@ -268,8 +242,7 @@ class Place:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Leased:
+class Leased(Struct, frozen=True):
     """What of a batch a group's member was handed: (first, end, attempts)."""
 
     topic_id: bytes
@@ -277,8 +250,7 @@ class Leased:
     ranges: Sequence[tuple[int, int, int]]
 
 
-@dataclass(frozen=True, slots=True)
-class Hand:
+class Hand(Struct, frozen=True):
     """A batch for the subscription; its records below `first` were handed out before.
 
     Once they are taken, Consumed reports the payload's size and `records` (what the batch cost in credit).
@@ -296,8 +268,7 @@ class Hand:
     leased: Leased | None = None  # of a group: only these records of it, and they are settled one by one
 
 
-@dataclass(frozen=True, slots=True)
-class TellExpired:
+class TellExpired(Struct, frozen=True):
     """`count` records below `next` went by retention before this subscription (or its group) had them."""
 
     sub: int
@@ -307,8 +278,7 @@ class TellExpired:
     next: int
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True):
     """Of an ordered group: this partition is ours under this lease, from `offset` on. `attempts`: how often
     it was that somebody's lease began there, in a row."""
 
@@ -321,8 +291,7 @@ class Grant:
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Revoke:
+class Revoke(Struct, frozen=True):
     """It is to be given back: RELEASE it, once what was begun is acknowledged. `over`: it is not ours any
     more."""
 
@@ -333,8 +302,7 @@ class Revoke:
     over: bool
 
 
-@dataclass(frozen=True, slots=True)
-class EndSubscription:
+class EndSubscription(Struct, frozen=True):
     """The mesh refuses it."""
 
     sub: int

@@ -1,21 +1,18 @@
 """The mesh as an application sees it: publish, produce, subscribe, ask.
 
-A single `publish` goes through a producer shared by all of its topic, which seals at the end of the loop's
-turn: ten thousand publishes at once travel in a few batches, and one alone does not wait.
+It puts together what `publishers`, `producer`, `outboxes` and the subscriptions are; nothing is decided here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from meshq.batch import Buffer
-from meshq.client import groups as group_asks
 from meshq.client.checking import (
     MAX_DELIVER,
     Acks,
@@ -26,18 +23,18 @@ from meshq.client.checking import (
     check_start,
 )
 from meshq.client.driver import ClientDriver
-from meshq.client.facts import AskRequested, HomeWanted, TopicsWanted
+from meshq.client.facts import HomeWanted
 from meshq.client.group import GroupSubscription
-from meshq.client.groups import GroupInfo, GroupPartition, GroupReset, Redriven, To
 from meshq.client.ordered_group import OnRevoke, OrderedSubscription
 from meshq.client.outbox.terms import Terms
 from meshq.client.outboxes import Outboxes
 from meshq.client.producer import Producer
+from meshq.client.publishers import Publishers
+from meshq.client.questions import Questions
 from meshq.client.records import Receipt
 from meshq.client.subscription import CREDIT_BYTES, CREDIT_RECORDS, Subscription
-from meshq.errors import MeshqError, TopicGone, UsageError
+from meshq.errors import MeshqError, UsageError
 from meshq.limits import KIB, OUTBOX_BYTES_MAX, PRODUCER_BUFFER_BYTES
-from meshq.messages import TopicInfo
 from meshq.topics import check_pattern
 
 if TYPE_CHECKING:
@@ -47,26 +44,22 @@ if TYPE_CHECKING:
 StartLike = Literal["latest", "earliest"] | int | datetime | None
 Mode = Literal["queue", "keyed", "ordered"]
 
-PUBLISHERS_MAX: Final = 1_024  # topics whose shared producer is kept; an idle one makes room
 
-
-class Mesh:
+class Mesh(Questions):
     """Made by `connect`, or by an embedded peer over its own driver. To be used on the loop's thread.
 
     `owner`: the mesh's id and this client's key, by which peers know an outbox.
     """
 
     def __init__(self, driver: ClientDriver, *, owner: tuple[bytes, bytes] = (b"", b"")) -> None:
-        self._driver = driver
+        super().__init__(driver)
         self._outboxes = Outboxes(driver, owner)
         self._outbox: Outbox | None = None  # of `publish` and every producer
-        self._publishers: dict[tuple[str, Acks], Producer] = {}
+        self._publishers = Publishers(driver)
         self._producers: list[Producer | OutboxProducer] = []  # as the application makes and keeps them
-        self._former: list[Producer] = []  # publishers of deleted topics; at most PUBLISHERS_MAX
         self._consumers: list[
             GroupSubscription | OrderedSubscription
         ] = []  # as the application makes and keeps them
-        self._untold: MeshqError | None = None  # of a producer that was let go: for `close` to raise
 
     async def publish(
         self,
@@ -95,7 +88,7 @@ class Mesh:
             while out.is_full():
                 await out.ready()
             return await out.send(value, key=key, headers=headers)
-        return await self.publish_directly(topic, value, key=key, headers=headers, acks=acks, timeout=timeout)
+        return await self._publishers.publish(topic, value, key, headers, acks, timeout)
 
     async def publish_directly(
         self,
@@ -108,28 +101,7 @@ class Mesh:
         timeout: float = 30.0,
     ) -> Receipt:
         """`publish` past any outbox."""
-        producer = self._publisher(topic, acks)
-        try:
-            return await self._publish(producer, value, key, headers, timeout)
-        except TopicGone:
-            # Deleted since it was last used from here: the name may be another topic's by now. Others that
-            # were refused with this record may have begun anew already.
-            if self._publishers.get((topic, acks)) is producer:
-                del self._publishers[topic, acks]
-                self._retire(producer)
-            return await self._publish(self._publisher(topic, acks), value, key, headers, timeout)
-
-    async def _publish(
-        self, producer: Producer, value: Buffer, key: bytes | None, headers: Headers | None, timeout: float
-    ) -> Receipt:
-        within = timeout
-        if producer.is_full():
-            deadline = self._driver.clock() + timeout
-            while producer.is_full():
-                await producer.ready(max(deadline - self._driver.clock(), 0.001))
-            # In half seconds, for records of different deadlines don't share a batch.
-            within = math.ceil(max(deadline - self._driver.clock(), 0.5) * 2) / 2
-        return await producer.send_within(within, value, key=key, headers=headers)
+        return await self._publishers.publish(topic, value, key, headers, acks, timeout)
 
     @overload
     def producer(
@@ -209,7 +181,7 @@ class Mesh:
     def _forget_done(self) -> None:
         for done in [p for p in self._producers if p.is_closed and p.is_idle]:
             self._producers.remove(done)
-            self._let_go(done)
+            self._publishers.let_go(done)
 
     def use_outbox(self, path: str | Path, *, bytes_max: int = OUTBOX_BYTES_MAX) -> None:
         """Hand all records to it from now on. Raises: StoreError, StoreCorrupt, DiskFull, WrongMesh."""
@@ -328,60 +300,6 @@ class Mesh:
         start = check_start("latest")
         return Subscription(self._driver, "", start, credit_bytes, CREDIT_RECORDS, (prefix,))
 
-    async def ask(self, what: str, args: dict[str, Any] | None = None, *, timeout: float = 30.0) -> Any:
-        """An administrative request (docs/protocol.md lists them). Raises: what the peer answers, Unavailable
-        when it was not sent, OutcomeUnknown when it was and no answer came."""
-        check_seconds(timeout, "timeout")
-        return await self._driver.ask(lambda t, d: AskRequested(t, what, args or {}, d), timeout=timeout)
-
-    async def topics(self, pattern: str = "#", *, timeout: float = 30.0) -> list[TopicInfo]:
-        """The topics that match, by name."""
-        check_pattern(pattern)
-        check_seconds(timeout, "timeout")
-        found = await self._driver.ask(lambda t, d: TopicsWanted(t, pattern, d), timeout=timeout)
-        return sorted(found, key=lambda info: info.name)
-
-    async def groups(self, pattern: str = "#", *, timeout: float = 30.0) -> list[GroupInfo]:
-        """The groups of all topics that match, by topic and name. Raises: Unavailable when the leader of some
-        slot does not answer.
-        """
-        return await group_asks.groups(self._asking(timeout), check_pattern(pattern))
-
-    async def group_show(self, topic: str, group: str, *, timeout: float = 30.0) -> list[GroupPartition]:
-        """Where a group stands, by partition. Raises: UnknownGroup, Unavailable as `groups`."""
-        return await group_asks.show(self._asking(timeout), topic, group)
-
-    async def group_reset(
-        self, topic: str, group: str, to: To, *, dry_run: bool = False, timeout: float = 30.0
-    ) -> list[GroupReset]:
-        """Have a group go on from elsewhere, in each partition: "earliest", "latest", an offset, or a
-        datetime. What its members have in hand is theirs no more (`LeaseLost`). Raises: as `group_show`.
-        """
-        return await group_asks.reset(self._asking(timeout), topic, group, to, dry_run=dry_run)
-
-    async def group_redrive(
-        self,
-        topic: str,
-        group: str,
-        *,
-        limit: int | None = None,
-        dry_run: bool = False,
-        timeout: float = 30.0,
-    ) -> Redriven:
-        """Have a group handed out again what is in its dead letters, the oldest first; each is put back once,
-        whatever fails. Raises: as `group_show`.
-        """
-        return await group_asks.redrive(self._asking(timeout), topic, group, limit, dry_run=dry_run)
-
-    async def group_delete(self, topic: str, group: str, *, timeout: float = 30.0) -> None:
-        """Forget where a group stands, with its dead letters. Raises: Refused while it has members, and as
-        `group_show`.
-        """
-        await self.ask("group.delete", {"topic": topic, "group": group}, timeout=timeout)
-
-    def _asking(self, timeout: float) -> group_asks.Ask:
-        return lambda what, args: self.ask(what, args, timeout=timeout)
-
     async def connected(self, timeout: float = 10.0) -> None:
         """Wait for the first peer's welcome. Raises: Unavailable naming each peer tried and why not."""
         check_seconds(timeout, "timeout")
@@ -402,7 +320,7 @@ class Mesh:
         """
         if self._driver.closed:
             return
-        producers = [*self._publishers.values(), *self._former, *self._producers]
+        producers = [*self._publishers.all(), *self._producers]
         flushing = [asyncio.ensure_future(p.flush()) for p in producers]
         flushing += [asyncio.ensure_future(s.close()) for s in self._consumers]
         try:
@@ -414,7 +332,7 @@ class Mesh:
             await self._outboxes.close()  # first: how the driver ends things is no news for them
             self._driver.close()  # whatever is unanswered ends now, and so does each flush
         flushed = await asyncio.gather(*flushing, return_exceptions=True)
-        errors = [self._untold, *flushed]
+        errors = [self._publishers.untold, *flushed]
         for error in errors:
             if isinstance(error, MeshqError):
                 raise error
@@ -431,25 +349,3 @@ class Mesh:
             if error is None:
                 raise
             error.add_note(f"closing failed too: {e}")
-
-    def _publisher(self, topic: str, acks: Acks) -> Producer:
-        producer = self._publishers.get((topic, acks))
-        if producer is None:
-            if len(self._publishers) >= PUBLISHERS_MAX:
-                idle = [t for t, p in self._publishers.items() if p.is_idle]
-                idle.sort(key=lambda t: self._publishers[t].has_failures)
-                for t in idle[: PUBLISHERS_MAX // 4]:
-                    self._let_go(self._publishers.pop(t))
-            producer = self._publishers[topic, acks] = Producer(self._driver, topic, linger_ms=0, acks=acks)
-        return producer
-
-    def _retire(self, publisher: Producer) -> None:
-        """What was refused with the record that showed it is told a moment from now: keep it until then."""
-        self._former = [p for p in self._former if not p.is_idle or p.has_failures]
-        if len(self._former) >= PUBLISHERS_MAX:
-            self._let_go(self._former.pop(0))
-        self._former.append(publisher)
-
-    def _let_go(self, producer: Producer | OutboxProducer) -> None:
-        error = producer.take_failures()
-        self._untold = self._untold or error

@@ -32,7 +32,7 @@ class Ordered(Consuming):
         self._beat_at = inf
 
     def has(self, sub: int) -> bool:
-        return sub in self._subs
+        return sub in self.subs
 
     # -------------------------------------------------------------------- what the application does
     def on_subscribe(self, event: SubscribeRequested) -> None:
@@ -40,7 +40,7 @@ class Ordered(Consuming):
         self._beat_at = -inf
 
     def on_settled(self, event: RecordsSettled) -> None:
-        s = self._subs.get(event.sub)
+        s = self.subs.get(event.sub)
         part = s.parts.get((event.topic_id, event.partition)) if s is not None else None
         for _, end, lease in event.ranges:
             if part is None:
@@ -53,7 +53,7 @@ class Ordered(Consuming):
 
     # --------------------------------------------------------------------------- what the mesh says
     def on_started(self, server_key: bytes, message: ReadStarted, now: float) -> None:
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         for item in message.items if s is not None else ():
             part = s.parts.get((item.topic_id, item.partition)) if s is not None else None
             if s is not None and part is not None and part.server == server_key:
@@ -73,7 +73,7 @@ class Ordered(Consuming):
         """Records went before they came here, or (nothing of what is under way here) before anybody had
         acknowledged them.
         """
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         for item in message.items if s is not None else ():
             part = s.parts.get((item.topic_id, item.partition)) if s is not None else None
             if s is None or part is None or part.server != server_key:
@@ -85,7 +85,7 @@ class Ordered(Consuming):
                 self._expire(s, part, item.count, item.next)
 
     def on_granted(self, server_key: bytes, message: Granted) -> None:
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         for item in message.items if s is not None else ():
             part = s.parts.get((item.topic_id, item.partition)) if s is not None else None
             if s is not None and part is not None and part.server == server_key and item.lease != part.lease:
@@ -93,7 +93,7 @@ class Ordered(Consuming):
                 self._begin(s, part, item.lease, item.offset, item.attempts)
 
     def on_revoked(self, server_key: bytes, message: Revoked) -> None:
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         for item in message.items if s is not None else ():
             part = s.parts.get((item.topic_id, item.partition)) if s is not None else None
             if s is None or part is None or part.server != server_key or item.lease != part.lease:
@@ -105,24 +105,24 @@ class Ordered(Consuming):
 
     # ------------------------------------------------------------------------------------- each turn
     def on_tick(self, now: float) -> None:
-        if self._alarm.at > now:
+        if self.alarm.at > now:
             return
         super().on_tick(now)
-        for s in self._subs.values():
+        for s in self.subs.values():
             for part in s.parts.values():
                 if part.lapses_at <= now:
                     self._end(s, part)
-                self._alarm.by(part.lapses_at)
+                self.alarm.by(part.lapses_at)
 
     def pump(self, now: float) -> None:
         super().pump(now)
-        if not self._subs:
+        if not self.subs:
             return
         if now >= self._beat_at:
-            for s in self._subs.values():
+            for s in self.subs.values():
                 self._beat(s)
-            self._beat_at = now + min(_silence_s(s) for s in self._subs.values()) / BEATS
-        self._alarm.by(self._beat_at)
+            self._beat_at = now + min(_silence_s(s) for s in self.subs.values()) / BEATS
+        self.alarm.by(self._beat_at)
 
     def _beat(self, s: Subscribed) -> None:
         for server, flow in s.flows.items():
@@ -143,7 +143,7 @@ class Ordered(Consuming):
         super()._wait(s, part, retry_at)
         if part.lease:
             part.lapses_at = min(part.lapses_at, retry_at + _silence_s(s))
-            self._alarm.by(part.lapses_at)
+            self.alarm.by(part.lapses_at)
 
     def _drop_part(self, s: Subscribed, part: Part) -> None:
         self._end(s, part)

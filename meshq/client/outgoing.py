@@ -120,7 +120,8 @@ class OutgoingBatch:
         self.ended = True
         self._on_ended(self)
         self._answer()
-        _wake(self._waiting_for_end)
+        if self._waiting_for_end:
+            _wake(self._waiting_for_end)
 
     def wake(self) -> None:
         """Let those who await look again: their records moved to other batches."""

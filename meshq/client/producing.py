@@ -34,11 +34,8 @@ class Producing:
         self._pipelines: dict[Lane, Pipeline] = {}  # idle ones are dropped after FRESH_ID_AFTER_S
         self._requests: dict[int, tuple[Pipeline, Batch]] = {}  # at most in_flight a pipeline
         self._stirred: dict[Pipeline, None] = {}
-        self._alarms = Alarms[Lane]()  # pipelines may be many thousands: one a topic and partition
+        self.alarms = Alarms[Lane]()  # pipelines may be many thousands: one a topic and partition
         self._going: dict[bytes, list[tuple[ProduceItem, bytes]]] = {}
-
-    def deadline(self) -> float:
-        return self._alarms.at
 
     def needs(self, server_key: bytes) -> bool:
         owner = self._routing.owner_of
@@ -53,12 +50,12 @@ class Producing:
         pipeline = self._pipelines.get(lane)
         if pipeline is None:
             pipeline = self._pipelines[lane] = self._new_pipeline(event, lane)
-            self._alarms.by(lane, now + FRESH_ID_AFTER_S)
+            self.alarms.by(lane, now + FRESH_ID_AFTER_S)
         batch = Batch(event.ticket, event.info, event.body, event.deadline, event.acks)
         if bound is not None:
             batch.sequence, batch.epoch, batch.uncertain = bound.sequence, bound.epoch, bound.sent_before
         pipeline.on_sealed(batch)
-        self._alarms.by(lane, event.deadline)
+        self.alarms.by(lane, event.deadline)
         self._stirred[pipeline] = None
 
     def _new_pipeline(self, event: BatchSealed, lane: Lane) -> Pipeline:
@@ -116,14 +113,14 @@ class Producing:
                 self._stirred[pipeline] = None
 
     def on_tick(self, now: float) -> None:
-        for lane in self._alarms.rung(now):
+        for lane in self.alarms.rung(now):
             pipeline = self._pipelines[lane]
             if pipeline.is_idle_since(now - FRESH_ID_AFTER_S):
                 del self._pipelines[lane]
                 continue
             pipeline.expire(now)
             self._stirred[pipeline] = None
-            self._alarms.by(lane, min(pipeline.next_moment(now), now + FRESH_ID_AFTER_S))
+            self.alarms.by(lane, min(pipeline.next_moment(now), now + FRESH_ID_AFTER_S))
 
     def close(self) -> None:
         for pipeline in self._pipelines.values():
@@ -131,7 +128,7 @@ class Producing:
         self._pipelines.clear()
         self._requests.clear()
         self._stirred.clear()
-        self._alarms = Alarms()
+        self.alarms.clear()
 
     # -------------------------------------------------------------------------------------- sending
     def pump(self, now: float) -> None:
@@ -151,10 +148,10 @@ class Producing:
                     self._add(server, pipeline, batch)
                 pipeline.settle(now)
             if pipeline.retry_at > now:
-                self._alarms.by(pipeline.lane, pipeline.retry_at)
+                self.alarms.by(pipeline.lane, pipeline.retry_at)
 
     def _add(self, server: bytes, pipeline: Pipeline, batch: Batch) -> None:
-        batch.request = self._common.next_request()
+        batch.request = next(self._common.requests)
         self._requests[batch.request] = (pipeline, batch)
         data = batches.frame(
             batch.body, producer_id=pipeline.producer_id, epoch=batch.epoch, first_sequence=batch.sequence
@@ -174,8 +171,8 @@ class Producing:
         self._send(server_key, going[start:])
 
     def _send(self, server_key: bytes, going: list[tuple[ProduceItem, bytes]]) -> None:
-        message = Produce([item for item, _ in going])
-        self._common.effects.append(Send(server_key, message, tuple(data for _, data in going)))
+        items, payloads = zip(*going, strict=True)
+        self._common.effects.append(Send(server_key, Produce(list(items)), payloads))
 
     def _why(self, topic_id: bytes, partition: int) -> str:
         owner = self._routing.owner_of(topic_id, partition)

@@ -62,13 +62,13 @@ class Reading(Watching):
         owner = self._routing.owner_of
         return any(
             part.server == server_key or (part.server is None and owner(*part.key) == server_key)
-            for s in self._subs.values()
+            for s in self.subs.values()
             for part in s.parts.values()
         )
 
     # -------------------------------------------------------------------- what the application does
     def on_subscribe(self, event: SubscribeRequested) -> None:
-        s = self._subs[event.sub] = Subscribed(
+        s = self.subs[event.sub] = Subscribed(
             event.sub,
             event.pattern,
             event.start,
@@ -82,7 +82,7 @@ class Reading(Watching):
         self._stirred[s] = None
 
     def on_consumed(self, event: Consumed) -> None:
-        s = self._subs.get(event.sub)
+        s = self.subs.get(event.sub)
         flow = s.flows.get(event.source) if s else None
         if s is None or flow is None:
             return
@@ -91,18 +91,18 @@ class Reading(Watching):
             self._grant(s, event.source, flow)
 
     def on_unsubscribed(self, sub: int) -> None:
-        s = self._subs.get(sub)
+        s = self.subs.get(sub)
         if s is not None:
             self._forget(s, Unavailable("the subscription was closed"))
 
     def close(self) -> None:
-        for s in list(self._subs.values()):
+        for s in list(self.subs.values()):
             self._forget(s, Unavailable("the client was closed"))
 
     # ------------------------------------------------------------------------ what happens to links
     def on_lost(self, server_key: bytes, now: float) -> None:
         self._registries.pop(server_key, None)
-        for s in self._subs.values():
+        for s in self.subs.values():
             for part in s.parts.values():
                 if part.server == server_key:
                     self._wait(s, part, now)
@@ -116,7 +116,7 @@ class Reading(Watching):
         """A link came up or routes changed: read at once what waits, and move what is read at a former
         leader.
         """
-        for s in self._subs.values():
+        for s in self.subs.values():
             for part in s.parts.values():
                 owner = self._routing.owner_of(*part.key)
                 if part.server is not None and owner is not None and owner != part.server:
@@ -127,12 +127,12 @@ class Reading(Watching):
             self._stirred[s] = None
 
     def on_tick(self, now: float) -> None:
-        if self._alarm.rings(now):
-            self._stirred.update(dict.fromkeys(self._subs.values()))
+        if self.alarm.rings(now):
+            self._stirred.update(dict.fromkeys(self.subs.values()))
 
     # --------------------------------------------------------------------------- what the mesh says
     def on_started(self, server_key: bytes, message: ReadStarted, now: float) -> None:
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         if s is None:
             return
         for item in message.items:
@@ -163,7 +163,7 @@ class Reading(Watching):
 
     def on_expired(self, server_key: bytes, message: Expired) -> None:
         """Records went before they came here; what comes next is behind them."""
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         for item in message.items if s is not None else ():
             part = s.parts.get((item.topic_id, item.partition)) if s is not None else None
             if s is None or part is None or part.server != server_key or not part.started:
@@ -176,7 +176,7 @@ class Reading(Watching):
         self._common.effects.append(TellExpired(s.sub, part.topic, part.number, count, then))
 
     def on_ended(self, server_key: bytes, message: ReadEnded, now: float) -> None:
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         part = s.parts.get((message.topic_id, message.partition)) if s else None
         if s is None or part is None or part.server != server_key:
             return
@@ -194,7 +194,7 @@ class Reading(Watching):
         """Raises: RemoteProtocolError when it is not what a peer may push."""
         if len(payloads) != len(message.items):
             raise RemoteProtocolError(f"{len(message.items)} batches announced, {len(payloads)} delivered")
-        s = self._subs.get(message.sub)
+        s = self.subs.get(message.sub)
         if s is None:
             return  # of a subscription that was closed
         flow = s.flows.get(server_key)
@@ -240,7 +240,7 @@ class Reading(Watching):
     # --------------------------------------------------------------------------------------- asking
     def pump(self, now: float) -> None:
         for s in self._stirred:
-            if s.sub in self._subs:
+            if s.sub in self.subs:
                 self._watch(s, now)
                 self._read(s, now)
         self._stirred.clear()
@@ -250,7 +250,7 @@ class Reading(Watching):
         for part in s.waiting.values():
             server = self._routing.owner_of(*part.key)
             if now < part.retry_at:
-                self._alarm.by(part.retry_at)
+                self.alarm.by(part.retry_at)
             elif server is not None and self._routing.use(server, now):
                 by_server.setdefault(server, []).append(part)
         for server, parts in by_server.items():
@@ -318,7 +318,7 @@ class Reading(Watching):
         for server in s.flows:
             if self._routing.is_ready(server):
                 self._send(server, Unread(s.sub))
-        self._subs.pop(s.sub, None)
+        self.subs.pop(s.sub, None)
 
 
 def _records_lost(part: Part, end: int) -> RecordsLost:

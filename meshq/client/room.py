@@ -27,9 +27,6 @@ class Room:
         self._wakes_at = limit - min(limit // 4, 2 * batch_bytes)
         self._waiting: list[asyncio.Future[None]] = []
 
-    def is_full(self) -> bool:
-        return self.used >= self.limit
-
     def release(self, size: int) -> None:
         self.used -= size
         if self._waiting and self.used <= self._wakes_at:

@@ -71,9 +71,6 @@ class Changes:
     home: bool = False
     routes: bool = False
 
-    def __bool__(self) -> bool:
-        return bool(self.lost or self.gained or self.home or self.routes)
-
 
 class Routing:
     """`needed` tells whether something waits to be said to a peer, or is expected from it."""
@@ -93,7 +90,7 @@ class Routing:
         self._needed = needed
         self._links = {s.server_key: _Link(s.server_key, s.name, s.endpoints) for s in seeds}
         self._seek_at = 0.0
-        self._alarm = Alarm()
+        self.alarm = Alarm()
         self._changes = Changes()
         self.home: bytes | None = None
         self.routes: Routes | None = None
@@ -119,22 +116,20 @@ class Routing:
             if now >= link.retry_at:
                 self._open(link, now)
             else:
-                self._alarm.by(link.retry_at)
+                self.alarm.by(link.retry_at)
         return False
 
     def is_ready(self, server_key: bytes) -> bool:
         link = self._links.get(server_key)
         return link is not None and link.phase is Phase.READY
 
-    def take_changes(self) -> Changes:
-        changes, self._changes = self._changes, Changes()
+    def take_changes(self) -> Changes | None:
+        """None: nothing has changed since the last time."""
+        changes = self._changes
+        if not (changes.lost or changes.gained or changes.home or changes.routes):
+            return None
+        self._changes = Changes()
         return changes
-
-    def has_changes(self) -> bool:
-        return bool(self._changes)
-
-    def deadline(self) -> float:
-        return self._alarm.at
 
     def why_not(self, server_key: bytes | None) -> str:
         """Why nothing can be sent to this peer (None: to any peer)."""
@@ -236,7 +231,7 @@ class Routing:
 
     # ----------------------------------------------------------------------------------------- time
     def on_tick(self, now: float) -> None:
-        if not self._alarm.rings(now):
+        if not self.alarm.rings(now):
             return
         for link in list(self._links.values()):
             match link.phase:
@@ -257,7 +252,7 @@ class Routing:
         if link.wanted and now >= link.retry_at:
             self._open(link, now)
         elif link.wanted:
-            self._alarm.by(link.retry_at)
+            self.alarm.by(link.retry_at)
 
     def _on_ready_tick(self, link: _Link, now: float) -> None:
         if link.server_key != self.home and now >= link.used_at + IDLE_S:
@@ -270,14 +265,14 @@ class Routing:
         if now >= link.pinged_at + PING_EVERY_S:
             link.pinged_at = now
             self._send(link.server_key, Ping(int(now * 1000) & 0x7FFFFFFF))
-        self._alarm.by(link.pinged_at + PING_EVERY_S)
+        self.alarm.by(link.pinged_at + PING_EVERY_S)
         self._end_at(link, link.heard_at + SILENCE_S, "nothing was heard of it for 10 s", now)
 
     def _end_at(self, link: _Link, moment: float, reason: str, now: float) -> None:
         if now >= moment:
             self.drop(link.server_key, reason, now)
         else:
-            self._alarm.by(moment)
+            self.alarm.by(moment)
 
     # ------------------------------------------------------------------------------- how it is done
     def _seek(self, now: float) -> None:
@@ -290,17 +285,17 @@ class Routing:
             self._changes.home = True
             return
         if now < self._seek_at:
-            self._alarm.by(self._seek_at)
+            self.alarm.by(self._seek_at)
             return
         down = [x for x in self._links.values() if x.phase is Phase.DOWN]
         candidates = sorted((x for x in down if now >= x.retry_at), key=lambda x: x.attempt)
         if candidates:
             self._open(candidates[0], now)
             self._seek_at = now + NEXT_CANDIDATE_S
-            self._alarm.by(self._seek_at)
+            self.alarm.by(self._seek_at)
         for link in down:
             if now < link.retry_at:
-                self._alarm.by(link.retry_at)
+                self.alarm.by(link.retry_at)
 
     def _open(self, link: _Link, now: float) -> None:
         self._common.effects.append(OpenLink(link.server_key, link.endpoints()))
@@ -312,7 +307,7 @@ class Routing:
         link.since = link.heard_at = now
         # READY has many moments to mind: look at once, the tick finds the first.
         wait = {Phase.OPENING: OPENING_S, Phase.GREETING: GREETING_S}.get(phase, PING_EVERY_S)
-        self._alarm.by(now + wait)
+        self.alarm.by(now + wait)
 
     def _lose(self, link: _Link, reason: str, now: float) -> None:
         """The one door out of a link that was not meant to end."""
@@ -321,7 +316,7 @@ class Routing:
         link.retry_at = now + delay_s(link.attempt, self._common.rng)
         link.attempt += 1
         if link.wanted:
-            self._alarm.by(link.retry_at)
+            self.alarm.by(link.retry_at)
         self._changes.lost.append(link.server_key)
         if self.home == link.server_key:
             self.home = None

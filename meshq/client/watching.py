@@ -21,19 +21,16 @@ class Watching:
     def __init__(self, common: Common, routing: Routing) -> None:
         self._common = common
         self._routing = routing
-        self._subs: dict[int, Subscribed] = {}
+        self.subs: dict[int, Subscribed] = {}
         self._watches: dict[int, Subscribed] = {}
         self._stirred: dict[Subscribed, None] = {}
         self._registries: dict[bytes, int] = {}  # server key -> the registry it has, at least; of live links
-        self._alarm = Alarm()
-
-    def deadline(self) -> float:
-        return self._alarm.at
+        self.alarm = Alarm()
 
     def on_home(self, now: float) -> None:
         """Another home, or the same one anew: it has to be asked for the topics again."""
         self._watches.clear()
-        for s in self._subs.values():
+        for s in self.subs.values():
             s.watch = 0
             s.arriving = None
             s.watch_retry_at = now
@@ -93,7 +90,7 @@ class Watching:
         s.watch = 0
         s.watch_retry_at = now + max(delay_s(s.watch_attempt, self._common.rng), error.retry_after_ms / 1000)
         s.watch_attempt += 1
-        self._alarm.by(s.watch_retry_at)
+        self.alarm.by(s.watch_retry_at)
         return True
 
     # --------------------------------------------------------------------------------------- asking
@@ -102,9 +99,9 @@ class Watching:
         if s.watch or home is None:
             return
         if now < s.watch_retry_at:
-            self._alarm.by(s.watch_retry_at)
+            self.alarm.by(s.watch_retry_at)
             return
-        s.watch = self._common.next_request()
+        s.watch = next(self._common.requests)
         s.arriving = {}
         self._watches[s.watch] = s
         self._send(home, Watch(s.watch, s.pattern, list(s.prefixes), s.version))

@@ -179,7 +179,7 @@ def peers_rows(core: PeerCore) -> list[dict[str, object]]:
             "alive": route.alive,
             "certificate": registry.peers[PeerId(route.peer)].certificate,
         }
-        for route in core.routes().peers
+        for route in core.whereabouts.routes().peers
     ]
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,49 +20,22 @@ from typing import Any
 
 from meshq import messages
 from meshq.batch import Buffer
-from meshq.client.core import ClientCore
-from meshq.client.driver import ClientDriver
-from meshq.client.facts import Seed
 from meshq.client.mesh import Mesh
 from meshq.errors import Unavailable
-from meshq.gossip.words import LinkCarried
 from meshq.ids import PeerId, show_id
-from meshq.peer.core.context import CoreSettings, Me
-from meshq.peer.core.core import PeerCore
+from meshq.peer.carrying import Carriers, carriers
 from meshq.peer.core.events import (
     LOCAL,
-    ClockTold,
-    CloseLink,
-    DeletePayloads,
     Effect,
     Event,
-    FetchBatches,
-    HintMembership,
     LinkProbeWanted,
-    Mended,
     MessageArrived,
-    OpenLink,
-    PeerLeft,
-    PeersRegistered,
-    Persist,
-    ReadPayloads,
-    ReadRows,
-    ReadSlotLog,
-    ResumeWrites,
     RoomMeasured,
     RoundTripsMeasured,
-    SeekTime,
-    SendPeer,
-    SendSession,
     SessionClosed,
-    Settle,
-    StopPeer,
-    SurveyBatches,
-    TellMembership,
-    TellRolledBack,
     Ticked,
 )
-from meshq.peer.disk import DiskShell, log_mended, refuse_lost_store, restore
+from meshq.peer.disk import DiskShell, restore
 from meshq.peer.doors import Door
 from meshq.peer.endpoints import listen, tcp
 from meshq.peer.feed import Feed
@@ -72,7 +43,7 @@ from meshq.peer.gateway import GatewayLinks
 from meshq.peer.links import PeerLinks
 from meshq.peer.neighbours import Neighbours, News
 from meshq.peer.news import events_of
-from meshq.peer.papers import found_registry, registry_peer
+from meshq.peer.opening import make_core, make_gateway, open_store
 from meshq.peer.plain import Plain, peers_rows
 from meshq.peer.presence import Presence
 from meshq.peer.proposals import Proposals
@@ -80,9 +51,7 @@ from meshq.peer.renewal import Renewal
 from meshq.peer.settings import DOOR, PEERS, Settings
 from meshq.peer.sockets import PeerSockets
 from meshq.peer.tally import tally
-from meshq.registry.state import GENESIS_DISK
 from meshq.security.directory import DataDirectory, DirectoryLock, Loaded
-from meshq.store.store import Store
 from meshq.transport.context import make_context
 
 log = logging.getLogger(__name__)
@@ -90,6 +59,7 @@ HAND_OVER_S = 2.0  # how long a stop waits for others to lead
 LEFT_S = 1.0  # between having left and stopping
 FLUSH_S = 5.0  # how long a stop waits for the disk
 TALLY_S = 1.0
+_now = time.monotonic  # as the loop does
 
 
 class PeerShell:
@@ -104,13 +74,14 @@ class PeerShell:
         self._events: deque[Event] = deque()
         self._busy = self._was_up = False
         self._idle = asyncio.Event()  # nothing is on its way to disk
-        self._proposals = Proposals(self.tell)
+        self.proposals = Proposals(self.tell)
         self._timer: asyncio.TimerHandle | None = None
         self._wound_at = -inf  # not before the core has started
         self._stopping: asyncio.Task[None] | None = None
         self._tally_at = 0.0
         self._closers: list[Callable[[], Any]] = []  # undone in reverse order
         self._presence: Presence | None = None  # once it is up
+        self._carriers: Carriers = {}  # once all parts are there
         self.gateway: Mesh
 
     # ---------------------------------------------------------------------------------------- start
@@ -171,7 +142,7 @@ class PeerShell:
             boot_id=self.core.ctx.me.boot,
             signing_key_of=self._signing_key_of,
             on_news=self._on_news,
-            on_fatal=self._fail,
+            on_fatal=self.fail,
             probe_link=lambda peer, payload: self.tell(LinkProbeWanted(peer, payload)),
         )
         self._closers.append(self.neighbours.stop)
@@ -179,7 +150,8 @@ class PeerShell:
         presence = Presence(self.directory, papers, self.settings)
         self._closers.append(presence.withdraw)
         self.core.on_own_record(self.neighbours.addresses, self.neighbours.members.own.order)
-        self._execute(self.core.start(now=self._now(), wall_ms=_wall_ms(), room_bytes=self.store.room()))
+        self._carriers = carriers(self)
+        self._execute(self.core.start(now=_now(), wall_ms=_wall_ms(), room_bytes=self.store.room()))
         self.neighbours.start()
         self._tick()
         presence.announce(self.neighbours.addresses)
@@ -194,64 +166,29 @@ class PeerShell:
         )
 
     def _open_core(self, papers: Loaded) -> None:
-        s = self.settings
-        refuse_lost_store(self.directory, papers, begin_empty=s.begin_empty)
-        self.store = Store.open(
-            self.directory.store,
-            mesh_id=papers.mesh_id,
-            bytes_max=s.witness_bytes_max if self.papers.certificate.witness else s.store_bytes_max,
-            reserve_bytes=s.disk_reserve_bytes,
-            disk_id=None if self.directory.was_started() else GENESIS_DISK,
-        )
+        self.store = open_store(self.directory, self.settings, papers)
         self._closers.append(self._close_store)
-        identity = papers.identity
-        me = Me(
-            identity.peer_id,
-            identity.name,
-            identity.curve_public,
-            os.urandom(16),
-            registry_peer(papers),
-            self.store.disk_id,
-            self.store.boot_epoch,
-            self.directory.raise_boot_epoch(),
-        )
-        settings = CoreSettings(
-            s.auto_create,
-            s.record_bytes_max,
-            evacuate_after_s=s.evacuate_after_s,
-            move_bytes_s=s.move_bytes_s,
-            weight=s.weight,
-            zone=s.zone,
-        )
-        rng = random.Random(os.urandom(16))
-        self.core = PeerCore(
-            me, found_registry(papers), settings=settings, random_id=lambda: os.urandom(16), rng=rng
-        )
+        self.core = make_core(self.directory, self.settings, papers, self.store)
         restore(self.core, self.store)
         self.disk = DiskShell(
             self.store,
             self._loop,
             self.tell,
-            self._fail,
+            self.fail,
             is_awaited=self.core.fetching.is_awaited,
             has_gone=self.core.slots.has_gone,
             was_rewritten=self.core.slots.was_rewritten,
         )
 
     def _make_gateway(self, context: Any) -> None:
-        identity = self.papers.identity
-        self._local_links = GatewayLinks(
+        self.local_links = GatewayLinks(
             context,
-            identity,
+            self.papers.identity,
             lambda session, frames: self._guarded(self._on_local, session, frames),
             lambda session: self.tell(SessionClosed((LOCAL, session))),
             _peers_port,
         )
-        seed = Seed(identity.curve_public, (tcp(f"127.0.0.1:{self.settings.port}"),), identity.name)
-        rng = random.Random(os.urandom(16))
-        core = ClientCore([seed], mesh_id=self.papers.mesh_id, name=f"{identity.name} (gateway)", rng=rng)
-        owner = self.papers.mesh_id, identity.curve_public
-        self.gateway = Mesh(ClientDriver(core, self._local_links), owner=owner)
+        self.gateway = make_gateway(self.settings, self.papers, self.local_links)
 
     # ----------------------------------------------------------------------------------------- stop
     async def stop(self) -> None:
@@ -278,7 +215,7 @@ class PeerShell:
                     await result
             except Exception:
                 log.exception("While stopping", extra={"event": "StopFailed"})
-        self._proposals.cancel()
+        self.proposals.cancel()
         if not self.failed.done():
             self.failed.cancel()
 
@@ -290,17 +227,17 @@ class PeerShell:
 
     async def _hand_over(self) -> None:
         """Have others lead what is led here, so that nobody has to notice that this peer is gone."""
-        end = self._now() + HAND_OVER_S
+        end = _now() + HAND_OVER_S
         left = 1
-        while left and self._now() < end and not self.failed.done():
-            left, effects = self.core.hand_over(now=self._now(), wall_ms=_wall_ms())
+        while left and _now() < end and not self.failed.done():
+            left, effects = self.core.hand_over(now=_now(), wall_ms=_wall_ms())
             self._guarded(self._execute, effects)
             if left:
                 self.tell(Ticked())
                 await asyncio.sleep(0.02)
 
     def _checkpoint(self) -> None:
-        self._execute(self.core.checkpoint(now=self._now(), wall_ms=_wall_ms()))
+        self._execute(self.core.checkpoint(now=_now(), wall_ms=_wall_ms()))
 
     async def _close_gateway(self) -> None:
         await self.gateway.close(**({"timeout": 0.0} if self.failed.done() else {}))
@@ -316,7 +253,7 @@ class PeerShell:
                 async with asyncio.timeout(FLUSH_S):
                     await self._idle.wait()
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         if not self.failed.done():
             log.critical("The peer stops: %s", error, exc_info=error, extra={"event": "PeerFailed"})
             self.failed.set_exception(error)
@@ -329,7 +266,7 @@ class PeerShell:
         try:
             call(*args)
         except Exception as e:
-            self._fail(e)
+            self.fail(e)
 
     # --------------------------------------------------------------------------------------- events
     def tell(self, event: Event) -> None:
@@ -344,63 +281,22 @@ class PeerShell:
         self._busy = True
         try:
             while self._events:
-                effects = self.core.handle(self._events.popleft(), now=self._now(), wall_ms=_wall_ms())
-                self._execute(effects)
-            if not self.core.ctx.disk.outstanding:
+                event = self._events.popleft()
+                for effect in self.core.handle(event, now=_now(), wall_ms=_wall_ms()):
+                    self._carriers[type(effect)](effect)
+            if self._stopping is not None and not self.core.ctx.disk.outstanding:
                 self._idle.set()
             self._wind()
         except Exception as e:
-            self._fail(e)
+            self.fail(e)
         finally:
             self._busy = False
 
     def _execute(self, effects: list[Effect]) -> None:
         for effect in effects:
-            match effect:
-                case SendSession():
-                    self._send(effect)
-                case Persist():
-                    self.store.write(effect.write)
-                case FetchBatches() | SeekTime():
-                    self.disk.read(effect)
-                case SendPeer():
-                    self.links.send(effect.peer, effect.message, effect.payloads)
-                case ReadSlotLog():
-                    self.disk.read_log(effect)
-                case ReadRows():
-                    self.disk.read_rows(effect)
-                case ReadPayloads():
-                    self.disk.read_payloads(effect)
-                case SurveyBatches():
-                    self.disk.survey(effect)
-                case DeletePayloads():
-                    self.disk.delete(effect.slot, effect.partition, effect.below)
-                case OpenLink():
-                    self.links.open(effect)
-                case CloseLink():
-                    self.links.close_link(effect.peer)
-                case PeersRegistered():
-                    self.neighbours.on_registered(effect.peers)
-                case HintMembership():
-                    self.neighbours.on_hint(effect.peer, effect.what)
-                case TellMembership():
-                    self.neighbours.handle(LinkCarried(effect.payload, effect.peer))
-                case ResumeWrites():
-                    self.store.resume()
-                case Mended():
-                    log_mended(effect)
-                case TellRolledBack():
-                    self._log_rolled_back(effect.peer)
-                case ClockTold(event, text, wrong):
-                    log.log(logging.WARNING if wrong else logging.INFO, "%s", text, extra={"event": event})
-                case PeerLeft():
-                    self._on_left()
-                case StopPeer():
-                    self._fail(effect.error)
-                case Settle():
-                    self._proposals.settle(effect)
+            self._carriers[type(effect)](effect)
 
-    def _on_left(self) -> None:
+    def on_left(self) -> None:
         """The mesh let this peer go: it stops as when it is told to, a moment later, so that who asks how far
         it is still gets an answer.
         """
@@ -411,20 +307,6 @@ class PeerShell:
     def _stop_soon(self) -> None:
         if self._stopping is None:
             self._stopping = self._loop.create_task(self._stop())
-
-    def _log_rolled_back(self, peer: PeerId) -> None:
-        log.critical(
-            "Peer %s has seen a later start of this disk: %s was copied, put back, or runs twice. This peer "
-            "takes part in no decision any more: stop it, remove that directory and start it again, empty",
-            self._name_of(peer), self.directory.store, extra={"event": "DiskRolledBack"},
-        )  # fmt: skip
-
-    def _send(self, effect: SendSession) -> None:
-        if effect.session[0] == LOCAL:
-            frames: list[Buffer] = [messages.VERB, messages.encode(effect.message), *effect.payloads]
-            self._local_links.deliver(effect.session[1], frames)
-        else:
-            self.sockets.send(effect)
 
     def _tick(self) -> None:
         self._wound_at = -inf  # not in between: what was due is due until the last event
@@ -448,8 +330,8 @@ class PeerShell:
         if self._presence is not None:
             self._presence.update(self.neighbours.addresses)  # `invite` tells it to others
         self.tell(Ticked())
-        if self._now() >= self._tally_at:
-            self._tally_at = self._now() + TALLY_S
+        if _now() >= self._tally_at:
+            self._tally_at = _now() + TALLY_S
             self._count()
             self.tell(RoundTripsMeasured(self.neighbours.round_trips_ms()))
 
@@ -464,15 +346,12 @@ class PeerShell:
         self.core.ctx.outbox = outbox.status() if outbox is not None else None
         self.core.ctx.outside = tally(self.sockets, self.store, parts)
 
-    def _now(self) -> float:
-        return self._loop.time()
-
     # -------------------------------------------------------------------------------------- callers
     async def propose(self, command: bytes) -> int:
         """Commit a registry command; its index. Raises what it was refused with."""
         if self.failed.done():
             raise Unavailable("this peer is stopping")
-        return await self._proposals.propose(command)
+        return await self.proposals.propose(command)
 
     def _on_local(self, session: bytes, frames: list[Buffer]) -> None:
         key = self.papers.identity.curve_public
@@ -486,9 +365,9 @@ class PeerShell:
 
     def _on_news(self, news: News) -> None:
         me = self.core.ctx.me.peer
-        self.tell(events_of(news, me=me, name_of=self._name_of, now=self._now(), wall_ms=_wall_ms()))
+        self.tell(events_of(news, me=me, name_of=self.name_of, now=_now(), wall_ms=_wall_ms()))
 
-    def _name_of(self, peer: PeerId) -> str | None:
+    def name_of(self, peer: PeerId) -> str | None:
         registered = self.core.ctx.registry.peers.get(peer)
         return registered.facts.name if registered else None
 

@@ -11,6 +11,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import zmq
@@ -103,7 +104,7 @@ class PeerSockets:
                     affinity=affinity,
                     message_bytes_max=MESSAGE_BYTES_MAX,
                     hwm=SEND_QUEUE_MAX,
-                    on_message=lambda s, k, f, door=door: self._on_message((door, s), k, f),  # type: ignore[misc]
+                    on_message=partial(self._on_message, door),
                     public_key=public_key,
                     secret_key=secret_key,
                     **bounds,
@@ -176,9 +177,10 @@ class PeerSockets:
         except MeshqError:
             return []
 
-    def _on_message(self, session: Session, key: bytes, frames: list[Buffer]) -> None:
+    def _on_message(self, door: str, connection: bytes, key: bytes, frames: list[Buffer]) -> None:
+        session = door, connection
         if bytes(frames[0][:3]) != messages.VERB:
-            if session[0] == CLIENTS:
+            if door == CLIENTS:
                 self._on_plain(key, frames, lambda parts: self._send(session, parts))
             return
         try:

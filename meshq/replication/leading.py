@@ -153,7 +153,6 @@ class Leading:
         """Send whatever may be sent, once a turn."""
         if self._dirty:
             self._dirty = False
-            self._advance()  # a single voter decides alone
             for node, progress in self.followers.items():
                 self._replicate(node, progress)
 
@@ -319,9 +318,10 @@ class Leading:
 
     def _on_config_committed(self) -> None:
         s = self._state
-        if s.config.is_joint:
-            self._append(EntryKind.CONFIG, encode_config(leave_joint(s.config)), b"")
-        elif not s.config.is_voter(s.me):
+        config = s.config
+        if config.outgoing:
+            self._append(EntryKind.CONFIG, encode_config(leave_joint(config)), b"")
+        elif s.me not in config.voters:
             self._dirty = False
             for node, p in self.followers.items():
                 self._send_empty(node, p)  # they should know that it is decided
@@ -470,5 +470,5 @@ class Leading:
             self._unsupported_since = s.now
 
     def deadline(self) -> float:
-        due = min((p.due for p in self.followers.values()), default=inf)
+        due = min([p.due for p in self.followers.values()], default=inf)
         return min(due, self.hand_over.until, self._unsupported_since + self._state.settings.quorum_s)

@@ -91,6 +91,7 @@ class Replica:
         self._state = s = State(
             slot, me, settings or Settings(), rng, hard, log, Configs(configs), applied, ahead=ahead, now=now
         )
+        self.log = log
         s.rolled_back = frozen
         s.supports, s.supported_by = set(supports), set(supported_by)
         self._leading = Leading(s, self._resign)
@@ -143,13 +144,9 @@ class Replica:
         return self._state.log.last
 
     @property
-    def log(self) -> Log:
-        return self._state.log
-
-    @property
     def config(self) -> Config:
         """The newest appended one: the one that holds."""
-        return self._state.config
+        return self._state.configs.newest
 
     @property
     def frozen(self) -> bool:
@@ -199,7 +196,8 @@ class Replica:
 
     def copies(self) -> dict[Node, int]:
         """The same of those that keep payloads: who a receipt counts."""
-        return {node: index for node, index in self.match().items() if not self._state.knows_witness(node)}
+        match, witnesses = self.match(), self._state.witnesses()
+        return {node: index for node, index in match.items() if node not in witnesses} if witnesses else match
 
     def deadline(self) -> float:
         s = self._state
@@ -262,7 +260,6 @@ class Replica:
         s.flush()
         if s.role is Role.LEADER:
             self._leading.flush()
-            s.flush()  # a configuration may have followed one that was decided
         out = s.out
         s.out = []
         return out

@@ -141,5 +141,5 @@ def _has_majority(voters: tuple[Node, ...], of: Collection[Node]) -> bool:
 def _committed(voters: tuple[Node, ...], match: Mapping[Node, int]) -> int:
     if not voters:
         return 0
-    have = sorted((match.get(v, 0) for v in voters), reverse=True)
+    have = sorted([match.get(v, 0) for v in voters], reverse=True)
     return have[len(voters) // 2]

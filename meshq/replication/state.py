@@ -67,24 +67,25 @@ class Configs:
     """
 
     history: list[tuple[int, Config]]  # rising; the first one is committed, later ones may not be
+    index: int = field(init=False)  # of the newest one, and that itself: asked for at every step
+    newest: Config = field(init=False)
 
-    @property
-    def newest(self) -> Config:
-        return self.history[-1][1]
-
-    @property
-    def index(self) -> int:
-        return self.history[-1][0]
+    def __post_init__(self) -> None:
+        self.index, self.newest = self.history[-1]
 
     def add(self, index: int, config: Config) -> None:
         self.history.append((index, config))
+        self.index, self.newest = index, config
 
     def truncate(self, from_index: int) -> None:
         while len(self.history) > 1 and self.history[-1][0] >= from_index:
             self.history.pop()
+        self.index, self.newest = self.history[-1]
 
     def settle(self, commit: int) -> list[tuple[int, Config]]:
         """Those that were committed since the last call; only the newest of them is kept."""
+        if len(self.history) == 1:
+            return []
         settled = [x for x in self.history[1:] if x[0] <= commit]
         if settled:
             del self.history[: len(settled)]
@@ -148,10 +149,10 @@ class State:
     def config(self) -> Config:
         return self.configs.newest
 
-    def knows_witness(self, node: Node) -> bool:
+    def witnesses(self) -> set[Node]:
         """By any configuration that may hold: one that the newest leaves out still lacks payloads."""
-        me = node == self.me and self.is_witness
-        return me or any(node in config.witnesses for _, config in self.configs.history)
+        named = {node for _, config in self.configs.history for node in config.witnesses}
+        return {*named, self.me} if self.is_witness else named
 
     @property
     def frozen(self) -> bool:
@@ -289,9 +290,11 @@ class State:
             return
         self.token += 1
         hard = self.hard if self._hard_dirty else None
-        items, told = tuple(self._unwritten), sum(count for _, count in self._drops)
-        dropped = tuple(self._dropped[told:])
-        self._drops.append((self.token, len(dropped)))
+        items = tuple(self._unwritten)
+        dropped: tuple[Item, ...] = ()
+        if self._dropped:
+            dropped = tuple(self._dropped[sum(count for _, count in self._drops) :])
+            self._drops.append((self.token, len(dropped)))
         self.out.append(Persist(self.token, hard, self._truncate_from, items, dropped))
         self._ends.append((self.token, self.log.last.index))
         self._hard_dirty = False

@@ -101,7 +101,7 @@ class Support:
         self._settings = settings or SupportSettings()
         self._partners: dict[PeerId, _Partner] = {}  # bounded by the registered peers
         self._seq = 0
-        self._beat_at = now
+        self._beat_at = self.due = now  # `due`: when a tick is wanted; perhaps too early, never too late
         self._disk_stalled = False
         self._out: list[SupportEffect] = []
 
@@ -114,11 +114,10 @@ class Support:
         """Who is known to treat this host as alive."""
         return {peer for peer, p in self._partners.items() if p.got}
 
-    def deadline(self) -> float:
-        if not self._partners:
-            return inf
-        ends = (t for p in self._partners.values() for t in self._ends(p))
-        return min(self._beat_at, min(ends, default=inf))
+    def _look(self) -> None:
+        """Beats only put off when support ends, so `due` is looked for when its time has come."""
+        ends = [t for p in self._partners.values() for t in self._ends(p)]
+        self.due = min([self._beat_at, *ends]) if self._partners else inf
 
     def _ends(self, p: _Partner) -> Sequence[float]:
         return [t for t, holds in ((self._given_until(p), p.given), (p.got_until, p.got)) if holds]
@@ -134,6 +133,7 @@ class Support:
             self._drop(peer, self._partners.pop(peer))
         for peer in sorted(set(peers) - set(self._partners)):
             self._partners[peer] = _Partner()
+        self._look()
         return self._take()
 
     def on_disk(self, *, stalled: bool) -> None:
@@ -156,6 +156,7 @@ class Support:
             if beat.supports:
                 p.got_until = max(p.got_until, sent_at + self._settings.support_s)
                 self._set_got(peer, p, p.got_until > now)
+                self.due = min(self.due, p.got_until)  # of an old beat, that is soon
         p.disputed = beat.believed != checksum(self._led(peer))
         if beat.slots is not None and checksum(self._believed(peer)) != beat.led:
             self._out.append(LeadsOnly(peer, frozenset((slot, term) for slot, term in beat.slots)))
@@ -179,6 +180,7 @@ class Support:
         p = self._partners.get(peer)
         if p is not None:
             p.suspected = suspected
+            self._look()
 
     def on_tick(self, *, now: float) -> list[SupportEffect]:
         late_s = now - self._beat_at
@@ -193,6 +195,7 @@ class Support:
             self._beat_at = now + self._settings.beat_s
             if not self._disk_stalled:
                 self._beat(now)
+        self._look()
         return self._take()
 
     # ----------------------------------------------------------------------------------------- how it is done

@@ -84,6 +84,8 @@ class Log:
             return self.start.term
         if not self.start.index < index <= self.last.index:
             return None
+        if self._terms and index >= self._terms[-1][0]:
+            return self._terms[-1][1]  # as nearly always
         place = bisect_right(self._terms, index, key=lambda t: t[0])
         return self._terms[place - 1][1] if place else self.start.term
 

@@ -12,7 +12,6 @@ entry before, so that a log which differs where terms agree is seen as damaged a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -155,31 +154,26 @@ Message = RequestVote | VoteReply | AppendEntries | AppendReply | InstallSnapsho
 
 
 # ------------------------------------------------------------------------------------------- events
-@dataclass(frozen=True, slots=True)
-class Ticked:
+class Ticked(msgspec.Struct, frozen=True):
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     frm: Node
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Persisted:
+class Persisted(msgspec.Struct, frozen=True):
     """Everything up to and including the Persist of this token is on disk, synced."""
 
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class PersistFailed:
+class PersistFailed(msgspec.Struct, frozen=True):
     """The disk was full: of what was not yet Persisted nothing is on it, and nothing will be."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogRead:
+class LogRead(msgspec.Struct, frozen=True):
     """What a ReadLog asked for: dense items after `prev`, at least one; none when the disk could not."""
 
     to: Node
@@ -187,39 +181,34 @@ class LogRead:
     items: tuple[Item, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PeerLinked:
+class PeerLinked(msgspec.Struct, frozen=True):
     """A connection to that node was (re)made: what was on its way is lost, and it may have restarted."""
 
     node: Node
 
 
-@dataclass(frozen=True, slots=True)
-class SupportGiven:
+class SupportGiven(msgspec.Struct, frozen=True):
     """This host began (or ceased) to treat that peer as alive. See support.py."""
 
     peer: PeerId
     given: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SupportGot:
+class SupportGot(msgspec.Struct, frozen=True):
     """That peer began (or ceased) to treat this one as alive."""
 
     peer: PeerId
     got: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LeaderGone:
+class LeaderGone(msgspec.Struct, frozen=True):
     """That peer restarted, or says that it does not lead the slot in this term: it is its leader no more."""
 
     peer: PeerId
     term: int
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotRead:
+class SnapshotRead(msgspec.Struct, frozen=True):
     """A piece of this node's snapshot for `to`, or None when it is gone: begin again with a newer one."""
 
     to: Node
@@ -229,8 +218,7 @@ class SnapshotRead:
     done: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotStored:
+class SnapshotStored(msgspec.Struct, frozen=True):
     """A received piece is on disk; with `done`, the whole state replaced this slot's, log included."""
 
     meta: SnapshotMeta
@@ -238,8 +226,7 @@ class SnapshotStored:
     done: bool
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationSeen:
+class GenerationSeen(msgspec.Struct, frozen=True):
     """Somebody leads the slot in this term. Only another generation is news, see generations.py."""
 
     term: int
@@ -252,8 +239,7 @@ Event = (
 
 
 # ------------------------------------------------------------------------------------------ effects
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(msgspec.Struct, frozen=True):
     """In one transaction: forget entries from `truncate_from` on, append `items`, write `hard`; then sync.
 
     Persists are done in their order. `Persisted(token)` says that this one and all before are on disk. When
@@ -268,21 +254,18 @@ class Persist:
     dropped: tuple[Item, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     to: Node
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True):
     """These are decided, and durable here: apply them, in this order."""
 
     items: tuple[Item, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ReadLog:
+class ReadLog(msgspec.Struct, frozen=True):
     """Items from this index on, for a follower that is behind what is in memory. Answer: LogRead."""
 
     to: Node
@@ -290,8 +273,7 @@ class ReadLog:
     bytes_max: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadSnapshot:
+class ReadSnapshot(msgspec.Struct, frozen=True):
     """A piece of a snapshot of the applied state (`meta` None: of the newest). Answer: SnapshotRead."""
 
     to: Node
@@ -299,8 +281,7 @@ class ReadSnapshot:
     position: int
 
 
-@dataclass(frozen=True, slots=True)
-class StoreSnapshot:
+class StoreSnapshot(msgspec.Struct, frozen=True):
     """Put this piece aside; with `done`, replace the slot's state and log by it. Answer: SnapshotStored."""
 
     frm: Node
@@ -310,8 +291,7 @@ class StoreSnapshot:
     done: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TellRole:
+class TellRole(msgspec.Struct, frozen=True):
     """Role, leader or term changed. A leader knows all that was decided once it `serves`."""
 
     role: Role
@@ -320,45 +300,39 @@ class TellRole:
     serves: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TakenBack:
+class TakenBack(msgspec.Struct, frozen=True):
     """Entries from this index on, proposed here and seen by nobody else, did not reach the disk."""
 
     from_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class TellConfig:
+class TellConfig(msgspec.Struct, frozen=True):
     """A configuration was committed."""
 
     config: Config
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadReady:
+class ReadReady(msgspec.Struct, frozen=True):
     """The reads registered under these refs may be answered from state applied up to `index`."""
 
     refs: tuple[object, ...]
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadFailed:
+class ReadFailed(msgspec.Struct, frozen=True):
     """This node stopped leading before it could be sure: ask the leader."""
 
     refs: tuple[object, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Damaged:
+class Damaged(msgspec.Struct, frozen=True):
     """An entry differs from the leader's where the terms agree, or could not be read: replaced from there."""
 
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Diverged:
+class Diverged(msgspec.Struct, frozen=True):
     """What was decided here is not what the slot's new generation has: begin again, with nothing."""
 
 

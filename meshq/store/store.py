@@ -166,7 +166,6 @@ class Store:
     # -------------------------------------------------------------------------------------------- room
     def room(self) -> int:
         """Payload bytes that may still be queued; 0 means that publishing should be refused with DiskFull."""
-        self._check_open()
         return self._room.left()
 
     @property

@@ -84,7 +84,9 @@ class Writer:
         self.counters = Counters()
         self._dbs = dbs
         self._room = room
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
+        self._bell = threading.Lock()  # held, until there is something for the thread to look at
+        self._bell.acquire()
         self._queue: deque[tuple[Write, int]] = deque()
         self._drops: dict[PartitionKey, int | None] = {}  # one for a partition, however often it is asked for
         self._drop_at = 0.0  # not before this time
@@ -109,34 +111,39 @@ class Writer:
 
     def write(self, write: Write) -> None:
         size = write.payload_bytes()
-        with self._wake:
+        with self._lock:
             if self._state is _State.DEAD or self._closing:
                 return
             self._room.accepted(size)
             self._queue.append((write, size))
-            self._wake.notify()
+            self._ring()
 
     def drop(self, partition: PartitionKey, below: int | None) -> None:
-        with self._wake:
+        with self._lock:
             if self._state is _State.DEAD or self._closing:
                 return
             asked = self._drops.get(partition, below)
             self._drops[partition] = None if asked is None or below is None else max(asked, below)
-            self._wake.notify()
+            self._ring()
 
     def resume(self) -> list[int]:
-        with self._wake:
+        with self._lock:
             if self._state is not _State.REFUSING:
                 return []
             self._state = _State.WRITING
             return self._empty_queue()
 
     def close(self) -> None:
-        with self._wake:
+        with self._lock:
             self._closing = True
-            self._wake.notify()
+            self._ring()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+
+    def _ring(self) -> None:
+        """With the lock held. A Condition does the same in Python, which who writes would wait for."""
+        if self._bell.locked():
+            self._bell.release()
 
     # ------------------------------------------------------------------------------- the writer thread
     def _run(self) -> None:
@@ -152,20 +159,20 @@ class Writer:
 
     def _wait(self) -> bool:
         """Until there is something to do; False when the thread is to end."""
-        with self._wake:
-            while True:
+        while True:
+            with self._lock:
                 writable = bool(self._queue) and self._state is _State.WRITING
                 if self._closing and not writable:
                     return False
-                now = time.monotonic()
-                if writable or (self._drops and now >= self._drop_at):
+                wait_s = max(self._drop_at - time.monotonic(), 0.0) if self._drops else -1
+                if writable or wait_s == 0.0:
                     return True
-                self._wake.wait(self._drop_at - now if self._drops else None)
+            self._bell.acquire(timeout=wait_s)
 
     def _take_group(self) -> list[tuple[Write, int]]:
         group: list[tuple[Write, int]] = []
         total = 0
-        with self._wake:
+        with self._lock:
             while self._state is _State.WRITING and self._queue and len(group) < TRANSACTION_WRITES_MAX:
                 total += self._queue[0][1]
                 if group and total > TRANSACTION_BYTES_MAX:
@@ -212,26 +219,26 @@ class Writer:
         self._error.__cause__ = cause
         self.counters.failures += 1
         self._room.settled(size)
-        with self._wake:
+        with self._lock:
             self._state = _State.REFUSING
             tokens += self._empty_queue()
         self._on_failed(tokens, self._error)
 
     def _refuse_rest(self) -> None:
         """On closing: what came after a failure that nobody resumed from has failed with it."""
-        with self._wake:
+        with self._lock:
             tokens = self._empty_queue()
         if tokens:
             self._on_failed(tokens, self._error)
 
     def _next_drop(self) -> PartitionKey | None:
-        with self._wake:
+        with self._lock:
             if self._state is _State.DEAD or self._closing or time.monotonic() < self._drop_at:
                 return None
             return next(iter(self._drops), None)
 
     def _drop_piece(self, partition: PartitionKey) -> None:
-        with self._wake:
+        with self._lock:
             below = self._drops[partition]
         try:
             finished = self._delete_some(partition, below)
@@ -248,7 +255,7 @@ class Writer:
 
     def _settle_drop(self, partition: PartitionKey, below: int | None, *, finished: bool) -> None:
         """Report it, unless there is more to delete: then it is behind the others."""
-        with self._wake:
+        with self._lock:
             asked = self._drops.pop(partition)
             done = finished and asked == below
             if not done:
@@ -285,7 +292,7 @@ class Writer:
             f"the store cannot write any more ({type(cause).__name__}: {cause}); check the disk, restart"
         )
         error.__cause__ = cause
-        with self._wake:
+        with self._lock:
             self._state = _State.DEAD
             self._empty_queue()
             self._drops.clear()

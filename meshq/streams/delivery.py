@@ -88,7 +88,7 @@ class Deliveries:
         self._subs: dict[SubKey, _Subscription] = {}
         self._of_partition: dict[PartitionKey, dict[SubKey, _Reader]] = {}
         self._ends: dict[PartitionKey, int] = {}  # of partitions that are read
-        self._ready: dict[SubKey, None] = {}  # subscriptions with something collected to push
+        self.ready: dict[SubKey, None] = {}  # subscriptions with something collected to push
 
     # --------------------------------------------------------------------------------- what happens
     def on_read(
@@ -105,7 +105,7 @@ class Deliveries:
         self._ends[partition] = end
         if position < low:
             s.going.append(Skip(sub, partition, position, low))
-            self._ready[sub] = None
+            self.ready[sub] = None
         if reader.position < end:
             s.behind[partition] = None
         return self._advance(sub, s)
@@ -143,7 +143,7 @@ class Deliveries:
             if reader.position < low:
                 s = self._subs[sub]
                 s.going.append(Skip(sub, partition, reader.position, low))
-                self._ready[sub] = None
+                self.ready[sub] = None
                 reader.position, reader.fetching = low, False  # what is being fetched is void
                 s.behind[partition] = None
                 fetches += self._advance(sub, s)
@@ -191,7 +191,7 @@ class Deliveries:
             self._drop_reader(sub, s, partition)
         if not partitions:
             del self._subs[sub]
-            self._ready.pop(sub, None)
+            self.ready.pop(sub, None)
 
     def on_session_gone(self, session: Session) -> None:
         for sub in [k for k in self._subs if k[0] == session]:
@@ -216,7 +216,7 @@ class Deliveries:
     def take_pushes(self) -> list[Push | Skip]:
         """Everything collected since the last call, in its order, in as few messages as the limits allow."""
         pushes: list[Push | Skip] = []
-        for sub in self._ready:
+        for sub in self.ready:
             s = self._subs[sub]
             batches: list[Pushed] = []
             size = 0
@@ -233,7 +233,7 @@ class Deliveries:
             if batches:
                 pushes.append(Push(sub, tuple(batches)))
             s.going.clear()
-        self._ready.clear()
+        self.ready.clear()
         return pushes
 
     # ------------------------------------------------------------------------------- how it is done
@@ -260,7 +260,7 @@ class Deliveries:
         s.bytes -= len(item.data)
         s.records -= item.base_offset + count - item.first
         reader.position = item.base_offset + count
-        self._ready[sub] = None
+        self.ready[sub] = None
 
     def _drop_reader(self, sub: SubKey, s: _Subscription, partition: PartitionKey) -> None:
         if s.readers.pop(partition, None) is None:

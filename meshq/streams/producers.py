@@ -72,13 +72,13 @@ def judge(
     """None: append it. A receipt: it is a repeat of that batch. An error: refuse it."""
     if state is None:
         return None if first_sequence == 0 else _unknown(epoch, first_sequence)
+    if first_sequence == state.next_sequence and epoch >= state.epoch:
+        return None  # as nearly always; no receipt is of a sequence that was not there yet
     same = next((r for r in reversed(state.receipts) if r.first_sequence == first_sequence), None)
     if same is not None and (same.epoch, same.count, same.crc) == (epoch, count, crc):
         return same
     if epoch < state.epoch:
         return Fenced(f"epoch {epoch} of this producer was ended by epoch {state.epoch}")
-    if first_sequence == state.next_sequence:
-        return None
     if first_sequence > state.next_sequence:
         return OutOfOrderSequence(
             f"the batch begins at sequence {first_sequence}, but {state.next_sequence} is the next one"
@@ -91,8 +91,8 @@ def judge(
 
 
 def _unknown(epoch: int, first_sequence: int) -> UnknownProducer:
-    idle_ms = idle_ms_of(epoch)
-    after = f"{idle_ms // 86_400_000} idle days" if epoch else f"{idle_ms // 60_000} idle minutes"
+    days, minutes = OUTBOX_IDLE_MS // 86_400_000, PRODUCER_IDLE_MS // 60_000
+    after = f"{days} idle days" if epoch else f"{minutes} idle minutes"
     return UnknownProducer(
         f"nothing is remembered of this producer, yet its batch begins at sequence {first_sequence}; "
         f"sequences are forgotten after {after}"
@@ -112,14 +112,9 @@ def advance(
     )
 
 
-def idle_ms_of(epoch: int) -> int:
-    """How long a producer of this epoch may be idle before it is forgotten."""
-    return OUTBOX_IDLE_MS if epoch else PRODUCER_IDLE_MS
-
-
 def is_expired(state: ProducerState, timestamp_ms: int) -> bool:
     """By the log's own time, so that every replica forgets at the same entry."""
-    return state.used_ms + idle_ms_of(state.epoch) < timestamp_ms
+    return state.used_ms + (OUTBOX_IDLE_MS if state.epoch else PRODUCER_IDLE_MS) < timestamp_ms
 
 
 class ProducerTable:
@@ -140,7 +135,7 @@ class ProducerTable:
         return len(self._brief) + len(self._lasting)
 
     def get(self, key: ProducerKey, *, timestamp_ms: int) -> ProducerState | None:
-        state = self.row(key)
+        state = self._brief.get(key) or self._lasting.get(key)
         return None if state is None or is_expired(state, timestamp_ms) else state
 
     def has_room(

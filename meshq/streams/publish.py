@@ -7,6 +7,9 @@ under the entry's chain, so a payload can be told to be the right one wherever i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 import msgspec
 
 from meshq.batch import Buffer, read_header
@@ -38,8 +41,7 @@ def encode_publish(body: PublishBody, payload: Buffer) -> bytes:
     return _encoder.encode(msgspec.structs.replace(body, payload_bytes=len(payload)))
 
 
-def decode_publish(body: bytes) -> PublishBody:
-    return _decoder.decode(body)
+decode_publish: Final[Callable[[bytes], PublishBody]] = _decoder.decode
 
 
 def payload_of(entry: Entry, payload: Buffer) -> Payload | None:

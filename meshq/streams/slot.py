@@ -9,7 +9,6 @@ the last entry that made it is applied, and all of it when the disk refuses them
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import msgspec
 from msgspec.structs import replace
@@ -66,8 +65,7 @@ EMPTY = PartitionState()
 CUTS_MAX = 8  # of a partition, and generations of a slot that are remembered; the oldest are forgotten
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     """A batch is committed: `refs` wait for its receipt, readers may have it."""
 
     partition: PartitionKey
@@ -78,23 +76,20 @@ class Stored:
     refs: tuple[Ref, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(msgspec.Struct, frozen=True):
     """The slot's partitions of a deleted topic are gone; their payloads can be deleted."""
 
     partitions: tuple[PartitionKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(msgspec.Struct, frozen=True):
     """Records of a group are dead letters now."""
 
     group: GroupApplied
     stored: Stored
 
 
-@dataclass(frozen=True, slots=True)
-class Retained:
+class Retained(msgspec.Struct, frozen=True):
     """The records [first, low) of a partition have expired."""
 
     partition: PartitionKey
@@ -102,8 +97,7 @@ class Retained:
     low: int
 
 
-@dataclass(frozen=True, slots=True)
-class Compacted:
+class Compacted(msgspec.Struct, frozen=True):
     """One batch, to be written in place of those of a partition that begin in [first, end)."""
 
     partition: PartitionKey
@@ -114,12 +108,6 @@ class Compacted:
 
 
 Applied = Stored | Dropped | Retained | GroupApplied | Moved | Compacted
-
-
-@dataclass(slots=True)
-class _Waiting:
-    body: PublishBody
-    refs: list[Ref]
 
 
 class SlotStream:
@@ -138,7 +126,7 @@ class SlotStream:
         self.groups = GroupTable(self._mark, lambda p: self.partitions.get(p, EMPTY).low)
         self._ahead_end: dict[PartitionKey, int] = {}
         self._ahead_producers: dict[ProducerKey, ProducerState] = {}
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, list[Ref]] = {}  # by entry: who wants its receipt
 
     # ------------------------------------------------------------------------------------ proposing
     def judge(
@@ -195,7 +183,7 @@ class SlotStream:
         return None if is_expired(state, timestamp_ms) else state
 
     def _wait_too(self, index: int, ref: Ref | None) -> Overloaded | int:
-        refs = self._waiting[index].refs
+        refs = self._waiting[index]
         if ref is not None and ref not in refs:
             if len(refs) >= REFS_MAX:
                 return Overloaded(
@@ -206,16 +194,15 @@ class SlotStream:
 
     def on_proposed(self, entry: Entry, body: PublishBody, ref: Ref | None) -> None:
         """The batch has its place in the log: later ones build on it."""
-        partition = PartitionKey(TopicId(body.topic_id), body.partition)
-        self._waiting[entry.index] = _Waiting(body, [] if ref is None else [ref])
+        partition, key = _partition_key(body), _producer_key(body)
+        self._waiting[entry.index] = [] if ref is None else [ref]
         self._ahead_end[partition] = body.base_offset + body.count
-        if body.producer_id != NO_PRODUCER:
-            key = _producer_key(body)
+        if key is not None:
             self._ahead_producers[key] = _advanced(self._proposed(key, entry.timestamp_ms), entry, body)
 
     def on_append_failed(self) -> list[Ref]:
         """None of what waited was stored: forget it, and return who waited."""
-        refs = [ref for w in self._waiting.values() for ref in w.refs]
+        refs = [ref for waiting in self._waiting.values() for ref in waiting]
         self._waiting.clear()
         self._ahead_end.clear()
         self._ahead_producers.clear()
@@ -273,7 +260,7 @@ class SlotStream:
         return min((cuts.get(g, 0) for g in self.generations if g > generation), default=None)
 
     def _apply_publish(self, entry: Entry, body: PublishBody) -> Stored:
-        partition = PartitionKey(TopicId(body.topic_id), body.partition)
+        partition, key = _partition_key(body), _producer_key(body)
         old = self.partitions.get(partition, EMPTY)
         if body.base_offset != old.end:
             raise InternalError(
@@ -285,15 +272,13 @@ class SlotStream:
         )  # fmt: skip
         self._mark(partition_row(partition))
         self.producers.expire(entry.timestamp_ms)
-        if body.producer_id != NO_PRODUCER:
-            key = _producer_key(body)
+        if key is not None:
             state = self.producers.get(key, timestamp_ms=entry.timestamp_ms)
             self.producers.put(key, _advanced(state, entry, body))
             self._catch_up_producer(key, entry.index)
-        waiting = self._waiting.pop(entry.index, None)
         if self._ahead_end.get(partition) == body.base_offset + body.count:
             del self._ahead_end[partition]
-        refs = tuple(waiting.refs) if waiting else ()
+        refs = tuple(self._waiting.pop(entry.index, ()))
         return Stored(partition, body.base_offset, body.count, entry.timestamp_ms, entry.index, refs)
 
     def _catch_up_producer(self, key: ProducerKey, index: int) -> None:
@@ -492,5 +477,11 @@ def _advanced(state: ProducerState | None, entry: Entry, body: PublishBody) -> P
     return advance(state, epoch=epoch, receipt=receipt, timestamp_ms=entry.timestamp_ms)
 
 
-def _producer_key(body: PublishBody) -> ProducerKey:
+def _partition_key(body: PublishBody) -> PartitionKey:
+    return PartitionKey(TopicId(body.topic_id), body.partition)
+
+
+def _producer_key(body: PublishBody) -> ProducerKey | None:
+    if body.producer_id == NO_PRODUCER:
+        return None
     return ProducerKey(body.client_key, body.producer_id, TopicId(body.topic_id), body.partition)

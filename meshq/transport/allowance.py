@@ -28,7 +28,6 @@ whose handshake ended, and those who may still be in it, are taken away.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import math
 import struct
@@ -54,6 +53,7 @@ STAY_S: Final = 30.0
 RECEIVE_BUFFER_BYTES: Final = 64 * 1024  # what the kernel holds of a connection besides
 
 _EVENT = struct.Struct("=HI")
+_SRCFD: Final = int(zmq.SRCFD)
 _ACCEPTED: Final = int(zmq.EVENT_ACCEPTED)
 # How a handshake ends. Those that ZAP refused are counted by it, with the reason.
 _ENDS: Final = {
@@ -169,8 +169,10 @@ class Watch:
     def on_message(self, frame: zmq.Frame) -> None:
         """A whole message has come, of which this is a frame."""
         self._heard += 1
-        with contextlib.suppress(zmq.ZMQError):  # its connection is closed
-            self._spoke.add(int(frame.get(zmq.SRCFD)))
+        try:
+            self._spoke.add(frame.get(_SRCFD))
+        except zmq.ZMQError:
+            return  # its connection is closed
 
     def on_empty(self) -> None:
         """Every whole message there was has been read."""

@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, Final
 
 import zmq
@@ -33,6 +34,8 @@ _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+# Without what pyzmq puts before it for the sake of sockets of other kinds.
+_send: Final[Callable[..., object]] = zmq.backend.Socket.send
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +82,11 @@ class Drain:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
-        end = self._loop.time() + TURN_S
+        end = monotonic() + TURN_S
         for _ in range(DRAIN_MESSAGES_MAX):
             if self._closed or not self._read():
                 break
-            if self._loop.time() >= end:
+            if monotonic() >= end:
                 self.poke()
                 break
         else:
@@ -125,7 +128,7 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer]) -> None:
     """
     last = len(frames) - 1
     for i, frame in enumerate(frames):
-        socket.send(frame, _NOBLOCK if i == last else _MORE, copy=len(frame) < LEND_FROM_BYTES)
+        _send(socket, frame, _NOBLOCK if i == last else _MORE, len(frame) < LEND_FROM_BYTES)
 
 
 def content(frame: zmq.Frame) -> Buffer:

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 import pytest
 
 from meshq.client import freshness
+from meshq.client.batching import LOOK_AGAIN_S
 from meshq.client.core import ClientCore
 from meshq.client.driver import ClientDriver
 from meshq.client.facts import Seed
 from meshq.client.mesh import Mesh
 from meshq.client.outgoing import PendingReceipt
-from meshq.client.producer import LOOK_AGAIN_S
 from meshq.client.records import Receipt, Record
 from meshq.errors import (
     DiskFull,

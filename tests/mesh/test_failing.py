@@ -145,9 +145,9 @@ async def test_a_local_link_that_closes_takes_its_session_with_it(
         await peer.publish("t", b"x")
         sessions = shell.core.ctx.sessions.states
         (before,) = [s for s in sessions if s[0] == LOCAL]
-        shell._local_links._local[before[1]].close()
+        shell.local_links._local[before[1]].close()
         assert before not in sessions
-        assert shell._local_links._local == {}
+        assert shell.local_links._local == {}
 
 
 @pytest.mark.deadline(60)

@@ -38,7 +38,7 @@ from meshq.messages import (
     Unread,
 )
 from meshq.peer.core import events as e
-from meshq.peer.core.desks import ENTRY_BYTES
+from meshq.peer.core.parts import ENTRY_BYTES
 from meshq.registry import commands
 from meshq.registry.state import GENESIS_DISK
 from meshq.replication.quorum import Node

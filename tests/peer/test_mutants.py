@@ -50,7 +50,9 @@ def receipts_before_the_disk(patch: Patch) -> None:
         if stored is not None:
             for ref in self.asking:
                 where = stored.partition, stored.base_offset, stored.count, stored.timestamp_ms
-                self.on_stored(Stored(*where, entry.index, (ref,)), payload, 1)
+                self.react.on_stored(
+                    host, Stored(*where, entry.index, (ref,)), payload, {self.me: entry.index}
+                )
         return entry
 
     publish = Slots.publish

@@ -96,8 +96,8 @@ def test_once_the_slots_have_moved_nobody_doubts_a_leader(peers: int) -> None:
     world.run_for(10.0)  # leadership goes where the ring wants it, a few slots at a time
     changes: list[Slot] = []
     for host in world.hosts:
-        told = host.core.slots.on_role
-        host.core.slots.on_role = lambda h, told=told: (changes.append(h.slot), told(h))  # type: ignore[assignment,misc]
+        told = host.core.reactions.on_role
+        host.core.reactions.on_role = lambda h, told=told: (changes.append(h.slot), told(h))  # type: ignore[assignment,method-assign,misc]
     world.run_for(5.0)
     assert changes == []
     for host in world.hosts:

@@ -321,7 +321,7 @@ WITNESS: dict[str, tuple[Edit, ...]] = {
         Edit(Elections, "may_campaign", "and not s.is_stale", "and not s.is_stale and not s.is_witness"),
     ),
     "witness forgets that it is one": (Edit(State, "_on_config", "self.is_witness |=", "self.is_witness ="),),
-    "witness counts as a copy": (Edit(Replica, "copies", "if not self._state.knows_witness(node)", ""),),
+    "witness counts as a copy": (Edit(Replica, "copies", "if node not in witnesses", ""),),
     "witness is handed the lead": (
         Edit(Leading, "transfer", "or to in s.config.witnesses", ""),
         Edit(World, "_transfer", "and n not in config.witnesses", ""),

@@ -249,7 +249,7 @@ class World:
         self.events += 1
         host.support.on_disk(stalled=host.is_stalled())
         host.on_support(host.support.on_tick(now=host.local(self.now)))
-        t = (host.support.deadline() - host.ahead_s) / host.rate
+        t = (host.support.due - host.ahead_s) / host.rate
         self.at(max(t, self.now + 0.001), self._support_tick, host, boots)
 
     def _membership(self) -> None:

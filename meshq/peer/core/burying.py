@@ -21,8 +21,9 @@ from meshq.errors import MeshqError, Overloaded, StoreCorrupt, Unavailable
 from meshq.ids import PartitionKey, Slot, TopicId
 from meshq.messages import TopicInfo
 from meshq.peer.core.context import Context
-from meshq.peer.core.desks import Burial, Desks, Part
+from meshq.peer.core.desks import Desks
 from meshq.peer.core.lookups import Found
+from meshq.peer.core.parts import Burial, Part
 from meshq.peer.core.slots import Slots
 from meshq.registry.commands import AnyCommand, CreateTopic, SetTopic
 from meshq.ring import slot_of

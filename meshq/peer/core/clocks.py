@@ -80,7 +80,7 @@ class Clocks:
             self._heard = {p: (ahead - step_ms, at) for p, (ahead, at) in self._heard.items()}
             self.ctx.count("clock_steps")
             self._judge()
-        return self.mesh_ms(wall_ms)
+        return self.mesh_ms(wall_ms) if self.state == "off" else wall_ms
 
     def on_heard(self, peer: PeerId, theirs_ms: int, *, round_trip_s: float = 0.0) -> None:
         """What that peer's clock said, half a round trip ago. 0: it does not tell (an older version)."""

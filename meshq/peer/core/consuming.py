@@ -52,8 +52,9 @@ from meshq.messages import (
 )
 from meshq.peer.core.burying import Burying
 from meshq.peer.core.context import Context
-from meshq.peer.core.desks import GROUPS, Desk, Desks, Part
+from meshq.peer.core.desks import GROUPS, Desks
 from meshq.peer.core.events import SeekTime, TimeSought
+from meshq.peer.core.parts import Desk, Part
 from meshq.peer.core.publishing import check_partition, find_topic, led_slot
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -72,7 +73,7 @@ class Context:
     presented: dict[bytes, Certificate] = field(
         default_factory=dict
     )  # shown at the door, not registered here
-    counters: dict[str, int] = field(default_factory=dict)
+    counters: Counter[str] = field(default_factory=Counter)
     outside: dict[str, int] = field(default_factory=dict)  # what the shell counts, for `status`
     outbox: dict[str, Any] | None = None  # what waits in that of the program this peer is in, for `status`
     _request: int = 0
@@ -111,7 +112,7 @@ class Context:
         )
 
     def count(self, name: str, by: int = 1) -> None:
-        self.counters[name] = self.counters.get(name, 0) + by
+        self.counters[name] += by
 
     def slot_of(self, partition: PartitionKey) -> Slot:
         return slot_of(partition.topic_id, partition.partition, self.registry.slots)

@@ -18,19 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, assert_never
 
-from meshq.batch import Buffer
 from meshq.entries import Entry
-from meshq.errors import MeshqError, NotOwner
-from meshq.ids import SYSTEM_SLOT, PeerId, Ref, Session, Slot
+from meshq.errors import MeshqError
+from meshq.ids import SYSTEM_SLOT, Slot
 from meshq.levels import check_understood
-from meshq.messages import (
-    Answer,
-    Failure,
-    Pong,
-    Routes,
-    ServerMessage,
-    Welcome,
-)
 from meshq.peer.core.absences import Absences
 from meshq.peer.core.admin import Admin
 from meshq.peer.core.changes import Changes
@@ -66,7 +57,6 @@ from meshq.peer.core.events import (
     SessionClosed,
     Settle,
     SlotLogRead,
-    TellRolledBack,
     Ticked,
     TimeSought,
     UdpSeen,
@@ -78,8 +68,9 @@ from meshq.peer.core.fetching import Fetching
 from meshq.peer.core.group_answers import GroupAnswers
 from meshq.peer.core.group_parts import GroupParts
 from meshq.peer.core.grouping import Grouping
+from meshq.peer.core.handing_over import hand_over
 from meshq.peer.core.health import Health
-from meshq.peer.core.hosts import Host, Tail
+from meshq.peer.core.hosts import Tail
 from meshq.peer.core.leaving import Leaving
 from meshq.peer.core.links import Links
 from meshq.peer.core.liveness import Liveness
@@ -91,9 +82,10 @@ from meshq.peer.core.overview import Overview
 from meshq.peer.core.pacing import Pacing
 from meshq.peer.core.placing import Placing
 from meshq.peer.core.publishing import Publishing
+from meshq.peer.core.reactions import Reactions
 from meshq.peer.core.reading import Reading
 from meshq.peer.core.recovering import Recovering
-from meshq.peer.core.registrar import REGISTRY, Registrar
+from meshq.peer.core.registrar import Registrar
 from meshq.peer.core.replicating import Replicating
 from meshq.peer.core.requests import Requests
 from meshq.peer.core.retaining import Retaining
@@ -108,7 +100,6 @@ from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Config, Node
 from meshq.replication.system import system_genesis
 from meshq.security.certificates import Certificate
-from meshq.streams.slot import Retained, Stored
 
 if TYPE_CHECKING:
     import random
@@ -131,47 +122,51 @@ class PeerCore:
         random_id: Callable[[], bytes],
         rng: random.Random,
     ) -> None:
-        self.ctx = ctx = Context(me, settings, registry, random_id)
+        self.ctx = Context(me, settings, registry, random_id)
+        self.reactions, self.changes = Reactions(self), Changes(self)
+        self._make_slots(rng)
+        self._make_placement()
+        self._make_registry()
+        self._make_admin()
+        self.requests = Requests(self)
+        self._next_tick = 0.0
+        self._recheck_at = 0.0
+
+    def _make_slots(self, rng: random.Random) -> None:
+        """Other peers, the slots held here, and what clients do with them."""
+        ctx, react = self.ctx, self.reactions
         self.links = Links(
-            ctx, self._on_peer_up, self._on_peer_down, self._on_peer_message, self._on_welcome,
-            self._on_peer_gone,
+            ctx, react.on_peer_up, react.on_peer_down, react.on_peer_message, react.on_welcome,
+            react.on_peer_gone,
         )  # fmt: skip
-        self.disks = Disks(ctx, self._on_rolled_back)
+        self.disks = Disks(ctx, react.on_rolled_back)
         self.replicating = Replicating(ctx, self.links)
-        self.slots = Slots(
-            Node(me.peer, me.disk),
-            ctx.out,
-            ctx.disk,
-            rng,
-            self._genesis_of,
-            self.replicating.send,
-            self._on_role,
-            self._on_members,
-            ctx.count,
-        )
-        self.publishing = Publishing(ctx, self.slots)
-        self.slots.pacing = Pacing(ctx.settings.move_bytes_s)
-        self.slots.on_stored, self.slots.on_refused = self._on_stored, self._on_refused
-        self.consuming = Consuming(ctx, self.slots, rng)
-        self.slots.on_group = self.consuming.desks.on_applied
-        self.retaining = Retaining(ctx, self.slots)
-        self.slots.on_retained = self._on_retained
-        self.compacting = Compacting(ctx, self.slots, self.retaining.is_looking)
+        self.slots = slots = Slots(
+            Node(ctx.me.peer, ctx.me.disk), ctx.out, ctx.disk, rng, self._genesis_of, self.replicating.send,
+            react, ctx.count, Pacing(ctx.settings.move_bytes_s),
+        )  # fmt: skip
+        ctx.sessions.on_closed = react.on_session_gone
+        self.publishing = Publishing(ctx, slots)
+        self.reading = Reading(ctx, slots)
+        self.consuming = Consuming(ctx, slots, rng)
+        self.retaining = Retaining(ctx, slots)
+        self.compacting = Compacting(ctx, slots, self.retaining.is_looking)
         self.retaining.is_rewritten = self.compacting.is_busy
-        self.slots.on_compacted = self.compacting.on_compacted
-        self.slots.on_written = self.compacting.on_written
-        ctx.sessions.on_closed = self._on_session_gone
-        self.slots.on_lost = self._on_lost
-        self.reading = Reading(ctx, self.slots)
-        self.absences = Absences(ctx, self.links, self.slots)
-        self.placing = Placing(ctx, self.links, self.slots, self.absences)
-        self.liveness = Liveness(ctx, self.links, self.slots)
-        self.whereabouts = Whereabouts(ctx, self.links, self.slots, self.placing)
-        self.leaving = Leaving(ctx, self.links, self.slots, self.placing, self.whereabouts)
-        self.membership = MembershipView(ctx, self.links, self.liveness)
+
+    def _make_placement(self) -> None:
+        """Who is there, and where slots live."""
+        ctx, links, slots = self.ctx, self.links, self.slots
+        self.absences = Absences(ctx, links, slots)
+        self.placing = Placing(ctx, links, slots, self.absences)
+        self.liveness = Liveness(ctx, links, slots)
+        self.whereabouts = Whereabouts(ctx, links, slots, self.placing)
+        self.leaving = Leaving(ctx, links, slots, self.placing, self.whereabouts)
+        self.membership = MembershipView(ctx, links, self.liveness)
         self.clocks = Clocks(ctx, self.membership.journal)
         ctx.clock_trusted = self.clocks.is_trusted
-        self.changes = Changes(self)
+
+    def _make_registry(self) -> None:
+        ctx = self.ctx
         leader = self.whereabouts.registry_leader
         self.registrar = Registrar(ctx, self.links, self.slots, self.changes.on_changes, leader)
         self.slots.system = self.registrar.stream
@@ -179,29 +174,26 @@ class PeerCore:
         self.consuming.burying.check_copies = self.publishing.receipts.check
         self.naming = Naming(ctx, self.registrar)
         self.declared = Declared(ctx, self.links, self.registrar)
-        fan_out = FanOut(ctx, self.links)
-        self.mending = Mending(ctx, self.slots, fan_out)
-        self.fetching = Fetching(ctx, self.slots, self.reading, self.consuming, self.mending)
-        self.draining = Draining(ctx, self.links, fan_out, self.registrar, self.slots, self.absences)
-        self.health = Health(ctx, self.slots, self.placing, fan_out)
+
+    def _make_admin(self) -> None:
+        """What administrators ask for, much of it of all peers together."""
+        ctx, links, slots = self.ctx, self.links, self.slots
+        fan_out = FanOut(ctx, links)
+        self.mending = Mending(ctx, slots, fan_out)
+        self.fetching = Fetching(ctx, slots, self.reading, self.consuming, self.mending)
+        self.draining = Draining(ctx, links, fan_out, self.registrar, slots, self.absences)
+        self.health = Health(ctx, slots, self.placing, fan_out)
         overview = Overview(
-            ctx, self.links, self.registrar, self.slots, self.whereabouts, self.declared, self.health,
-            self.clocks,
-        )  # fmt: skip
+            ctx, links, self.registrar, slots, self.whereabouts, self.declared, self.health, self.clocks
+        )
+        grouping = Grouping(
+            ctx, fan_out, self.registrar, GroupAnswers(ctx, GroupParts(ctx, slots, self.consuming.desks))
+        )
         self.admin = Admin(
-            ctx, self.registrar, self.slots, self.whereabouts, self.membership.journal,
-            fan_out, self.draining, Recovering(ctx, self.links, fan_out, self.slots, self.absences),
-            self.mending,
-            self.declared,
-            Grouping(
-                ctx, fan_out, self.registrar,
-                GroupAnswers(ctx, GroupParts(ctx, self.slots, self.consuming.desks)),
-            ),
+            ctx, self.registrar, slots, self.whereabouts, self.membership.journal, fan_out, self.draining,
+            Recovering(ctx, links, fan_out, slots, self.absences), self.mending, self.declared, grouping,
             overview,
         )  # fmt: skip
-        self.requests = Requests(self)
-        self._next_tick = 0.0
-        self._recheck_at = 0.0
 
     # ------------------------------------------------------------------------------------ beginning
     def restore_registry(self, rows: Mapping[bytes, bytes], entries: Iterable[Entry]) -> None:
@@ -271,7 +263,8 @@ class PeerCore:
         self.whereabouts.changed |= self.membership.on_own_record(addresses, incarnation)
 
     def deadline(self) -> float:
-        return min(self._next_tick, self.slots.wake(), self.liveness.wake(), self.consuming.desks.wake())
+        due, desks = self.liveness.support.due, self.consuming.desks
+        return min(self._next_tick, self.slots.wake(), due, desks.wake_at)
 
     # ------------------------------------------------------------------------------------- handling
     def handle(self, event: Event, *, now: float, wall_ms: int) -> list[Effect]:
@@ -363,7 +356,7 @@ class PeerCore:
     def hand_over(self, *, now: float, wall_ms: int) -> tuple[int, list[Effect]]:
         """Before a clean stop: let others lead. How many slots still have to be given away; ask again."""
         self._set_time(now, wall_ms)
-        left = self.slots.hand_over()
+        left = hand_over(self.slots)
         return left, self._take()
 
     def checkpoint(self, *, now: float, wall_ms: int) -> list[Effect]:
@@ -374,51 +367,28 @@ class PeerCore:
         return self._take()
 
     def _take(self) -> list[Effect]:
+        desks = self.consuming.desks
         self.slots.flush()
-        while self.consuming.desks.propose():
+        while desks.stirred:
+            desks.propose()
             self.slots.flush()
         if self.whereabouts.changed:
             self.whereabouts.changed = False
-            routes = self.routes()
+            routes = self.whereabouts.routes()
             for session in self.ctx.sessions.states:
                 if session[0] != PEERS:
                     self.ctx.send(session, routes)
-        self.whereabouts.flush()
-        self.replicating.flush()
+        if self.whereabouts.news:
+            self.whereabouts.flush()
+        if self.replicating.going:
+            self.replicating.flush()
         self.publishing.receipts.flush()
-        self.consuming.desks.flush()  # first: who is pushed records of a partition knows that it is its own
-        self.reading.flush()
+        desks.flush()  # first: who is pushed records of a partition knows that it is its own
+        if self.ctx.deliveries.ready:
+            self.reading.flush()
         out = self.ctx.out[:]
         self.ctx.out.clear()
         return out
-
-    def _on_stored(self, stored: Stored, payload: Buffer, copies: int) -> None:
-        self.publishing.on_stored(stored, payload, copies)
-        self.consuming.desks.on_stored(stored, payload)
-        self.retaining.on_stored(stored.partition)
-        self.compacting.on_stored(stored.partition)
-
-    def _on_retained(self, retained: Retained) -> None:
-        self.reading.on_retained(retained)
-        self.consuming.desks.on_retained(retained)
-        self.retaining.on_retained(retained)
-
-    def _on_lost(self, host: Host, error: MeshqError) -> None:
-        self.publishing.receipts.on_lost(host, error)
-        self.consuming.desks.on_refused(host.slot, error)
-        self.retaining.on_lost(host)
-        self.compacting.on_lost(host)
-
-    def _on_session_gone(self, session: Session) -> None:
-        self.ctx.deliveries.on_session_gone(session)
-        self.consuming.on_session_gone(session)
-
-    def _on_refused(self, ref: Ref, error: MeshqError) -> None:
-        (door, _), number = ref
-        if door == REGISTRY:
-            self.registrar.on_refused(number, error)
-        else:
-            self.ctx.fail(*ref, error)
 
     def _on_proposal(self, event: ProposalMade) -> None:
         def done(result: int | MeshqError) -> None:
@@ -428,63 +398,3 @@ class PeerCore:
             self.registrar.propose(commands.decode(event.command), done)
         except MeshqError as e:
             done(e)
-
-    # ---------------------------------------------------------------------------------- other peers
-    def _on_peer_up(self, peer: PeerId) -> None:
-        self.whereabouts.on_peer_up(peer)
-        self.slots.on_peer_linked(peer)
-
-    def _on_peer_down(self, peer: PeerId) -> None:
-        self.registrar.on_link_down(peer)
-
-    def _on_welcome(self, peer: PeerId, message: Welcome) -> None:
-        self.disks.judge(peer, message.disk, message.epoch, message.boot)
-        self.clocks.on_heard(peer, message.now_ms)
-        if message.rolled_back:
-            self.disks.on_told(peer)
-
-    def _on_rolled_back(self, peer: PeerId) -> None:
-        self.slots.freeze()
-        self.ctx.out.append(TellRolledBack(peer))
-
-    def _on_peer_gone(self, peer: PeerId) -> None:
-        self.liveness.on_gone(peer)
-
-    def _on_members(self) -> None:
-        self.liveness.on_roles_changed()  # the leader tells those that keep a copy, whatever its role did
-        self.placing.on_slot_changed()
-
-    def _on_role(self, host: Host) -> None:
-        self.placing.on_slot_changed()
-        self.liveness.on_roles_changed()
-        self.whereabouts.on_role(host)
-        if host.leads:
-            self.changes.look_for_deleted = True
-            self.consuming.burying.on_led(host.slot)
-            self.registrar.doubt_level()
-            self.retaining.on_role(host)
-            self.compacting.on_role(host)
-        else:
-            self._end_reads_of(host.slot)
-            self.consuming.on_slot_lost(host.slot)
-
-    def _on_peer_message(self, peer: PeerId, message: ServerMessage) -> None:
-        match message:
-            case Answer() | Failure():
-                if not self.registrar.on_answer(message):
-                    self.admin.on_answer(peer, message)
-            case Pong():
-                round_trip_s = self.links.on_pong(peer, message.token)
-                self.clocks.on_heard(peer, message.now_ms, round_trip_s=round_trip_s)
-            case _:
-                pass  # Routes: every peer computes its own
-
-    # ------------------------------------------------------------------------------------- registry
-    def _end_reads_of(self, slot: Slot) -> None:
-        for partition in self.ctx.deliveries.partitions_read():
-            if self.ctx.slot_of(partition) == slot:
-                gone = NotOwner(f"slot {slot} is not led here any more", retry_after_ms=50)
-                self.reading.on_partition_gone(partition, gone)
-
-    def routes(self) -> Routes:
-        return self.whereabouts.routes()

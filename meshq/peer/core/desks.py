@@ -9,7 +9,6 @@ a batch of acknowledgements, never for one. Who may join, and at which desk, is 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
@@ -23,10 +22,11 @@ from meshq.messages import Expired, ExpiredItem, HandItem, HandOut, Settled
 from meshq.peer.core.context import Context
 from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime
 from meshq.peer.core.leases import Leases
+from meshq.peer.core.parts import Asker, Burial, Desk, Part, Refused, entries_of
 from meshq.peer.core.slots import Slots
 from meshq.streams.delivery import Fetch
 from meshq.streams.groups.desk import QueueDesk
-from meshq.streams.groups.hands import Hand, Member, Stock, Want
+from meshq.streams.groups.hands import Hand, Member, Stock
 from meshq.streams.groups.keyed import KeyedDesk
 from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.ordered_state import OrderedState
@@ -42,48 +42,7 @@ if TYPE_CHECKING:
 GROUPS: Final = "group"  # in the place of a door: who a fetch or a look-up by time is for
 PUSH_ITEMS: Final = 64
 POSTPONED_S: Final = 0.05
-ENTRY_BYTES: Final = 512 * 1024  # of operations that go into one entry; a single one may be larger
 PUSH_BYTES: Final = 1024 * 1024
-Refused = list[tuple[int, int]]  # records for which it does not hold
-Done = Callable[[Refused | MeshqError], None]
-Asker = Ref | Done  # who hears of an operation: a session's request, or a part of this peer
-Desk = QueueDesk | OrderedDesk
-
-
-@dataclass(slots=True, eq=False)
-class Burial:
-    """Records on their way to the dead letters. `index`: of the entry, once it is proposed."""
-
-    slot: Slot
-    index: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Part:
-    """A group in one partition that is led here. `desk`: None until the group is known to be in the log."""
-
-    key: GroupKey
-    slot: Slot
-    desk: Desk | None = None
-    opening: list[Member] = field(default_factory=list)  # who waits for it; GROUP_MEMBERS_MAX
-    ops: list[Op] = field(default_factory=list)  # of this turn; GROUP_OPS_BYTES_MAX
-    size: int = 0  # of `ops`
-    asked: list[tuple[Asker, int]] = field(default_factory=list)  # whose they are, and their places in `ops`
-    proposed: deque[tuple[int, list[tuple[Asker, int]]]] = field(default_factory=deque)  # by index
-    want: Want | None = None
-    told: int = 0  # of the records that expired: it is proposed that members were told of so many
-    lapsed: int = 0  # it is proposed that what was dying before this offset has expired
-    burial: Burial | None = None  # under way
-    bury_at: float = 0.0  # not before: it could not be done
-    ending: bool = False  # a deletion of the group is under way
-    seek: SeekTime | None = None  # where the group begins is looked up
-
-    def wake(self) -> float:
-        """When it wants to be looked at, if nothing else calls for that."""
-        if self.desk is None:
-            return inf
-        waits = self.burial is None and not self.ending and bool(self.desk.state.dying)
-        return min(self.desk.deadline(), self.bury_at) if waits else self.desk.deadline()
 
 
 @dataclass
@@ -100,11 +59,11 @@ class Desks:
     parts: dict[GroupKey, Part] = field(default_factory=dict)  # GROUPS_PER_SLOT_MAX a slot
     burials: dict[GroupKey, Burial] = field(default_factory=dict)  # proposed: they outlive their parts
     _of_partition: dict[PartitionKey, dict[GroupKey, None]] = field(default_factory=dict)
-    _stirred: dict[GroupKey, None] = field(default_factory=dict)
+    stirred: dict[GroupKey, None] = field(default_factory=dict)
     _settled: dict[Session, list[tuple[int, Refused]]] = field(default_factory=dict)  # of this turn
     _hands: list[tuple[GroupKey, Hand]] = field(default_factory=list)  # of this turn
     _postponed: dict[GroupKey, None] = field(default_factory=dict)
-    _wake: float = inf
+    wake_at: float = inf  # when a tick is due, if nothing else calls for one
 
     def __post_init__(self) -> None:
         self.leases = Leases(self.ctx, self.stir)
@@ -123,7 +82,7 @@ class Desks:
         self.parts.pop(part.key, None)
         if isinstance(part.desk, OrderedDesk):
             self.leases.drop(part.key, part.desk)
-        self._stirred.pop(part.key, None)
+        self.stirred.pop(part.key, None)
         of_partition = self._of_partition.get(part.key.partition, {})
         of_partition.pop(part.key, None)
         if not of_partition:
@@ -145,7 +104,7 @@ class Desks:
 
     def stir(self, key: GroupKey) -> None:
         """Something about it has changed: have it looked at before this turn ends."""
-        self._stirred[key] = None
+        self.stirred[key] = None
 
     def stir_all(self, member: Member) -> None:
         """It has room again: wherever it takes part something may wait for that."""
@@ -250,11 +209,12 @@ class Desks:
                 self.stir(part.key)
 
     def on_stored(self, stored: Stored, payload: Buffer) -> None:
-        for part in self.of_partition(stored.partition):
+        for key in self._of_partition.get(stored.partition, ()):
+            part = self.parts[key]
             if part.desk is not None:
                 base = stored.base_offset
                 part.desk.on_stored(Stock(base, base + stored.count, stored.timestamp_ms, payload))
-                self.stir(part.key)
+                self.stir(key)
 
     def is_awaited(self, read: FetchBatches | SeekTime) -> bool:
         partition = read.fetch.partition if isinstance(read, FetchBatches) else read.partition
@@ -279,34 +239,30 @@ class Desks:
     # ------------------------------------------------------------------------------------ each turn
     def tick(self) -> None:
         self.leases.tick()
-        if self.ctx.now < self._wake:
+        if self.ctx.now < self.wake_at:
             return
-        self._wake = inf
-        self._stirred.update(self._postponed)
+        self.wake_at = inf
+        self.stirred.update(self._postponed)
         self._postponed.clear()
         for key, part in self.parts.items():
             at = part.wake()
             if at <= self.ctx.now:
                 self.stir(key)
             else:
-                self._wake = min(self._wake, at)
+                self.wake_at = min(self.wake_at, at)
 
-    def wake(self) -> float:
-        return self._wake
-
-    def propose(self) -> bool:
-        """What this turn has come to; whether there was anything."""
-        stirred, self._stirred = list(self._stirred), {}
+    def propose(self) -> None:
+        """What this turn has come to, of what was `stirred`."""
+        stirred, self.stirred = list(self.stirred), {}
         for key in stirred:
             part = self.parts.get(key)
             if part is not None:
                 self._take(part)
-        return bool(stirred)
 
     def _take(self, part: Part) -> None:
         if self.slots.hosts[part.slot].replica.is_handing_over:
             self._postponed[part.key] = None  # it proposes nothing: the next leader will, or this one again
-            self._wake = min(self._wake, self.ctx.now + POSTPONED_S)
+            self.wake_at = min(self.wake_at, self.ctx.now + POSTPONED_S)
             return
         desk, own = part.desk, list[Op]()
         if desk is not None:
@@ -320,7 +276,7 @@ class Desks:
                 ref = ((GROUPS, part.key.group.encode()), 0)
                 fetch = Fetch(ref, part.key.partition, want.offset, want.end, want.bytes_max)
                 self.ctx.out.append(FetchBatches(fetch))
-            self._wake = min(self._wake, part.wake())
+            self.wake_at = min(self.wake_at, part.wake())
         if part.ops or own:
             self._append(part, own)
         elif part.seek is None and not part.proposed and (desk.is_idle if desk else not part.opening):
@@ -329,7 +285,7 @@ class Desks:
     def _append(self, part: Part, own: list[Op]) -> None:
         """What was asked for, and behind that what the desk decided itself."""
         (topic_id, number), group = part.key
-        entries = _entries(part.ops, part.asked, own)
+        entries = entries_of(part.ops, part.asked, own)
         part.ops, part.asked, part.size = [], [], 0
         while entries:
             ops, asked = entries[0]
@@ -361,11 +317,14 @@ class Desks:
         return [Told(state.expired)]
 
     def flush(self) -> None:
-        self.leases.flush()
+        if self.leases.words:
+            self.leases.flush()
         for session, results in self._settled.items():
             for i in range(0, len(results), 1_024):
                 self.ctx.send(session, Settled(results[i : i + 1_024]))
         self._settled.clear()
+        if not self._hands:
+            return
         by_ref: dict[Ref, list[tuple[GroupKey, Hand]]] = {}
         for key, hand in self._hands:
             by_ref.setdefault(hand.member.ref, []).append((key, hand))
@@ -388,25 +347,3 @@ class Desks:
             size += len(hand.batch.data)
         self.ctx.count("batches_handed", len(hands))
         self.ctx.send(session, HandOut(sub, items), tuple(payloads))
-
-
-def _entries(
-    ops: list[Op], asked: list[tuple[Asker, int]], own: list[Op]
-) -> deque[tuple[list[Op], list[tuple[Asker, int]]]]:
-    """In order, as many as it takes, with who asked for what is in each. `own` stays in one piece, since a
-    desk that grants waits for one entry."""
-    starts, size = [0], 0
-    for place, op in enumerate(ops):
-        size += bytes_of(op)
-        if size > ENTRY_BYTES and place > starts[-1]:
-            starts.append(place)
-            size = bytes_of(op)
-    entries = deque(
-        (ops[first:end], [(asker, place - first) for asker, place in asked if first <= place < end])
-        for first, end in zip(starts, [*starts[1:], len(ops)], strict=True)
-    )
-    if ops and own and size + sum(map(bytes_of, own)) > ENTRY_BYTES:
-        entries.append((own, []))
-    else:
-        entries[-1][0].extend(own)
-    return entries

@@ -80,7 +80,7 @@ class Disk:
             self._token, slot, entries, payloads, rows, trim_below, truncate_from, dropped,
             aside, clear_aside, replace, doubtful, rewritten,
         )  # fmt: skip
-        size = write.payload_bytes()
+        size = write.payload_bytes() if payloads else 0
         self._outstanding[self._token] = _Outstanding(self.now, size, done, failed)
         self.pending_bytes += size
         self.room_bytes -= size

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 from meshq.batch import Buffer
 from meshq.entries import Mark, PayloadCorrupt, StoredBatch, Write
@@ -19,8 +20,7 @@ CLIENTS, PEERS, LOCAL = "clients", "peers", "local"  # doors a session comes thr
 
 
 # ------------------------------------------------------------------------------------------- events
-@dataclass(frozen=True, slots=True)
-class MessageArrived:
+class MessageArrived(Struct, frozen=True):
     """A client's or another peer's message; `key` is the CURVE key its connection proved to hold."""
 
     session: Session
@@ -29,53 +29,46 @@ class MessageArrived:
     payloads: Sequence[Buffer] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class MalformedArrived:
+class MalformedArrived(Struct, frozen=True):
     session: Session
     key: bytes
     error: MeshqError
 
 
-@dataclass(frozen=True, slots=True)
-class SessionClosed:
+class SessionClosed(Struct, frozen=True):
     """`unsent`: what showed it, and certainly did not arrive."""
 
     session: Session
     unsent: ServerMessage | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class WritesDone:
+class WritesDone(Struct, frozen=True):
     """On disk, all of them; `room_bytes`: what may still be stored."""
 
     tokens: Sequence[int]
     room_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class WritesFailed:
+class WritesFailed(Struct, frozen=True):
     """The disk refused: neither these nor any other write that was outstanding is on disk."""
 
     error: MeshqError
     room_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class BatchesFetched:
+class BatchesFetched(Struct, frozen=True):
     fetch: Fetch
     batches: Sequence[StoredBatch] | MeshqError
 
 
-@dataclass(frozen=True, slots=True)
-class TimeSought:
+class TimeSought(Struct, frozen=True):
     """The offset of the first batch at or after the time that was asked for."""
 
     seek: SeekTime
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class SlotLogRead:
+class SlotLogRead(Struct, frozen=True):
     """What a ReadSlotLog asked for."""
 
     slot: Slot
@@ -83,8 +76,7 @@ class SlotLogRead:
     damage: StoreCorrupt | None = None  # why there is no more of it, although it is on the disk
 
 
-@dataclass(frozen=True, slots=True)
-class RowsRead:
+class RowsRead(Struct, frozen=True):
     """What a ReadRows asked for."""
 
     slot: Slot
@@ -92,8 +84,7 @@ class RowsRead:
     rows: Mapping[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class PayloadsRead:
+class PayloadsRead(Struct, frozen=True):
     """What a ReadPayloads asked for; `complete`: all of it, not only the first batches."""
 
     slot: Slot
@@ -103,8 +94,7 @@ class PayloadsRead:
     damage: PayloadCorrupt | None = None  # why there is no more of it
 
 
-@dataclass(frozen=True, slots=True)
-class PayloadsDeleted:
+class PayloadsDeleted(Struct, frozen=True):
     """Those that end at or before `below`; None: all."""
 
     slot: Slot
@@ -112,8 +102,7 @@ class PayloadsDeleted:
     below: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class BatchesSurveyed:
+class BatchesSurveyed(Struct, frozen=True):
     """What a SurveyBatches asked for."""
 
     slot: Slot
@@ -122,27 +111,23 @@ class BatchesSurveyed:
     marks: Sequence[Mark]
 
 
-@dataclass(frozen=True, slots=True)
-class LinkUp:
+class LinkUp(Struct, frozen=True):
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class LinkDown:
+class LinkDown(Struct, frozen=True):
     peer: PeerId
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class LinkMessage:
+class LinkMessage(Struct, frozen=True):
     """An answer or push from a peer this one has a link to."""
 
     peer: PeerId
     message: ServerMessage
 
 
-@dataclass(frozen=True, slots=True)
-class MemberSeen:
+class MemberSeen(Struct, frozen=True):
     """What gossip says of a peer: where it is and whether it lives (it does while it is only suspect).
 
     `event`: what happened, `MemberAlive` and so on. `since_ms` is wall time; `evidence` says who accuses it,
@@ -166,52 +151,45 @@ class MemberSeen:
     zone: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class MembershipNoticed:
+class MembershipNoticed(Struct, frozen=True):
     """Something about this peer's own view of the others, by name, for those who follow it."""
 
     event: str
     facts: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class UdpSeen:
+class UdpSeen(Struct, frozen=True):
     """Whether datagrams of that peer arrive while it answers over its connection."""
 
     peer: PeerId
     blocked: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RoundTripsMeasured:
+class RoundTripsMeasured(Struct, frozen=True):
     """By datagram, in ms, of the members that have answered so."""
 
     rtt_ms: Mapping[PeerId, float]
 
 
-@dataclass(frozen=True, slots=True)
-class LinkProbeWanted:
+class LinkProbeWanted(Struct, frozen=True):
     """Membership did not hear that peer: does it answer over its link? `payload`: to be told it as well."""
 
     peer: PeerId
     payload: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class ProposalMade:
+class ProposalMade(Struct, frozen=True):
     """This host's shell (the door) wants a command in the registry; answered by Settle."""
 
     ticket: int
     command: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class RoomMeasured:
+class RoomMeasured(Struct, frozen=True):
     room_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ticked:
+class Ticked(Struct, frozen=True):
     pass
 
 
@@ -224,38 +202,32 @@ Event = (
 
 
 # ------------------------------------------------------------------------------------------ effects
-@dataclass(frozen=True, slots=True)
-class SendSession:
+class SendSession(Struct, frozen=True):
     session: Session
     message: ServerMessage
     payloads: tuple[Buffer, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(Struct, frozen=True):
     write: Write
 
 
-@dataclass(frozen=True, slots=True)
-class ResumeWrites:
+class ResumeWrites(Struct, frozen=True):
     """What failed has been taken back here: the disk may be tried again."""
 
 
-@dataclass(frozen=True, slots=True)
-class FetchBatches:
+class FetchBatches(Struct, frozen=True):
     fetch: Fetch
 
 
-@dataclass(frozen=True, slots=True)
-class SeekTime:
+class SeekTime(Struct, frozen=True):
     sub: SubKey
     partition: PartitionKey
     timestamp_ms: int
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadSlotLog:
+class ReadSlotLog(Struct, frozen=True):
     """Entries of a slot behind this place, with their payloads, for a node that lacks them.
 
     The entry at that place need not be on disk: it may be the last one that was trimmed.
@@ -267,16 +239,14 @@ class ReadSlotLog:
     bytes_max: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadRows:
+class ReadRows(Struct, frozen=True):
     """A slot's state rows as one transaction left them: for a node, or to begin with here."""
 
     slot: Slot
     to: Node | None
 
 
-@dataclass(frozen=True, slots=True)
-class ReadPayloads:
+class ReadPayloads(Struct, frozen=True):
     """Batches of these ranges (partition, offset, end) in their order, for a node: at least one if any."""
 
     slot: Slot
@@ -285,8 +255,7 @@ class ReadPayloads:
     bytes_max: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeletePayloads:
+class DeletePayloads(Struct, frozen=True):
     """Those that end at or before `below`; None: all."""
 
     slot: Slot
@@ -294,8 +263,7 @@ class DeletePayloads:
     below: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class SurveyBatches:
+class SurveyBatches(Struct, frozen=True):
     """Which batches are stored, from the one that holds `offset` on; at most so many."""
 
     slot: Slot
@@ -304,57 +272,49 @@ class SurveyBatches:
     count_max: int
 
 
-@dataclass(frozen=True, slots=True)
-class OpenLink:
+class OpenLink(Struct, frozen=True):
     peer: PeerId
     addresses: tuple[str, ...]
     server_key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CloseLink:
+class CloseLink(Struct, frozen=True):
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class SendPeer:
+class SendPeer(Struct, frozen=True):
     peer: PeerId
     message: AnyMessage
     payloads: tuple[Buffer, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class HintMembership:
+class HintMembership(Struct, frozen=True):
     """A link came up (`up`), ended (`broken`), or its peer answered a ping (`answered`)."""
 
     peer: PeerId
     what: Literal["up", "broken", "answered"]
 
 
-@dataclass(frozen=True, slots=True)
-class TellMembership:
+class TellMembership(Struct, frozen=True):
     """What that peer told over a connection that it could not tell by datagram."""
 
     peer: PeerId
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PeersRegistered:
+class PeersRegistered(Struct, frozen=True):
     """The registered peers changed: gossip may now believe these."""
 
     peers: tuple[PeerId, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TellRolledBack:
+class TellRolledBack(Struct, frozen=True):
     """That peer has seen a later start of this disk: this peer promises nobody anything any more."""
 
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class ClockTold:
+class ClockTold(Struct, frozen=True):
     """Something about this host's clock, for whoever reads the log."""
 
     event: str
@@ -362,28 +322,24 @@ class ClockTold:
     wrong: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Mended:
+class Mended(Struct, frozen=True):
     """A damaged batch was found on this disk; with `error` it still is."""
 
     damage: PayloadCorrupt
     error: MeshqError | None
 
 
-@dataclass(frozen=True, slots=True)
-class PeerLeft:
+class PeerLeft(Struct, frozen=True):
     """The mesh has let this peer go: nothing is here any more that others need. It stops."""
 
 
-@dataclass(frozen=True, slots=True)
-class StopPeer:
+class StopPeer(Struct, frozen=True):
     """This peer can't go on, and a restart alone would not mend that."""
 
     error: MeshqError
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(Struct, frozen=True):
     """The end of a ProposalMade: the registry index it was committed at, or why not."""
 
     ticket: int

@@ -16,9 +16,10 @@ from meshq.levels import DEAD_LETTERS, check_in_use
 from meshq.limits import GROUP_PENDING_MAX
 from meshq.messages import TopicInfo
 from meshq.peer.core.context import Context
-from meshq.peer.core.desks import Desks, Part, Refused
+from meshq.peer.core.desks import Desks
 from meshq.peer.core.group_facts import Facts, GroupFacts, Tell
 from meshq.peer.core.lookups import Found
+from meshq.peer.core.parts import Part, Refused
 from meshq.peer.core.slots import Slots
 from meshq.streams.groups.letters import read_origins
 from meshq.streams.groups.rewound import Rewound

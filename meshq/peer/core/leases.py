@@ -34,7 +34,7 @@ class Leases:
     ctx: Context
     stir: Callable[[GroupKey], None]
     _rosters: dict[RosterKey, Roster] = field(default_factory=dict)  # at most one a desk
-    _words: dict[Ref, list[Granted | Revoked]] = field(default_factory=dict)  # of this turn, in order
+    words: dict[Ref, list[Granted | Revoked]] = field(default_factory=dict)  # of this turn, in order
     _looked: float = 0.0
 
     def make_desk(self, key: GroupKey, state: OrderedState, end: int) -> OrderedDesk:
@@ -78,7 +78,7 @@ class Leases:
 
     def _word(self, ref: Ref, kind: type[W]) -> W:
         """The message that this goes into: the last one, if it says the same of others."""
-        words = self._words.setdefault(ref, [])
+        words = self.words.setdefault(ref, [])
         if not words or not isinstance(words[-1], kind):
             words.append(kind(ref[1], []))
         last = words[-1]
@@ -92,10 +92,10 @@ class Leases:
 
     def flush(self) -> None:
         """Before what readers are pushed in this turn."""
-        for (session, _), words in self._words.items():
+        for (session, _), words in self.words.items():
             for word in words:
                 self.ctx.send(session, word)
-        self._words.clear()
+        self.words.clear()
 
     def _partitions(self, topic_id: TopicId) -> int:
         info = self.ctx.topic(topic_id)

@@ -80,4 +80,4 @@ class Leaving:
             mine = host.replica.config_index
             newer = index > mine or (index == mine and host.replica.config == config)
             if newer and self.slots.me not in config.nodes() and not config.is_joint:
-                self.slots.empty(host, index, config)
+                self.slots.emptying.empty(host, index, config)

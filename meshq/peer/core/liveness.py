@@ -65,11 +65,8 @@ class Liveness:
             self._carry_out(self.support.on_partners(partners))
         self.ctx.disk.look_at_room()
         self.support.on_disk(stalled=self.ctx.disk.waiting_s(self.ctx.now) > STALL_S)
-        if self.ctx.now >= self.support.deadline():
+        if self.ctx.now >= self.support.due:
             self._carry_out(self.support.on_tick(now=self.ctx.now))
-
-    def wake(self) -> float:
-        return self.support.deadline()
 
     # ------------------------------------------------------------------------------- how it is done
     def _carry_out(self, effects: list[SupportEffect]) -> None:

@@ -6,10 +6,11 @@ decided in `receipts`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from meshq import batch
-from meshq.batch import Buffer
+from meshq.batch import BatchHeader, Buffer
 from meshq.errors import (
     Forbidden,
     MeshqError,
@@ -24,8 +25,10 @@ from meshq.levels import OUTBOXES
 from meshq.limits import PRODUCE_BYTES_MAX
 from meshq.messages import ACKS_QUORUM, Produce, ProduceItem, TopicInfo
 from meshq.peer.core.context import Context
+from meshq.peer.core.hosts import Host
 from meshq.peer.core.receipts import Receipts
 from meshq.peer.core.slots import Slots
+from meshq.replication.quorum import Node
 from meshq.security.authorization import Principal
 from meshq.streams.slot import Stored
 from meshq.topics import is_internal, source_of
@@ -51,14 +54,22 @@ class Publishing:
         opened_bytes = 0
         for item, payload in zip(message.items, payloads, strict=True):
             try:
-                opened_bytes += batch.read_header(payload).body_bytes
+                header = batch.read_header(payload)
+                opened_bytes += header.body_bytes
                 if opened_bytes > PRODUCE_BYTES_MAX:
                     raise Overloaded("that is much for one message", retry_after_ms=20)
-                self._publish(session, principal, item, payload)
+                self._publish(session, principal, item, header, payload)
             except MeshqError as e:
                 self.ctx.fail(session, item.request, e)
 
-    def _publish(self, session: Session, principal: Principal, item: ProduceItem, payload: Buffer) -> None:
+    def _publish(
+        self,
+        session: Session,
+        principal: Principal,
+        item: ProduceItem,
+        header: BatchHeader,
+        payload: Buffer,
+    ) -> None:
         info = find_topic(self.ctx, item.topic_id, item.version)
         check_partition(info, item.partition)
         if not principal.may_publish(info.name):
@@ -69,7 +80,8 @@ class Publishing:
             raise Forbidden(f"{info.name!r} holds dead letters: the mesh alone writes them")
         partition = PartitionKey(TopicId(item.topic_id), item.partition)
         slot = led_slot(self.ctx, self.slots, partition)
-        header = batch.check(payload, record_bytes_max=info.record_bytes_max, keyed=info.retain.compact)
+        bytes_max, keyed = info.record_bytes_max, info.retain.compact
+        batch.check(payload, record_bytes_max=bytes_max, keyed=keyed, header=header)
         if header.producer_epoch and self.ctx.registry.level < OUTBOXES:
             text = f"outboxes need feature level {OUTBOXES}, and this mesh has {self.ctx.registry.level}"
             raise Unavailable(f"{text}: `meshq upgrade`", retry_after_ms=5_000)  # they can wait for that
@@ -85,24 +97,30 @@ class Publishing:
         )
         if isinstance(done, MeshqError):
             raise done
-        self.ctx.count("batches_in")
-        self.ctx.count("records_in", header.count)
-        self.ctx.count("bytes_in", len(payload))
+        counters = self.ctx.counters
+        counters["batches_in"] += 1
+        counters["records_in"] += header.count
+        counters["bytes_in"] += len(payload)
         if isinstance(done, int):
             if item.acks != ACKS_QUORUM:
                 self.receipts.on_appended(slot, done, ref, item.acks)
         elif item.acks != ACKS_QUORUM:
             self.receipts.on_appended(slot, done.index, ref, item.acks)
         else:
-            copies = self.slots.copies(slot, done.index)
-            self.receipts.on_stored(slot, done.index, done.base_offset, copies, info.copies_min, (ref,))
+            match = self.slots.hosts[slot].replica.copies()
+            self.receipts.on_stored(slot, done.index, done.base_offset, match, info.copies_min, (ref,))
 
-    def on_stored(self, stored: Stored, payload: Buffer, copies: int) -> None:
+    def on_stored(
+        self, host: Host, stored: Stored, payload: Buffer, match: Mapping[Node, int], info: TopicInfo | None
+    ) -> None:
+        """`match`: up to which entry each node has the log on disk. `info`: None of a topic that was deleted
+        meanwhile.
+        """
         if stored.refs:
-            info = self.ctx.topic(stored.partition.topic_id)
-            copies_min = info.copies_min if info is not None else 1  # deleted meanwhile
-            slot = self.ctx.slot_of(stored.partition)
-            self.receipts.on_stored(slot, stored.index, stored.base_offset, copies, copies_min, stored.refs)
+            copies_min = info.copies_min if info is not None else 1
+            self.receipts.on_stored(
+                host.slot, stored.index, stored.base_offset, match, copies_min, stored.refs
+            )
         self.ctx.deliveries.on_committed(
             stored.partition, stored.base_offset, stored.count, stored.timestamp_ms, payload
         )

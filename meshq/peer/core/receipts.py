@@ -91,11 +91,18 @@ class Receipts:
             self._wait(slot, _Waiting(index, None, 1, (ref,), self.ctx.now + WAIT_S))
 
     def on_stored(
-        self, slot: Slot, index: int, base_offset: int, copies: int, copies_min: int, refs: tuple[Ref, ...]
+        self,
+        slot: Slot,
+        index: int,
+        base_offset: int,
+        match: Mapping[Node, int],
+        copies_min: int,
+        refs: tuple[Ref, ...],
     ) -> None:
-        """Committed."""
-        host = self.slots.hosts[slot]
-        if copies >= copies_min and self._mirrors_have(host, host.replica.copies(), index):
+        """Committed. `match`: up to which entry each node has the log on disk."""
+        mirrors = self._look_at_mirrors(self.slots.hosts[slot], match)
+        copies = _copies(match, index)
+        if copies >= copies_min and (mirrors is None or mirrors.have(match, index)):
             for ref in refs:
                 self._answer(ref, base_offset, copies)
         elif refs:
@@ -121,8 +128,9 @@ class Receipts:
             self._keep(slot, deque(w for w in waiting if self.ctx.now < w.until))
 
     def flush(self) -> None:
-        for slot in list(self._waiting):
-            self._look_again(slot)
+        if self._waiting:
+            for slot in list(self._waiting):
+                self._look_again(slot)
         for session, receipts in self._ready.items():
             for i in range(0, len(receipts), RECEIPTS_PER_MESSAGE):
                 self.ctx.send(session, Produced(receipts[i : i + RECEIPTS_PER_MESSAGE]))
@@ -141,7 +149,7 @@ class Receipts:
                 copies = 1 if durable >= w.entry else 0
                 is_done = copies == 1
             else:
-                copies = sum(have >= w.entry for have in match.values())
+                copies = _copies(match, w.entry)
                 is_done = copies >= w.copies_min and (mirrors is None or mirrors.have(match, w.entry))
             if is_done:
                 for ref in w.refs:
@@ -152,19 +160,19 @@ class Receipts:
         if kept:
             self._seen[slot] = seen
 
-    def _mirrors_have(self, host: Host, match: Mapping[Node, int], index: int) -> bool:
-        mirrors = self._look_at_mirrors(host, match)
-        return mirrors is None or mirrors.have(match, index)
-
     def _look_at_mirrors(self, host: Host, match: Mapping[Node, int]) -> Mirrors | None:
+        """None where there is nobody who could be one: several voters, or no other node at all."""
         replica = host.replica
-        if len(replica.config.voters) > 1:
+        config = replica.config
+        if len(config.voters) > 1 or not config.learners:
             self._mirrors.pop(host.slot, None)
             return None
-        mirrors = self._mirrors.setdefault(host.slot, Mirrors())
+        mirrors = self._mirrors.get(host.slot)
+        if mirrors is None:
+            mirrors = self._mirrors[host.slot] = Mirrors()
         older = replica.catching_up()
         there = self._there()
-        mirrors.look(replica.config, match, replica.commit_index, there, now=self.ctx.now, older=older)
+        mirrors.look(config, match, replica.commit_index, there, now=self.ctx.now, older=older)
         return mirrors
 
     def _there(self) -> set[PeerId]:
@@ -189,3 +197,8 @@ class Receipts:
     def _fail(self, waiting: _Waiting, error: MeshqError) -> None:
         for session, request in waiting.refs:
             self.ctx.fail(session, request, error)
+
+
+def _copies(match: Mapping[Node, int], index: int) -> int:
+    """How many nodes have this entry on disk."""
+    return sum([have >= index for have in match.values()])

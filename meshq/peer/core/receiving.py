@@ -222,7 +222,7 @@ class Receiving:
             stream.expire(partition, stream.partitions[partition].low)  # what was here may begin before that
         self.slots.count("snapshots_installed")
         self.slots.tell(host, words.SnapshotStored(incoming.meta, incoming.position, True))
-        self.slots.on_role(host)
+        self.slots.react.on_role(host)
 
     # ------------------------------------------------------------------------------------ given up
     def clean(self, host: Host) -> None:
@@ -243,7 +243,7 @@ class Receiving:
         begins again, and batches are counted on no further than where these were.
         """
         incoming = host.incoming
-        if incoming is None or not dropped:
+        if incoming is None:
             return None, ()
         for key in dropped:
             if key.partition in host.touched:

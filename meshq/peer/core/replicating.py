@@ -35,22 +35,22 @@ class _Going:
 class Replicating:
     ctx: Context
     links: Links
-    _going: dict[PeerId, _Going] = field(default_factory=dict)  # of this turn
+    going: dict[PeerId, _Going] = field(default_factory=dict)  # of this turn
 
     def send(self, to: Node, slot: Slot, message: Message) -> None:
         raw, payloads = wire.encode(slot, Node(self.ctx.me.peer, self.ctx.me.disk), to, message)
-        going = self._going.setdefault(to.peer, _Going())
+        going = self.going.setdefault(to.peer, _Going())
         size = len(raw) + sum(map(len, payloads))  # a piece of a snapshot is in its message
         full = len(going.messages) >= COUNT or (going.messages and going.bytes + size > BYTES)
         if full or len(going.payloads) + len(payloads) > FRAMES:
             self._flush(to.peer, going)
-            going = self._going[to.peer] = _Going()
+            going = self.going[to.peer] = _Going()
         going.messages.append(raw)
         going.payloads += payloads
         going.bytes += size
 
     def flush(self) -> None:
-        going, self._going = self._going, {}
+        going, self.going = self.going, {}
         for peer, messages in going.items():
             self._flush(peer, messages)
 

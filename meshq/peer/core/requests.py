@@ -54,7 +54,6 @@ class Requests:
 
     def on_message(self, event: MessageArrived) -> None:
         session, message = event.session, event.message
-        request = getattr(message, "request", 0)
         try:
             principal = self.core.ctx.principal(event.key)
             if isinstance(message, Hello):
@@ -66,7 +65,7 @@ class Requests:
             state.heard = self.core.ctx.now
             self._dispatch(session, principal, message, tuple(event.payloads))
         except MeshqError as e:
-            self.core.ctx.fail(session, request, e)
+            self.core.ctx.fail(session, getattr(message, "request", 0), e)
 
     def _on_hello(self, session: Session, principal: Principal, message: Hello) -> None:
         if message.version_min > VERSION_MAX or message.version_max < VERSION_MIN:
@@ -86,7 +85,7 @@ class Requests:
         welcome = Welcome(version, mesh, me.peer, me.boot, now_ms, me.disk, me.epoch, rolled_back)
         self.core.ctx.send(session, welcome)
         if session[0] != PEERS:
-            self.core.ctx.send(session, self.core.routes())
+            self.core.ctx.send(session, self.core.whereabouts.routes())
 
     def _dispatch(
         self, session: Session, principal: Principal, message: AnyMessage, payloads: tuple[Buffer, ...]

@@ -39,6 +39,8 @@ def _can_decide(slots: Slots, host: Host) -> bool:
     """Whether those that are there and have room are a majority. With nobody full that is not asked: who is
     away may be back in a moment, and where too many are this peer does not lead for long.
     """
+    if not slots.full:
+        return True
     config = host.replica.config
     able = [n for n in config.nodes() if n == slots.me or n.peer in slots.supports - slots.full]
     is_full = any(n.peer in slots.full for n in (*config.voters, *config.outgoing))

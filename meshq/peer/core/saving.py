@@ -36,33 +36,32 @@ Deletion = tuple[PartitionKey, int | None]  # payloads that end at or before thi
 class Saving:
     slots: Slots
     failing: dict[Host, MeshqError] = field(default_factory=dict)  # until what was under way is taken back
-    _refused: list[Host] = field(default_factory=list)  # of them, those of this turn that had no room
+    refused: list[Host] = field(default_factory=list)  # of them, those of this turn that had no room
     _checkpoint_at: float = 0.0
 
     def on_order(self, host: Host, effect: words.Persist) -> None:
         if host in self.failing:
             return  # it hears of that first, and orders all of it anew
-        # While a snapshot takes the log's place on disk, what is said of that log is out of date.
-        items = () if host.is_replaced else effect.items
-        dropped = () if host.is_replaced else tuple(_keys(effect.dropped))
+        items, dropped, truncate_from = effect.items, effect.dropped, effect.truncate_from
+        if host.is_replaced:
+            # While a snapshot takes the log's place on disk, what is said of that log is out of date.
+            items, dropped, truncate_from = (), (), None
         bare = host.replica.hard.bare_until
-
-        def is_bare(item: Item) -> bool:
-            return not item.payload and item.entry.index <= bare
-
-        payloads = tuple(p for p in (payload_of(*i) for i in items if not is_bare(i)) if p is not None)
+        there = [payload_of(*i) for i in items if i.payload or i.entry.index > bare]
+        payloads = tuple([p for p in there if p is not None])
         if host.replica.is_witness and sum(len(p.data) for p in payloads) > self.slots.disk.room_bytes:
             self.failing[host] = DiskFull("this witness keeps as much as it may (`witness_bytes_max`)")
-            self._refused.append(host)
+            self.refused.append(host)
             return
-        clear_aside, aside = self.slots.receiving.give_up(host, dropped)
+        keys = tuple(_keys(dropped)) if dropped else ()
+        clear_aside, aside = self.slots.receiving.give_up(host, keys) if keys else (None, ())
         self.slots.disk.submit(
             host.slot,
-            entries=tuple(i.entry for i in items),
+            entries=tuple([i.entry for i in items]),
             payloads=payloads,
             rows=(hard_row(effect.hard),) if effect.hard else (),
-            truncate_from=None if host.is_replaced else effect.truncate_from,
-            dropped=dropped,
+            truncate_from=truncate_from,
+            dropped=keys,
             clear_aside=clear_aside,
             aside=aside,
             done=lambda: self.slots.tell(host, words.Persisted(effect.token)),
@@ -82,7 +81,7 @@ class Saving:
         self.slots.disk.when_settled(settle)
 
     def flush(self) -> None:
-        refused, self._refused = self._refused, []
+        refused, self.refused = self.refused, []
         for host in refused:
             del self.failing[host]
             self.slots.tell(host, words.PersistFailed())
@@ -129,7 +128,7 @@ class Saving:
             host.rewriting -= len(rewrites)
             self.delete(host, deletions)
             if rewrites and host.leads:
-                self.slots.on_written(host)
+                self.slots.react.on_written(host)
             if witness:
                 host.kept.mark(applied, ends)
                 self.slots.out += host.kept.let_go(host.replica)

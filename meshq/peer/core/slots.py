@@ -3,8 +3,8 @@
 Publishing: the stream judges the batch (sequence, offset), the replica gives it a place and takes care that a
 majority has it on disk; when that is so the stream applies it, and only then is there a receipt.
 
-`Slots` takes what replicas order to whom it concerns: `saving` (this peer's disk), `sending` and `receiving`
-(snapshots); `hosting` makes the replicas.
+`Slots` takes what replicas order to whom it concerns: `saving` (this peer's disk), `applying` (what is
+decided), `sending` and `receiving` (snapshots); `hosting` makes replicas, `emptying` has them begin again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 
 from meshq.batch import BatchHeader, Buffer
 from meshq.entries import Entry, EntryKind
-from meshq.errors import DiskFull, MeshqError, OutcomeUnknown, StoreError
-from meshq.ids import SYSTEM_SLOT, PartitionKey, PeerId, Ref, Slot, TopicId
+from meshq.errors import DiskFull, MeshqError, OutcomeUnknown
+from meshq.ids import PartitionKey, PeerId, Ref, Slot, TopicId
+from meshq.peer.core.applying import Applying
 from meshq.peer.core.disk import Disk
+from meshq.peer.core.emptying import Emptying
 from meshq.peer.core.events import Effect, PayloadsDeleted, PayloadsRead, ReadPayloads, ReadSlotLog
-from meshq.peer.core.hosts import Host, Hosting, Tail
+from meshq.peer.core.hosts import Host, Hosting
 from meshq.peer.core.pacing import Pacing
 from meshq.peer.core.receiving import Receiving
 from meshq.peer.core.room import no_room
@@ -29,36 +31,27 @@ from meshq.peer.core.sending import Sending
 from meshq.replication import words
 from meshq.replication.generations import generation_of
 from meshq.replication.quorum import Config, Node
-from meshq.replication.saved import hard_row, snapshot_row
-from meshq.replication.words import GENESIS, Item, Position, Role
+from meshq.replication.words import Position, Role
 from meshq.streams.groups.letters import Letters
-from meshq.streams.groups.table import GroupApplied
 from meshq.streams.groups.words import GroupBody
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import encode_publish
 from meshq.streams.slot import (
     EMPTY,
-    Compacted,
-    Dropped,
-    Moved,
     PartitionState,
-    Retained,
     SlotStream,
-    Stored,
-    begun_rows,
 )
 
 if TYPE_CHECKING:
     import random
 
-ENTRY_BYTES = 40  # of an entry on disk, beside its body
+    from meshq.peer.core.reactions import Reactions
 
 
 @dataclass
 class Slots:
-    """`genesis(slot)`: what it begins with. `send(to, slot, message)`: to another node. `on_role(host)`: who
-    leads has changed. `on_members()`: who keeps copies has. `on_stored`: a batch is committed, with the
-    number of peers that have it on disk. `on_group`: an entry about a group is.
+    """`genesis(slot)`: what it begins with. `send(to, slot, message)`: to another node. `react`: hears what
+    others have to be told.
     """
 
     me: Node
@@ -67,16 +60,9 @@ class Slots:
     rng: random.Random
     genesis: Callable[[Slot], Config]
     send: Callable[[Node, Slot, words.Message], None]
-    on_role: Callable[[Host], None]
-    on_members: Callable[[], None]
+    react: Reactions
     count: Callable[[str], None]
-    on_stored: Callable[[Stored, Buffer, int], None] = field(init=False)
-    on_refused: Callable[[Ref, MeshqError], None] = field(init=False)
-    on_group: Callable[[GroupApplied], None] = field(init=False)
-    on_retained: Callable[[Retained], None] = field(init=False)
-    on_compacted: Callable[[Compacted], None] = field(init=False)
-    on_written: Callable[[Host], None] = field(init=False)  # what was compacted
-    on_lost: Callable[[Host, MeshqError], None] = field(init=False)  # what was proposed, not decided
+    pacing: Pacing  # of copies on their way to a new home
     system: SlotStream = field(init=False)  # what the system slot's log means
     hosts: dict[Slot, Host] = field(default_factory=dict)  # bounded by the mesh's number of slots
     supports: set[PeerId] = field(default_factory=set)
@@ -87,11 +73,12 @@ class Slots:
     frozen: bool = False  # this disk was rolled back
     now: float = 0.0
     wall_ms: int = 0
-    pacing: Pacing = field(init=False)  # of copies on their way to a new home
     sending: Sending = field(init=False)
     receiving: Receiving = field(init=False)
     hosting: Hosting = field(init=False)
     saving: Saving = field(init=False)
+    applying: Applying = field(init=False)
+    emptying: Emptying = field(init=False)
     _soon: list[tuple[Host, words.Event]] = field(default_factory=list)  # of this turn
     _dirty: dict[Host, None] = field(default_factory=dict)  # proposed to in this turn
     _wake: float = inf
@@ -101,12 +88,15 @@ class Slots:
         self.receiving = Receiving(self)
         self.hosting = Hosting(self)
         self.saving = Saving(self)
+        self.applying = Applying(self)
+        self.emptying = Emptying(self)
 
     # -------------------------------------------------------------------------------------- members
     def mind(self, host: Host) -> None:
         """When it wants to be ticked."""
         host.wake = host.replica.deadline() if not host.is_emptied else inf
-        self._wake = min(self._wake, host.wake)
+        if host.wake < self._wake:
+            self._wake = host.wake
 
     def freeze(self) -> None:
         """This disk was rolled back or cloned: nothing here promises or leads any more."""
@@ -114,44 +104,6 @@ class Slots:
         for host in list(self.hosts.values()):
             host.replica.freeze()
             self.tell(host, words.Ticked())
-
-    def empty(self, host: Host, index: int, config: Config) -> None:
-        """This node is out, by this configuration, committed at this index: delete what is here, and begin as
-        a node that never was a member.
-
-        Term and vote stay. No vote leaves before the log has come to `index` again: added once more, it would
-        pass configurations in which it was a voter, and whom it elected then would not know what was decided.
-        """
-        vote = host.replica.hard.vote
-        self._clear(
-            host, words.Hard(host.replica.term, vote, max(index, host.replica.hard.repair_until)), config
-        )
-
-    def begin_again(self, host: Host) -> None:
-        """What was decided here is not what the slot's new generation has: term and vote stay, no more."""
-        self._clear(host, words.Hard(host.replica.term, host.replica.hard.vote), Config(()))
-
-    def _clear(self, host: Host, hard: words.Hard, config: Config) -> None:
-        if not host.replica.is_quiet or host.is_emptied or host.is_replaced:
-            return
-        gone = {*host.stream.partitions, *host.stream.dropping, *host.touched}
-        row = snapshot_row(words.SnapshotMeta(GENESIS, config, host.replica.log.last_timestamp_ms))
-        rows = (hard_row(hard), row, *begun_rows(0, gone))
-        host.is_emptied = True
-
-        def done() -> None:
-            if host.slot == SYSTEM_SLOT:
-                raise StoreError(
-                    "the registry went on without what this copy had of it: start this peer again"
-                )
-            self.hosting.restore(host.slot, dict(rows), tail=Tail(), aside={}, now=self.now)
-            self.count("slots_emptied")
-            self.on_role(self.hosts[host.slot])
-
-        def failed(_: MeshqError) -> None:
-            host.is_emptied = False
-
-        self.disk.submit(host.slot, rows=rows, replace=(), clear_aside=b"", done=done, failed=failed)
 
     # ----------------------------------------------------------------------------------- publishing
     def publish(
@@ -239,32 +191,10 @@ class Slots:
         """In this turn, when what the replica ordered before has been carried out."""
         self._soon.append((host, event))
 
-    def hand_over(self) -> int:
-        """Give every slot led here to another voter that is level, one with room for records if there is one;
-        how many there still are to give.
-        """
-        left = 0
-        for host in list(self.hosts.values()):
-            replica = host.replica
-            replica.set_may_lead(False)
-            if replica.role is not Role.LEADER:
-                continue
-            match, last = replica.match(), replica.last.index
-            there = self.supported_by - self.barred
-            voters = [n for n in replica.config.voters if n not in replica.config.witnesses]
-            others = [n for n in voters if n != self.me and n.peer in there]
-            others = [n for n in others if n.peer not in self.full] or others
-            if others:
-                left += 1
-                best = max(others, key=lambda n: match.get(n, 0))
-                if not replica.is_handing_over and match.get(best, 0) + 256 >= last:
-                    replica.transfer(best, now=self.now)
-                    self._dirty[host] = None
-        return left
-
     def flush(self) -> None:
         """Hand on what was proposed in this turn."""
-        self.saving.flush()
+        if self.saving.refused:
+            self.saving.flush()
         while self._dirty or self._soon:
             soon, self._soon = self._soon, []
             for host, event in soon:
@@ -284,7 +214,7 @@ class Slots:
         if host.stream.dropping and not host.replica.log.last.index:
             return  # it begins again: what was here goes first, or what comes now would go with it
         if isinstance(message, words.InstallSnapshot) and self._is_of_another_generation(host, message):
-            self.begin_again(host)
+            self.emptying.begin_again(host)
             return
         self.tell(host, words.Received(frm, message))
 
@@ -358,7 +288,7 @@ class Slots:
                 case words.Send():
                     self.send(effect.to, host.slot, effect.message)
                 case words.Commit():
-                    self._apply(host, effect.items)
+                    self.applying.apply(host, effect.items)
                 case words.TellRole():
                     self._on_role(host, effect)
                 case words.ReadLog():
@@ -369,7 +299,7 @@ class Slots:
                     self.damaged += 1
                 case words.Diverged():
                     self.count("copies_diverged")
-                    self.begin_again(host)
+                    self.emptying.begin_again(host)
                 case words.ReadReady() | words.ReadFailed():
                     index = effect.index if isinstance(effect, words.ReadReady) else None
                     for done in effect.refs:
@@ -382,7 +312,7 @@ class Slots:
                     self.receiving.on_order(host, effect)
         if host.replica.config is not host.members:
             host.members = host.replica.config
-            self.on_members()
+            self.react.on_members()
         self.mind(host)
 
     def _read_log(self, host: Host, effect: words.ReadLog) -> None:
@@ -400,32 +330,6 @@ class Slots:
         config = host.replica.config
         return node in config.voters or node in config.outgoing
 
-    def _apply(self, host: Host, items: tuple[Item, ...]) -> None:
-        match = host.replica.copies() if host.leads else {}
-        gone = False  # payloads can be deleted, once that is saved
-        for entry, payload in items:
-            applied = host.stream.apply(entry)
-            host.log_bytes += len(entry.body) + ENTRY_BYTES
-            stored = applied.stored if isinstance(applied, Moved) else applied
-            if isinstance(stored, Stored) and host.replica.is_witness:
-                host.kept.on_stored(stored.partition, stored.base_offset + stored.count)
-            if isinstance(applied, Dropped | Retained | Compacted):
-                gone = True
-                if isinstance(applied, Retained) and host.leads:
-                    self.on_retained(applied)
-                elif isinstance(applied, Compacted) and host.leads:
-                    self.on_compacted(applied)
-            elif isinstance(applied, Stored) and host.leads:
-                copies = sum(index >= entry.index for index in match.values())
-                self.on_stored(applied, payload, copies)
-            elif isinstance(applied, GroupApplied) and host.leads:
-                self.on_group(applied)
-            elif isinstance(applied, Moved) and host.leads:
-                self.on_group(applied.group)
-                copies = sum(index >= entry.index for index in match.values())
-                self.on_stored(applied.stored, payload, copies)
-        self.saving.on_applied(host, now=gone)
-
     def _on_role(self, host: Host, effect: words.TellRole) -> None:
         leads = effect.role is Role.LEADER and effect.serves
         if host.leads and not leads:
@@ -434,12 +338,12 @@ class Slots:
         host.leads = leads
         if effect.role is not Role.LEADER:
             self.sending.on_role(host)
-        self.on_role(host)
+        self.react.on_role(host)
 
     def refuse_waiting(self, host: Host, error: MeshqError) -> None:
         for ref in host.stream.on_append_failed():
-            self.on_refused(ref, error)
-        self.on_lost(host, error)
+            self.react.on_refused(ref, error)
+        self.react.on_lost(host, error)
 
     # --------------------------------------------------------------------------------- housekeeping
     def tick(self) -> None:
@@ -457,15 +361,11 @@ class Slots:
 
     def wake(self) -> float:
         """When a tick is due; perhaps too early, never too late."""
-        return min(self._wake, self.pacing.wake())
+        return min(self._wake, self.pacing.wake()) if self.pacing.waiting else self._wake
 
     # ---------------------------------------------------------------------------------------- facts
     def led(self) -> Iterator[Host]:
         return (h for h in self.hosts.values() if h.leads)
-
-    def copies(self, slot: Slot, index: int) -> int:
-        """How many nodes are known to have this entry on disk."""
-        return sum(match >= index for match in self.hosts[slot].replica.copies().values())
 
     def partition(self, slot: Slot, partition: PartitionKey) -> PartitionState:
         host = self.hosts.get(slot)

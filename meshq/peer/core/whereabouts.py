@@ -29,13 +29,13 @@ class Whereabouts:
     placing: Placing
     changed: bool = False  # clients have not been told yet
     _leaders: dict[Slot, tuple[int, PeerId]] = field(default_factory=dict)  # with terms; bounded by slots
-    _news: dict[Slot, int] = field(default_factory=dict)  # slots led here since the last flush
+    news: dict[Slot, int] = field(default_factory=dict)  # slots led here since the last flush
 
     def on_role(self, host: Host) -> None:
         """A leader is told of when it serves, by itself: who came sooner would be sent away again."""
         if host.leads:
             self._note(host.slot, host.replica.term, self.ctx.me.peer)
-            self._news[host.slot] = host.replica.term
+            self.news[host.slot] = host.replica.term
 
     def on_leads(self, peer: PeerId, message: Leads) -> None:
         for slot, term in message.slots:
@@ -50,11 +50,10 @@ class Whereabouts:
 
     def flush(self) -> None:
         """Tell every peer what is led here since the last time."""
-        if self._news:
-            message = Leads(sorted((int(slot), term) for slot, term in self._news.items()))
-            self._news.clear()
-            for peer in sorted(self.links.reachable() - {self.ctx.me.peer}):
-                self.links.send(peer, message)
+        message = Leads(sorted((int(slot), term) for slot, term in self.news.items()))
+        self.news.clear()
+        for peer in sorted(self.links.reachable() - {self.ctx.me.peer}):
+            self.links.send(peer, message)
 
     def registry_leader(self) -> PeerId | None:
         """Who leads the system slot."""
