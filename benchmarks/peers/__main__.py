@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -52,6 +54,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="systems whose name contains this; more than once")
     parser.add_argument("--write", type=Path, help="also write the tables to this file")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    logging.disable(logging.CRITICAL)  # the clients complain of nodes that are killed on purpose
     effort = Effort.quick() if args.quick else Effort()
     chosen = [s for s in SYSTEMS if not args.only or any(o.lower() in s.name.lower() for o in args.only)]
     results: dict[str, tuple[System, Found]] = {}

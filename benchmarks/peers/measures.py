@@ -64,6 +64,8 @@ async def measure(system: System, effort: Effort, say: Callable[[str], None]) ->
         except TimeoutError:
             found.why[name] = "not done in time"
         except Exception as e:
+            while isinstance(e, ExceptionGroup):
+                e = e.exceptions[0]
             found.why[name] = f"{type(e).__name__}: {e}"
         said = found.why.get(name) or "done"
         say(f"{system.name}: {name} {said} ({time.perf_counter() - start:.1f} s)")
@@ -167,15 +169,15 @@ async def _paced(system: System, effort: Effort, found: Found) -> None:
 
 
 async def _publish_paced(system: System, count: int) -> None:
-    sending: set[asyncio.Task[None]] = set()
+    sending: list[asyncio.Task[None]] = []
     due = time.perf_counter()
     for _ in range(count):
         await asyncio.sleep(max(0, due - time.perf_counter()))
         due += 1 / PACE
-        task = asyncio.create_task(system.publish("bench.paced", b"%d" % time.perf_counter_ns()))
-        sending.add(task)
-        task.add_done_callback(sending.discard)
-    await asyncio.gather(*sending)
+        sending.append(asyncio.create_task(system.publish("bench.paced", b"%d" % time.perf_counter_ns())))
+    for error in await asyncio.gather(*sending, return_exceptions=True):
+        if error is not None:
+            raise Unable(f"of {count} publishes at this pace one failed: {type(error).__name__}: {error}")
 
 
 async def _work(system: System, effort: Effort, found: Found) -> None:

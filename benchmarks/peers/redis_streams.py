@@ -42,7 +42,8 @@ class Redis(System):
             command += ["--replicaof", f"{HOST} {base}"] if i else []
             self.nodes.append(Node(command, self.where / f"redis{i}.log", {}, self.where))
             self.nodes[-1].start()
-        self._client = redis.Redis(host=HOST, port=base, max_connections=8)
+        pool = redis.BlockingConnectionPool(host=HOST, port=base, max_connections=64, timeout=10)
+        self._client = redis.Redis.from_pool(pool)
 
         async def together() -> None:
             while True:

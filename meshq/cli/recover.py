@@ -70,7 +70,8 @@ def _show(found: dict[str, Any], *, done: bool) -> None:
         click.echo("Peers that do not come back: meshq leave --peer NAME")
     else:
         click.echo(
-            "\nRecords that were acknowledged after the times above may be lost; who read them is told so."
+            "\nRecords acknowledged after the times above may be lost; of slots without a time, any."
+            "\nWho read them is told so."
             "\nNothing was changed. To do it: the same with --yes"
         )
 

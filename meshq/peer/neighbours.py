@@ -230,7 +230,9 @@ class Neighbours:
         return key is not None and is_signed_by(key, _RECORD, data, signature)
 
     def _tick(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()  # else it rings on beside the next one, for ever
+            self._timer = None
         try:
             slept_s = _suspended_s(self._loop)
             if slept_s - self._slept_s > SLEPT_S:

@@ -325,7 +325,6 @@ class PeerShell:
         self._timer = self._loop.call_at(at, self._tick)
 
     def _on_tick(self) -> None:
-        self.tell(RoomMeasured(self.store.room()))
         self.core.on_own_record(self.neighbours.addresses, self.neighbours.members.own.order)
         if self._presence is not None:
             self._presence.update(self.neighbours.addresses)  # `invite` tells it to others
@@ -333,6 +332,9 @@ class PeerShell:
         if _now() >= self._tally_at:
             self._tally_at = _now() + TALLY_S
             self._count()
+            self.tell(
+                RoomMeasured(self.store.room())
+            )  # a write tells it too, but others use this disk as well
             self.tell(RoundTripsMeasured(self.neighbours.round_trips_ms()))
 
     def _count(self) -> None:

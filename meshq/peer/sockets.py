@@ -200,11 +200,11 @@ class PeerSockets:
     def _send(
         self, session: Session, frames: list[Buffer], message: messages.ServerMessage | None = None
     ) -> None:
-        size = sum(map(len, frames))
-        self._servers[session[0]].on_given(session[1], size)
-        backlog = self._backlogs.get(session)
+        server, backlog = self._servers[session[0]], self._backlogs.get(session)
+        if session[0] == CLIENTS:
+            server.on_given(session[1], sum(map(len, frames)))
         if backlog is None:
-            sent = self._servers[session[0]].send(session[1], frames)
+            sent = server.send(session[1], frames)
             if sent is Sent.OK:
                 return
             if sent is Sent.GONE:
@@ -213,7 +213,7 @@ class PeerSockets:
             backlog = self._backlogs[session] = _Backlog()
             self._wait_for_room(session)
         backlog.messages.append(frames)
-        backlog.bytes += size
+        backlog.bytes += sum(map(len, frames))
         if backlog.bytes > BACKLOG_BYTES_MAX:
             log.warning("A client does not read what it asked for: closed", extra={"event": "SessionTooSlow"})
             del self._backlogs[session]

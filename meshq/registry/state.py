@@ -7,20 +7,14 @@ cannot slip in one the authority never signed.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
-from typing import Protocol, assert_never
+from typing import assert_never
 
-from msgspec.structs import replace
-
-from meshq.errors import MeshqError, Overloaded, Refused, SecurityError, TopicExists, TopicGone, UsageError
-from meshq.ids import MeshId, PeerId, TopicId, peer_id_of
+from meshq.errors import MeshqError, Overloaded, Refused, SecurityError
+from meshq.ids import MeshId, PeerId, peer_id_of
 from meshq.levels import LEVEL_KNOWN, WITNESSES
-from meshq.limits import CLIENTS_MAX, DEAD_LETTER_TOPICS_MAX, LEFT_PEERS_KEPT, PEERS_MAX, TOPICS_MAX
-from meshq.messages import Retain, TopicInfo
+from meshq.limits import CLIENTS_MAX, LEFT_PEERS_KEPT, PEERS_MAX
+from meshq.messages import TopicInfo
 from meshq.registry.commands import (
     LEAVING,
     LEFT,
@@ -35,73 +29,18 @@ from meshq.registry.commands import (
     SetStanding,
     SetTopic,
 )
-from meshq.ring import RingPeer, owners, slot_of, witnesses_of
-from meshq.topics import check_topic, dead_letters_of, source_of
+from meshq.registry.facts import (
+    CertificateFacts,
+    Change,
+    ClientsChanged,
+    LevelRaised,
+    PeersChanged,
+    Registered,
+)
+from meshq.registry.topics import Topics
+from meshq.ring import RingPeer, owners, witnesses_of
 
-SET_MAX = 4_096  # changes of topics' settings that are not made twice; as many wait at most at a few peers
-DELETED_MAX = 65_536  # topics' ids that are not made again; a proposal is repeated within seconds
 GENESIS_DISK = bytes(16)  # the id of the disk that a founding peer begins with, so that genesis can name it
-
-
-class CertificateFacts(Protocol):
-    """What the registry reads in a certificate (security.certificates.Certificate fits)."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def signing_key(self) -> bytes: ...
-    @property
-    def curve_key(self) -> bytes: ...
-    @property
-    def capabilities(self) -> Sequence[tuple[str, str]]: ...
-    @property
-    def not_after_s(self) -> int: ...
-    @property
-    def weight(self) -> float: ...
-    @property
-    def zone(self) -> str: ...
-    @property
-    def witness(self) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """A peer or client with a certificate; `version`: when it was registered."""
-
-    facts: CertificateFacts
-    certificate: bytes
-    version: int
-
-
-# What a command changed, for whoever acts on it.
-@dataclass(frozen=True, slots=True)
-class PeersChanged:
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class ClientsChanged:
-    key: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class TopicChanged:
-    info: TopicInfo
-
-
-@dataclass(frozen=True, slots=True)
-class TopicRemoved:
-    info: TopicInfo
-
-
-@dataclass(frozen=True, slots=True)
-class LevelRaised:
-    level: int
-
-
-Change = PeersChanged | ClientsChanged | TopicChanged | TopicRemoved | LevelRaised
 
 
 class Registry:
@@ -131,12 +70,8 @@ class Registry:
         self.left: dict[PeerId, Registered] = {}  # as they were; the newest ones, LEFT_PEERS_KEPT
         self.clients: dict[bytes, Registered] = {}
         self._client_names: set[str] = set()
-        self.topics: dict[TopicId, TopicInfo] = {}
-        self._by_name: dict[str, TopicInfo] = {}
-        self._graves: Counter[str] = Counter()  # by topic: how many have dead letters of its groups
-        self._names: list[str] = []  # sorted, for listing in pages
-        self._set: dict[bytes, int] = {}  # changes of topics and when; the newest ones, SET_MAX
-        self._deleted: dict[TopicId, None] = {}  # the newest ones; bounded by DELETED_MAX
+        self._topics = Topics(slots)
+        self.topics = self._topics.by_id
         self._verify = verify
         for certificate in founders:
             self._register_peer(RegisterPeer(certificate), 0)
@@ -168,15 +103,19 @@ class Registry:
         return "leaving" if peer in self.leaving else "member"
 
     def topic(self, name: str) -> TopicInfo | None:
-        return self._by_name.get(name)
+        return self._topics.by_name.get(name)
 
     def names(self, after: str = "", *, from_name: str = "") -> Iterator[str]:
         """Topic names in order: behind `after`, or beginning with what `from_name` begins with."""
-        start = bisect_left(self._names, after or from_name.rstrip("."))
-        if after and start < len(self._names) and self._names[start] == after:
-            start += 1
-        for i in range(start, len(self._names)):
-            yield self._names[i]
+        return self._topics.names(after, from_name=from_name)
+
+    def made_at(self, command: AnyCommand) -> int | None:
+        """The index at which what it asks for was done already: its answer was lost, and it is repeated."""
+        return self._topics.made_at(command)
+
+    def check_graves(self, topic: str, group: str) -> None:
+        """Raises: Overloaded where this group cannot have dead letters, for enough others have."""
+        self._topics.check_graves(topic, group)
 
     def apply(self, index: int, command: AnyCommand) -> list[Change] | MeshqError:
         """The next committed command: what changed, or why it was refused."""
@@ -188,11 +127,11 @@ class Registry:
                 case RegisterClient():
                     return self._register_client(command, index)
                 case CreateTopic():
-                    return self._create_topic(command, index)
+                    return self._topics.create(command, index)
                 case SetTopic():
-                    return self._set_topic(command, index)
+                    return self._topics.change(command, index)
                 case DeleteTopic():
-                    return self._delete_topic(command)
+                    return self._topics.delete(command)
                 case SetStanding():
                     return self._set_standing(command, index)
                 case PlacePeer():
@@ -217,11 +156,11 @@ class Registry:
                 case RegisterClient():
                     self._check_client(command)
                 case CreateTopic():
-                    self._check_create(command)
+                    self._topics.check_create(command)
                 case SetTopic():
-                    self._check_set(command)
+                    self._topics.check_set(command)
                 case DeleteTopic():
-                    self._existing(command.topic_id)
+                    self._topics.existing(command.topic_id)
                 case SetStanding():
                     self._check_standing(command)
                 case PlacePeer():
@@ -233,18 +172,6 @@ class Registry:
         except MeshqError as refusal:
             return refusal
         return None
-
-    def made_at(self, command: AnyCommand) -> int | None:
-        """The index at which this very topic is as it was last set, or at which this very change was made:
-        its proposal came before, and its answer was lost. Its id says so, because whoever proposes it draws
-        one.
-        """
-        if isinstance(command, SetTopic):
-            return self._set.get(command.change)
-        if not isinstance(command, CreateTopic):
-            return None
-        info = self.topics.get(TopicId(command.topic_id))
-        return info.version if info is not None and info.name == command.name else None
 
     def _check_peer(self, command: RegisterPeer) -> CertificateFacts:
         facts = self._verify(command.certificate)
@@ -348,125 +275,3 @@ class Registry:
         self.clients[facts.curve_key] = Registered(facts, command.certificate, index)
         self._client_names.add(facts.name)
         return [ClientsChanged(facts.curve_key)]
-
-    def _check_create(self, command: CreateTopic) -> None:
-        check_topic(command.name)
-        if command.name in self._by_name:
-            raise TopicExists(f"topic {command.name!r} exists already")
-        self._check_dead_letters(command)
-        if len(self.topics) >= TOPICS_MAX:
-            raise Overloaded(f"the mesh has {TOPICS_MAX} topics, which is its limit")
-        if TopicId(command.topic_id) in self.topics:
-            raise UsageError("that topic id is in use")
-        if TopicId(command.topic_id) in self._deleted:
-            raise TopicGone(f"topic {command.name!r} was deleted as it was made")
-
-    def _check_dead_letters(self, command: CreateTopic) -> None:
-        """A record and its dead letter have to be in one slot."""
-        source = source_of(command.name)
-        if source is None:
-            return
-        of = self._by_name.get(source[0])
-        if of is None or self._start(of.topic_id) != self._start(command.topic_id):
-            raise Refused(
-                f"topic {command.name!r} would be the dead letters of group {source[1]!r}: the mesh makes it "
-                "when there are some"
-            )
-        self.check_graves(*source)
-
-    def check_graves(self, topic: str, group: str) -> None:
-        """Raises: Overloaded where this group cannot have dead letters, for enough others have."""
-        if dead_letters_of(topic, group) in self._by_name:
-            return
-        if self._graves[topic] >= DEAD_LETTER_TOPICS_MAX:
-            raise Overloaded(
-                f"{DEAD_LETTER_TOPICS_MAX} groups on topic {topic!r} have dead letters, which is the limit: "
-                f"delete one of them (`meshq group delete`), or the letters of one (`meshq topic delete`)",
-                retry_after_ms=1_000,
-            )
-
-    def _start(self, topic_id: bytes) -> int:
-        return slot_of(TopicId(topic_id), 0, self.slots)
-
-    def _create_topic(self, command: CreateTopic, index: int) -> list[Change]:
-        if self.made_at(command) is not None:
-            return []
-        self._check_create(command)
-        topic_id = TopicId(command.topic_id)
-        info = TopicInfo(
-            command.name, topic_id, command.partitions, index, command.record_bytes_max, command.copies_min,
-            command.retain,
-        )  # fmt: skip
-        insort(self._names, command.name)
-        if (source := source_of(command.name)) is not None:
-            self._graves[source[0]] += 1
-        return [self._keep(info)]
-
-    def _check_set(self, command: SetTopic) -> TopicInfo:
-        old = self._existing(command.topic_id)
-        if command.partitions is not None and command.partitions < old.partitions:
-            raise UsageError(f"topic {old.name!r} has {old.partitions} partitions; they can only grow")
-        return old
-
-    def _set_topic(self, command: SetTopic, index: int) -> list[Change]:
-        if self.made_at(command) is not None:
-            return []
-        old = self._check_set(command)
-        self._note_set(command.change, index)
-        partitions = command.partitions or old.partitions
-        size = command.record_bytes_max or old.record_bytes_max
-        copies = command.copies_min or old.copies_min
-        retain = _retained(old.retain, command)
-        return [self._keep(TopicInfo(old.name, old.topic_id, partitions, index, size, copies, retain))]
-
-    def _note_set(self, change: bytes, index: int) -> None:
-        if change:
-            self._set[change] = index
-            if len(self._set) > SET_MAX:
-                del self._set[next(iter(self._set))]
-
-    def _delete_topic(self, command: DeleteTopic) -> list[Change]:
-        """With the dead letters of its groups."""
-        gone, found = [self._existing(command.topic_id)], 0
-        while found < len(gone):
-            gone += self._dead_letters(gone[found].name)
-            found += 1
-        for info in gone:
-            if len(self._deleted) >= DELETED_MAX:
-                del self._deleted[next(iter(self._deleted))]
-            self._deleted[TopicId(info.topic_id)] = None
-            del self.topics[TopicId(info.topic_id)]
-            del self._by_name[info.name]
-            if (source := source_of(info.name)) is not None:
-                self._graves[source[0]] -= 1
-                if not self._graves[source[0]]:
-                    del self._graves[source[0]]
-            del self._names[bisect_left(self._names, info.name)]
-        return [TopicRemoved(info) for info in gone]
-
-    def _dead_letters(self, name: str) -> list[TopicInfo]:
-        names = takewhile(lambda n: n < "_dead/", self.names(from_name="_dead."))  # "/" comes behind "."
-        return [self._by_name[n] for n in names if (source := source_of(n)) and source[0] == name]
-
-    def _existing(self, topic_id: bytes) -> TopicInfo:
-        info = self.topics.get(TopicId(topic_id))
-        if info is None:
-            raise TopicGone("that topic does not exist (any more)")
-        return info
-
-    def _keep(self, info: TopicInfo) -> TopicChanged:
-        self.topics[TopicId(info.topic_id)] = info
-        self._by_name[info.name] = info
-        return TopicChanged(info)
-
-
-def _retained(old: Retain, command: SetTopic) -> Retain:
-    """With what the command names."""
-    named = {
-        "age_ms": command.retain_age_ms,
-        "bytes": command.retain_bytes,
-        "records": command.retain_records,
-        "compact": command.compact,
-        "tombstone_age_ms": command.tombstone_age_ms,
-    }
-    return replace(old, **{name: value for name, value in named.items() if value is not None})

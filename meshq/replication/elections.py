@@ -99,8 +99,9 @@ class Elections:
 
     # --------------------------------------------------------------------------------------- campaigning
     def may_campaign(self) -> bool:
-        """A voter of the newest configuration, or of one that may still hold since the newest is not decided.
-        Not with a stale log: its configuration is of voters that were given up.
+        """A voter of the newest configuration, or of one that may still hold since the newest is not decided;
+        or the mirror of a voter that has lost something. Not with a stale log: its configuration is of voters
+        that were given up.
 
         A node that the newest one leaves out may be the only one to have it on disk: unless it leads once
         more nobody can be elected (section 4.2.2).
@@ -108,7 +109,7 @@ class Elections:
         s = self._state
         is_voter = any(config.is_voter(s.me) for _, config in s.configs.history)
         may = s.may_lead and not s.frozen and not s.installing and not s.is_stale
-        return may and is_voter and s.role is not Role.LEADER
+        return may and (is_voter or s.may_stand_in) and s.role is not Role.LEADER
 
     def on_tick(self) -> None:
         s = self._state
@@ -175,15 +176,16 @@ class Elections:
         s = self._state
         free = m.term > s.term if m.pre else s.hard.vote in (None, frm) and s.leader in (None, frm)
         last = s.log.last
-        level = (m.last_term, m.last_index) >= (last.term, last.index)
-        level = level and not self._is_of_old(m.last_term)
-        granted = free and level and not s.frozen and (m.transfer or not self.follows_a_live_leader())
+        level = (m.last_term, m.last_index) >= max((last.term, last.index), s.hard.lost)
+        level = level and not self._is_of_old(m.last_term) and not s.rolled_back
+        alone = s.decides_alone and not (s.frozen or s.is_stale or s.installing)  # then it leads itself
+        granted = free and level and not alone and (m.transfer or not self.follows_a_live_leader())
         if m.pre:
             if granted:
                 self._let_pass(frm)
             s.promise(frm, VoteReply(m.term if granted else s.term, granted, True))
             if s.role is Role.LEADER:
-                self._leading.on_linked(frm)  # it knows no leader, and an idle one would not come to tell it
+                self._leading.feeding.on_linked(frm)  # an idle leader would not come to tell it who leads
             return
         if granted:
             s.set_hard(s.term, frm)

@@ -21,12 +21,14 @@ from meshq.entries import Entry, EntryKind
 from meshq.errors import NotOwner, RemoteProtocolError, UsageError
 from meshq.ids import PeerId, Slot
 from meshq.replication.elections import Elections
+from meshq.replication.facts import Facts
 from meshq.replication.following import Following
 from meshq.replication.generations import generation_of
 from meshq.replication.leading import Leading
 from meshq.replication.quorum import Config, Node, config_of
+from meshq.replication.settings import Settings
 from meshq.replication.snapshots import Receiving
-from meshq.replication.state import Configs, Settings, State
+from meshq.replication.state import Configs, State
 from meshq.replication.window import Log
 from meshq.replication.words import (
     AppendEntries,
@@ -61,12 +63,13 @@ if TYPE_CHECKING:
     import random
 
 
-class Replica:
+class Replica(Facts):
     """`handle` for everything that happens; `propose` and its kin, then `flush`, on a leader.
 
     At a start: `hard`, `log` and `configs` as they are on disk, `applied` the index the slot's state is at.
     A node whose disk was rolled back or cloned is `frozen`: it copies and never votes. `repair_until`: the
-    log ends early here because an entry is damaged; frozen until it has been replaced up to that index.
+    log ends early here because an entry is damaged; until it has been replaced up to that index it votes for
+    nobody who may lack what stood there.
     """
 
     def __init__(
@@ -101,103 +104,7 @@ class Replica:
         if repair_until:
             s.repair(repair_until)
             s.drop_damaged()
-        s.repair_term = hard.term
         self._elections.arm()
-
-    # ---------------------------------------------------------------------------------------------- facts
-    @property
-    def slot(self) -> Slot:
-        return self._state.slot
-
-    @property
-    def role(self) -> Role:
-        return self._state.role
-
-    @property
-    def term(self) -> int:
-        return self._state.term
-
-    @property
-    def hard(self) -> Hard:
-        return self._state.hard
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether what is here is of an older generation than is known to exist."""
-        return self._state.is_stale
-
-    @property
-    def follows_a_live_leader(self) -> bool:
-        return self._elections.follows_a_live_leader()
-
-    @property
-    def leader(self) -> Node | None:
-        return self._state.leader
-
-    @property
-    def commit_index(self) -> int:
-        """Decided and durable here."""
-        return self._state.delivered
-
-    @property
-    def last(self) -> Position:
-        return self._state.log.last
-
-    @property
-    def config(self) -> Config:
-        """The newest appended one: the one that holds."""
-        return self._state.configs.newest
-
-    @property
-    def frozen(self) -> bool:
-        """Whether it promises nobody a vote, because of what may be lost here."""
-        return self._state.frozen
-
-    @property
-    def serves(self) -> bool:
-        """Whether it leads and knows all that was decided before."""
-        return self._state.role is Role.LEADER and self._leading.serves
-
-    @property
-    def settled_config(self) -> tuple[int, Config]:
-        """The newest one that was handed on as committed, and the index that set it."""
-        return self._state.configs.history[0]
-
-    @property
-    def config_index(self) -> int:
-        """The entry that set `config`."""
-        return self._state.configs.index
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it serves and its newest configuration is committed: it may be changed."""
-        return self.serves and self._state.configs.index <= self._state.delivered
-
-    @property
-    def is_witness(self) -> bool:
-        """Whether it keeps payloads only while somebody lacks them (witnesses.py)."""
-        return self._state.is_witness
-
-    @property
-    def everywhere(self) -> int:
-        """A witness's: of log and payloads nobody needs what comes up to here."""
-        return min(self._state.everywhere, self._state.delivered)
-
-    def match(self) -> dict[Node, int]:
-        """A leader's view, or as it was last one: up to which index each node has its log on disk."""
-        leading = self._leading
-        match = {node: p.match for node, p in leading.followers.items()} or dict(leading.matched)
-        match[self._state.me] = self._state.log.durable
-        return match
-
-    def catching_up(self) -> set[Node]:
-        """A leader's view: who is far from level, whatever `match` says."""
-        return self._leading.catching_up()
-
-    def copies(self) -> dict[Node, int]:
-        """The same of those that keep payloads: who a receipt counts."""
-        match, witnesses = self.match(), self._state.witnesses()
-        return {node: index for node, index in match.items() if node not in witnesses} if witnesses else match
 
     def deadline(self) -> float:
         s = self._state
@@ -234,13 +141,13 @@ class Replica:
                     self._on_leader_gone(peer)
             case LogRead():
                 if s.role is Role.LEADER:
-                    self._leading.on_log_read(event)
+                    self._leading.feeding.on_log_read(event)
             case PeerLinked(node):
                 if s.role is Role.LEADER:
-                    self._leading.on_linked(node)
+                    self._leading.feeding.on_linked(node)
             case SnapshotRead():
                 if s.role is Role.LEADER:
-                    self._leading.on_snapshot_read(event)
+                    self._leading.feeding.on_snapshot_read(event)
             case SnapshotStored():
                 self._receiving.on_stored(event)
             case GenerationSeen(term):
@@ -279,14 +186,6 @@ class Replica:
         """Hand leadership to another voter; nothing while one is under way. Raises: NotOwner, UsageError."""
         self._lead().transfer(to, now=now)
 
-    @property
-    def is_handing_over(self) -> bool:
-        return self._leading.hand_over.to is not None
-
-    def left_alone(self, now: float) -> set[Node]:
-        """Voters that did not take the lead when it was handed to them, for some time after that."""
-        return self._leading.hand_over.left_alone(now)
-
     def read(self, ref: object) -> None:
         """A linearizable read: ReadReady or ReadFailed will name `ref`. Raises: NotOwner, Overloaded."""
         self._lead().read(ref)
@@ -297,7 +196,10 @@ class Replica:
         here is lost, see `kept`; the entry returned is the generation's first. `flush` sends it.
 
         `unheld`: none of the voters that this copy's configuration names has that configuration itself, so
-        that they cannot elect each other by it, however many of them are left.
+        that they cannot elect each other by it, however many of them are left; or they have it and cannot,
+        as their logs are of an older generation than is known to exist, or damaged.
+
+        A stale log goes on too: nobody is left who has the generation that it heard of.
 
         Raises: UsageError where it could be wrong.
         """
@@ -311,25 +213,11 @@ class Replica:
             raise UsageError("a majority of the slot's voters is left: nothing has to be given up")
         if self.follows_a_live_leader:
             raise UsageError("the slot has a leader, and this peer treats that as alive: nothing is given up")
-        if s.rolled_back or s.installing or s.is_stale:
+        if s.rolled_back or s.installing:
             raise UsageError("this peer cannot go on by itself: its copy is not whole")
         others = tuple(sorted(n for n in s.config.nodes() if n in left and n != s.me))
         self._elections.begin_generation(config_of((s.me,), others, s.config.witnesses), draw)
         return s.log.item(s.log.last.index).entry
-
-    def kept(self) -> Position:
-        """Up to where nothing would be lost by `recover` here: what is behind may have been decided otherwise
-        elsewhere, or be missing.
-        """
-        log, index = self._state.log, self._state.delivered
-        return log.position(index) or Position(index, log.term_at(index) or 0, b"")
-
-    def kept_ms(self) -> int:
-        """The time of that entry, 0 where it is not known: lost records are not older."""
-        log, index = self._state.log, self._state.delivered
-        if log.base.index < index:
-            return log.item(index).entry.timestamp_ms
-        return log.last_timestamp_ms if index == log.last.index else 0
 
     def set_ahead(self, peers: tuple[PeerId, ...] | None) -> None:
         self._state.ahead = peers
@@ -343,14 +231,6 @@ class Replica:
         self._state.rolled_back = True
         if self._state.role is Role.LEADER:
             self._resign()
-
-    @property
-    def is_quiet(self) -> bool:
-        """Nothing is on its way to disk, and it neither leads nor campaigns; who only asks whether it might
-        has promised nothing. (A node that was left out asks for ever.)
-        """
-        idle = self._state.role in (Role.FOLLOWER, Role.PRE_CANDIDATE)
-        return idle and self._state.is_durable() and not self._state.installing
 
     def forget_partial(self) -> None:
         """What had been put aside of a snapshot is gone: the next piece is the first one."""
@@ -385,7 +265,7 @@ class Replica:
                 self._elections.on_vote(frm, message)
             case SnapshotReply():
                 if s.role is Role.LEADER:
-                    self._leading.on_snapshot_reply(frm, message)
+                    self._leading.feeding.on_snapshot_reply(frm, message)
             case TimeoutNow():
                 self._elections.on_timeout_now(frm)
             case _:

@@ -36,6 +36,7 @@ class Progress:
     commit_sent: int = 0
     commit_heard: int = 0
     everywhere_sent: int = 0  # to a witness
+    lacks: int = 0  # up to there it had acknowledged what it lost
     round_sent: int = 0
     round_heard: int = 0
     bytes: int = 0

@@ -30,6 +30,7 @@ class _Hard(msgspec.Struct, frozen=True, array_like=True):
     vote: tuple[bytes, bytes] | None
     repair_until: int = 0
     bare_until: int = 0
+    repair_term: int = 0
 
 
 class _Saved(msgspec.Struct, frozen=True, array_like=True):
@@ -46,7 +47,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 def hard_row(hard: Hard) -> tuple[bytes, bytes]:
     vote = (hard.vote.peer, hard.vote.disk) if hard.vote else None
-    return HARD_ROW, _encoder.encode(_Hard(hard.term, vote, hard.repair_until, hard.bare_until))
+    return HARD_ROW, _encoder.encode(_Hard(hard.term, vote, *hard[2:]))
 
 
 def bare_until(rows: Mapping[bytes, bytes]) -> int:
@@ -132,4 +133,6 @@ def restored(
         if item.entry.kind is EntryKind.CONFIG:
             configs.append((item.entry.index, decode_config(item.entry.body)))
     log.durable = log.last.index
-    return Hard(hard.term, vote, hard.repair_until, hard.bare_until), log, configs
+    # Who wrote no `repair_term` did not say in which: it was in none that is later than this.
+    repair_term = hard.repair_term or (hard.term if hard.repair_until else 0)
+    return Hard(hard.term, vote, hard.repair_until, hard.bare_until, repair_term), log, configs

@@ -63,7 +63,8 @@ class Sending:
             return
         self._reading.discard(event.to)
         s = self.state
-        if event.to in s.config.witnesses and not may_lack(event.meta, event.to, everywhere):
+        whole = not p.lacks
+        if event.to in s.config.witnesses and not may_lack(event.meta, event.to, everywhere, whole=whole):
             p.snapshot, p.due = None, s.now + s.settings.resend_s
             return  # later
         if event.to in s.config.witnesses:

@@ -16,6 +16,7 @@ from meshq.entries import EntryKind
 from meshq.ids import PeerId, Slot
 from meshq.replication.generations import generation_of
 from meshq.replication.quorum import Config, Node, decode_config
+from meshq.replication.settings import Settings
 from meshq.replication.window import Log
 from meshq.replication.words import (
     AppendReply,
@@ -35,28 +36,6 @@ from meshq.replication.words import (
 
 if TYPE_CHECKING:
     import random
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Seconds and bytes of one replica; docs/replication.md says what raising each costs."""
-
-    election_s: float = 0.3  # without a known leader, the least time before a voter campaigns
-    spread_s: float = 0.2  # ... and so much more at random, so that votes do not split
-    hurry_s: float = 0.05  # the same when the leader's peer is known to be gone, and nobody's turn is known
-    pass_s: float = 0.15  # so long another one's campaign goes first; less than election_s
-    rank_s: float = 0.1  # a voter further down the ring's order waits so much longer
-    hurry_rank_s: float = 0.1  # the same when the leader's peer is known to be gone; an election takes less
-    quorum_s: float = 0.6  # a leader without the support of a majority steps down after this
-    resend_s: float = 0.5  # a follower that did not answer is asked again
-    full_s: float = 1.0  # a disk that refused is tried again
-    transfer_s: float = 1.0  # a leader that hands over refuses proposals no longer than this
-    append_bytes: int = 1 << 20  # payload of one message
-    append_count: int = 64  # entries of one message
-    in_flight_bytes: int = 8 << 20  # on the way to one follower
-    in_flight_count: int = 64
-    memory_bytes: int = 4 << 20  # of committed entries kept for followers a little behind
-    lag_count: int = 256  # a learner so few entries behind may become a voter
 
 
 @dataclass(slots=True)
@@ -103,7 +82,6 @@ class State:
     configs: Configs
     commit: int  # known to be decided; what was handed on with Commit is `delivered`
     ahead: tuple[PeerId, ...] | None = None  # in the ring's order, if it is known: only delays campaigns
-    repair_term: int = 0  # what was acknowledged before there was damage was so in this term at the latest
     rolled_back: bool = False  # what it promised may be forgotten: it copies, and promises nothing
     may_lead: bool = True
     is_witness: bool = False  # once it is one, it lacks payloads for as long as it is a member
@@ -156,8 +134,22 @@ class State:
 
     @property
     def frozen(self) -> bool:
-        """Rolled back or damaged: no votes."""
+        """Rolled back: no votes. Or damaged: none but for who has all that may be lost here."""
         return self.rolled_back or self.hard.repair_until > 0
+
+    @property
+    def decides_alone(self) -> bool:
+        return self.config.voters == (self.me,) and not self.config.outgoing
+
+    @property
+    def may_stand_in(self) -> bool:
+        """Whether it mirrors a single voter that is there. If that one does not lead, part of its log is
+        lost, and this node may be the one that has it: it leads until the voter has it too.
+        """
+        config = self.config
+        if len(config.voters) != 1 or config.outgoing or self.is_witness or self.me not in config.learners:
+            return False
+        return config.voters[0].peer in self.supports
 
     @property
     def is_stale(self) -> bool:
@@ -185,8 +177,8 @@ class State:
 
     def repair(self, until: int) -> None:
         """Entries up to this index are damaged and have to come again."""
-        self._keep(self.hard._replace(repair_until=max(until, self.hard.repair_until)))
-        self.repair_term = self.hard.term
+        until = max(until, self.hard.repair_until)
+        self._keep(self.hard._replace(repair_until=until, repair_term=self.hard.term))
 
     def note_everywhere(self, index: int, *, bare: bool) -> None:
         """All keepers have the log up to here. `bare`: something of it came without its payload."""
@@ -202,13 +194,12 @@ class State:
         """A damaged log was replaced up to here: when that is where it had ended, its promises hold again.
 
         Or when it has an entry of a later term than any in which something can have been acknowledged here:
-        whoever led that term was elected without this node, and had all that was decided before it. What had
-        stood behind that was no more than proposed, and nobody may ever propose so much again.
+        whoever led that term was elected without this node, or by its vote because of a log that was no
+        shorter, and had all that was decided before it. What had stood behind that was no more than proposed.
         """
-        if self.hard.repair_until and (
-            have >= self.hard.repair_until or self.log.last.term > self.repair_term
-        ):
-            self._keep(self.hard._replace(repair_until=0))
+        hard = self.hard
+        if hard.repair_until and (have >= hard.repair_until or self.log.last.term > hard.repair_term):
+            self._keep(hard._replace(repair_until=0, repair_term=0))
 
     def _keep(self, hard: Hard) -> None:
         if hard != self.hard:
@@ -274,12 +265,14 @@ class State:
         if self.rolled_back:
             self.go_back(to, self.log.last.index)
         else:
-            self.promise(to, AppendReply(self.term, True, match, round=round_, commit=self.commit))
+            lacks = self.hard.repair_until
+            self.promise(to, AppendReply(self.term, True, match, 0, round_, self.commit, lacks))
 
     def go_back(self, to: Node, index: int, round_: int = 0) -> None:
         """The logs may agree up to there; what was sent behind it was no use."""
         term = self.log.term_at(index) or 0
-        self.promise(to, AppendReply(self.term, False, index, term, 0 if self.rolled_back else round_))
+        counted = 0 if self.rolled_back else round_
+        self.promise(to, AppendReply(self.term, False, index, term, counted, 0, self.hard.repair_until))
 
     def is_durable(self) -> bool:
         return not self._is_dirty() and self.token <= self.persisted

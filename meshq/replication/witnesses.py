@@ -13,8 +13,9 @@ brings a keeper level from what it kept and hands over.
 
 `everywhere` counts learners too. A witness that needs a snapshot gets one (of state, without payloads) when
 all of it is everywhere, or when it was a voter of three in it: what was decided without its vote, both of the
-others had to have. So all that it lets go of without regard to a learner lies before the entry that added
-that one, or is a snapshot of a time before; a learner becomes a voter when it has all of that (leading.py).
+others had to have. (Not when it lost the end of its log: that may have been decided with its vote.) So all
+that it lets go of without regard to a learner lies before the entry that added that one, or is a snapshot of
+a time before; a learner becomes a voter when it has all of that (leading.py).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def for_witness(message: AppendEntries, everywhere: int) -> AppendEntries:
     return msgspec.structs.replace(message, items=items, everywhere=everywhere)
 
 
-def may_lack(meta: SnapshotMeta, witness: Node, everywhere: int) -> bool:
-    """Whether nobody will ever have to get from this witness what is in the snapshot."""
-    return meta.last.index <= everywhere or meta.config.is_casting(witness)
+def may_lack(meta: SnapshotMeta, witness: Node, everywhere: int, *, whole: bool = True) -> bool:
+    """Whether nobody will ever have to get from this witness what is in the snapshot. `whole`: it has lost
+    nothing that was decided with its vote.
+    """
+    return meta.last.index <= everywhere or (whole and meta.config.is_casting(witness))

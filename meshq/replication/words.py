@@ -45,7 +45,8 @@ class Hard(NamedTuple):
     """What a node must never forget: the newest term it knows, and whom it voted for in it.
 
     `repair_until`: a damaged log was cut off, and what it had acknowledged up to this index is not here again
-    yet. It is kept with the rest, or a second crash would forget that votes have to wait.
+    yet; `repair_term`: in no later term than this one. Both are kept with the rest, or a second crash would
+    forget for whom votes have to wait.
 
     `bare_until`: a witness's. That entries up to this index are here without their payloads is no damage.
     """
@@ -54,6 +55,12 @@ class Hard(NamedTuple):
     vote: Node | None
     repair_until: int = 0
     bare_until: int = 0
+    repair_term: int = 0
+
+    @property
+    def lost(self) -> tuple[int, int]:
+        """(term, index) that the log's end was not beyond, before it was cut off. (0, 0): all is here."""
+        return (self.repair_term, self.repair_until) if self.repair_until else (0, 0)
 
 
 class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True):
@@ -112,6 +119,7 @@ class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """`ok`: durable and equal to the leader's up to `match`. Else: go back to `match`, of `match_term`.
 
     `commit`: it knows to be decided up to here, or the leader would have to trust that news of that arrived.
+    `lacks`: it is being repaired, and may vote as ever when the log goes on to here (state.py's `thaw`).
     """
 
     term: int
@@ -120,6 +128,7 @@ class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=4):
     match_term: int = 0
     round: int = 0
     commit: int = 0
+    lacks: int = 0
 
 
 class InstallSnapshot(msgspec.Struct, frozen=True, array_like=True, tag=5):

@@ -63,6 +63,18 @@ def cut(
     return Cut(upto, freed) if upto > low else None
 
 
+def empty_before(oldest: Sequence[Mark], *, low: int, end: int, size: int) -> Cut | None:
+    """What of a partition [low, end) of `size` bytes had expired before it came here: batches from `low` on
+    that are stored as empty. How large they were is not known: as large as others.
+    """
+    upto = low
+    for mark in oldest:
+        if mark.size or mark.base_offset > upto:
+            break
+        upto = mark.end
+    return Cut(upto, size * (upto - low) // (end - low)) if upto > low else None
+
+
 def due_ms(retain: Retain, oldest: Mark) -> int | None:
     """When this batch will be too old; None: never."""
     return oldest.timestamp_ms + retain.age_ms if retain.age_ms else None

@@ -121,7 +121,7 @@ class SlotStream:
         self.dropping: set[PartitionKey] = set()  # deleted, payloads not all gone yet
         self.expired: dict[PartitionKey, int] = {}  # payloads below this offset are not all gone yet
         self.rewrites: list[Compacted] = []  # to be written with the state that they are part of
-        self._dirty: dict[bytes, None] = {}
+        self.dirty: dict[bytes, None] = {}  # rows to be written
         self.producers = ProducerTable(lambda key: self._mark(producer_row(key)))
         self.groups = GroupTable(self._mark, lambda p: self.partitions.get(p, EMPTY).low)
         self._ahead_end: dict[PartitionKey, int] = {}
@@ -368,17 +368,13 @@ class SlotStream:
             self._mark(expired_row(partition))
 
     # -------------------------------------------------------------------------------------- on disk
-    @property
-    def is_dirty(self) -> bool:
-        return bool(self._dirty)
-
     def take_rows(self) -> tuple[tuple[bytes, bytes | None], ...]:
         """State that changed since the last call, with the applied index it belongs to, for one
         transaction.
         """
         rows: list[tuple[bytes, bytes | None]] = [(APPLIED, _encoder.encode(self.applied_index))]
-        rows += [(key, self._encoded(key)) for key in self._dirty]
-        self._dirty.clear()
+        rows += [(key, self._encoded(key)) for key in self.dirty]
+        self.dirty.clear()
         return tuple(rows)
 
     def mark_again(self, keys: Iterable[bytes]) -> None:
@@ -416,7 +412,7 @@ class SlotStream:
         self.producers.restore(producers)
 
     def _mark(self, row: bytes) -> None:
-        self._dirty[row] = None
+        self.dirty[row] = None
 
     def _encoded(self, row: bytes) -> bytes | None:
         if row[:1] == GROUP_ROW:

@@ -41,12 +41,12 @@ import zmq
 
 from meshq.limits import STRANGER_BYTES_MAX, UNFINISHED_BYTES_MAX, UNFINISHED_BYTES_TOTAL_MAX
 from meshq.transport.context import bind_all
-from meshq.transport.drain import Drain, receive
+from meshq.transport.drain import Drain, has_input, receive
 from meshq.transport.tcp import Connection, bytes_received, connection_at, cut, is_open, local_port
 
 LOOK_S: Final = 0.02  # at what one I/O thread decrypts, some megabytes
 LOOK_EACH_S: Final = (
-    0.0005  # and for each connection: a look takes 5 µs, so all of them 1 % of a core at most
+    0.0005  # and for each connection: a look takes 5 µs, so all of them 1 % of a core while there is little
 )
 CONNECTIONS_MAX: Final = 256  # at the door; the oldest is cut
 STAY_S: Final = 30.0
@@ -168,6 +168,12 @@ class Watch:
 
     def on_message(self, frame: zmq.Frame) -> None:
         """A whole message has come, of which this is a frame."""
+        if self._allowance.strangers:
+            if has_input(self._monitor):  # that a connection was accepted is to be heard before what it says
+                while self._read():
+                    pass
+            if not self._sent:
+                return  # everybody is known
         self._heard += 1
         try:
             self._spoke.add(frame.get(_SRCFD))
@@ -217,7 +223,8 @@ class Watch:
         self._heard, self._was_empty = 0, False
         if doubtful:
             self.read()  # nobody has read since, perhaps because nothing whole has come
-        pause_s = max(LOOK_S, LOOK_EACH_S * len(self._sent))
+        crowded = sum(unfinished.values()) > self._allowance.total_max // 4
+        pause_s = LOOK_S if crowded else max(LOOK_S, LOOK_EACH_S * len(self._sent))
         self._timer = self._loop.call_later(pause_s, self._look) if self._sent or self._cut_off else None
 
     def _count_foreign(self) -> None:

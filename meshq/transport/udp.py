@@ -15,6 +15,7 @@ import ipaddress
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from meshq.errors import UsageError
 from meshq.limits import DATAGRAM_BYTES_MAX
@@ -23,6 +24,7 @@ from meshq.transport.names import LOOKUPS_MAX, Lookup, SockAddr
 
 _BATCH = 64  # datagrams read from one socket before the loop gets its turn
 _BUFFER_BYTES = 1 << 20  # a start of fifty peers at once fits
+_ADDRESSES_MAX = 2_048  # of members, remembered as the socket calls take them
 _NAMES_MAX = 256  # host names remembered
 _NAME_S = 60.0  # how long a resolved name is good for
 _ADDRESSES_OF_NAME = 4  # a name may mean several hosts, or one in both families
@@ -38,6 +40,9 @@ class Udp:
     def __init__(self, sockets: Sequence[socket.socket], on_datagram: Callable[[bytes, str], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._sockets = list(sockets)
+        self._of_family: dict[int, list[socket.socket]] = {}
+        for s in self._sockets:
+            self._of_family.setdefault(s.family, []).append(s)
         self._on_datagram = on_datagram
         self._names: dict[tuple[str, int], tuple[float, list[SockAddr]]] = {}  # at most _NAMES_MAX
         self._resolving: dict[tuple[str, int], Lookup] = {}  # at most LOOKUPS_MAX
@@ -63,15 +68,15 @@ class Udp:
             self.counts["oversized"] += 1
             return
         try:
-            host, port = parse_address(address)
+            # A scope's number may change while its name stays.
+            target, name = (_read if "%" in address else _read_again)(address)
         except UsageError:
             self.counts["bad_address"] += 1
             return
-        target = _literal(host, port)
         if target is not None:
             self._send_to(data, target)
         else:
-            self._send_to_name(data, (host, port))
+            self._send_to_name(data, name)
 
     def close(self) -> None:
         for lookup in self._resolving.values():
@@ -80,6 +85,7 @@ class Udp:
             self._loop.remove_reader(s.fileno())
             s.close()
         self._sockets.clear()
+        self._of_family.clear()
 
     def _drain(self, s: socket.socket) -> None:
         for _ in range(_BATCH):
@@ -115,10 +121,10 @@ class Udp:
 
     def _sources(self, family: int, host: str) -> list[socket.socket]:
         """Sockets to try: one bound to loopback reaches only loopback, and the other way round."""
-        sockets = [s for s in self._sockets if s.family == family]
+        sockets = self._of_family.get(family, [])
         if len(sockets) > 1:
             wanted = _is_loopback(host)
-            sockets.sort(key=lambda s: _is_loopback(s.getsockname()[0]) != wanted)
+            return sorted(sockets, key=lambda s: _is_loopback(s.getsockname()[0]) != wanted)
         return sockets
 
     def _send_to_name(self, data: bytes, name: tuple[str, int]) -> None:
@@ -227,6 +233,15 @@ def _literal(host: str, port: int) -> SockAddr | None:
     except (ValueError, OSError):
         return None
     return (bare, port, 0, index)
+
+
+def _read(address: str) -> tuple[SockAddr | None, tuple[str, int]]:
+    """Where to send, if that is an IP address; host and port. Raises: UsageError."""
+    host, port = parse_address(address)
+    return _literal(host, port), (host, port)
+
+
+_read_again = lru_cache(maxsize=_ADDRESSES_MAX)(_read)  # the same few members for ever
 
 
 def _with_port(target: SockAddr, port: int) -> SockAddr:

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Final
 
 import zmq
 
 from meshq.transport.tcp import Connection, bytes_acknowledged, connection_of, cut
+
+_ENTRY_BYTES: Final = 10_000  # what an entry is counted as, so that those of ended connections go too
 
 
 @dataclass(slots=True)
@@ -42,18 +45,16 @@ class Unread:
             if connection is not None:
                 self._held[session] = _Held(connection)
                 self._total += _ENTRY_BYTES
-                self._look_if_due()
+                if self._total > self._look_at:
+                    self._look()
 
     def on_given(self, session: bytes, size: int) -> None:
         held = self._held.get(session)
         if held is not None:
             held.given += size
             self._total += size
-            self._look_if_due()
-
-    def _look_if_due(self) -> None:
-        if self._total > self._look_at:
-            self._look()
+            if self._total > self._look_at:
+                self._look()
 
     def _look(self) -> None:
         for session, held in list(self._held.items()):
@@ -73,6 +74,3 @@ class Unread:
             self._total -= waiting[session]
         # Not for every message when there is nearly too much; what comes until then is a part of the bound.
         self._look_at = max(self._total, self._bytes_max) + self._bytes_max // 16
-
-
-_ENTRY_BYTES = 1_000  # what an entry of ours is counted as, so that those of connections that ended go too

@@ -255,7 +255,7 @@ async def endless_messages(targets: list[Target]) -> None:
 @attack
 async def unfinished_messages(targets: list[Target]) -> None:
     """Slow writers: many connections, each with most of a large message, which never ends."""
-    await _all([_unfinished(t, p) for t, p in _of_each(targets, (REQUESTS, INGEST), 12)])
+    await _all([_unfinished(t, p) for t, p in _of_each(targets, (REQUESTS, INGEST), 5)])
 
 
 async def _unfinished(target: Target, offset: int) -> None:

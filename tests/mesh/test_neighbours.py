@@ -70,6 +70,19 @@ async def test_a_machine_that_breaks_on_a_datagram_stops_the_peer(
     assert "broken in the middle" in str(error)
 
 
+async def test_one_timer_wakes_it_however_often_it_is_told_something(
+    directories: Callable[[int], list[Path]],
+) -> None:
+    """One that was left ringing beside the next made two of them, for ever."""
+    (here,) = directories(1)
+    with neighbours(here, lambda _: None) as one:
+        one.on_registered([])
+        one._tick()  # as `start` does
+        one.on_registered([])
+        timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+        assert sum(t._callback == one._tick and not t.cancelled() for t in timers) == 1
+
+
 async def test_the_log_says_what_has_changed(
     directories: Callable[[int], list[Path]], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,8 +52,8 @@ class Reader(SlowReader):
         self.at[told.partition] = told.next
 
 
-def play(seed: int) -> Run[Reader]:
-    world = World(seed, peers=(3, 3, 1)[seed % 3])
+def play(seed: int, *, witness: bool = False) -> Run[Reader]:
+    world = World(seed, peers=3 if witness else (3, 3, 1)[seed % 3], witness=witness)
     rng, writer = world.rng, Client(world)
     topic: dict[str, object] = {"topic": "t", "partitions": PARTITIONS, "compact": True}
     topic["tombstone_age_ms"] = 1_000
@@ -96,8 +96,8 @@ def has_settled(run: Run[Reader], partition: PartitionKey) -> bool:
     return written and group is not None and group.floor == end and run.is_read(partition)
 
 
-def check(seed: int) -> Run[Reader]:
-    run = play(seed)
+def check(seed: int, *, witness: bool = False) -> Run[Reader]:
+    run = play(seed, witness=witness)
     for p in range(PARTITIONS):
         partition = run.key(p)
         state = state_at(run.world.hosts[0], partition)
@@ -124,7 +124,7 @@ def check(seed: int) -> Run[Reader]:
 def on_disk(run: Run[Reader], partition: PartitionKey, state: PartitionState) -> set[int]:
     """The offsets that have a record; the same bytes on all."""
     found, offsets = [], defaultdict(set)
-    for n, host in enumerate(run.world.hosts):
+    for n, host in enumerate(run.keepers()):
         here = sorted(host.disk.payloads[partition], key=lambda x: x.base_offset)
         at = here[0].base_offset if here else state.end
         assert at <= state.low
@@ -147,6 +147,14 @@ def on_disk(run: Run[Reader], partition: PartitionKey, state: PartitionState) ->
 def test_the_last_of_each_key_is_there_and_replicas_are_equal(seed: int) -> None:
     run = check(seed)
     assert counted(run.world)["slices_compacted"] > 0
+
+
+@pytest.mark.parametrize("seed", [30, 31, 32])
+def test_with_a_witness_it_is_the_same_and_nothing_stays_there(seed: int) -> None:
+    run = check(seed, witness=True)
+    assert counted(run.world)["slices_compacted"] > 0
+    witness = run.world.hosts[-1]
+    assert not any(p.data for stored in witness.disk.payloads.values() for p in stored)
 
 
 @pytest.mark.parametrize("seed", range(20, 26))

@@ -28,8 +28,7 @@ from meshq.messages import (
 )
 from meshq.peer.core import events as e
 from meshq.peer.core.desks import GROUPS
-from meshq.registry import commands
-from meshq.registry import state as registry
+from meshq.registry import commands, topics
 from meshq.ring import slot_of
 from meshq.streams.groups.state import Dying, GroupState, decode_state
 from tests.peer.single import SLOTS, Single, key_of
@@ -289,7 +288,7 @@ def test_many_go_in_pieces_and_others_records_stay_where_they_are() -> None:
 
 
 def test_a_topic_has_dead_letters_of_so_many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "DEAD_LETTER_TOPICS_MAX", 2)
+    monkeypatch.setattr(topics, "DEAD_LETTER_TOPICS_MAX", 2)
     peer, info = ready(1)
     for sub, group in enumerate(("a", "b", "c")):
         join(peer, info, sub=sub, group=group, max_deliver=1)

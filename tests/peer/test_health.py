@@ -4,16 +4,20 @@ their pace.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from meshq import batch
 from meshq.client import facts
+from meshq.ids import PeerId, Slot
 from meshq.limits import KIB, MIB
 from meshq.messages import Accepted
 from meshq.peer.core.context import CoreSettings
+from meshq.peer.core.events import ReadPayloads
 from meshq.peer.core.pacing import Pacing
+from meshq.replication.quorum import Node
 from tests.peer.test_declared import ask, is_placed
 from tests.peer.world import WALL_MS, Client, World
 
@@ -111,6 +115,7 @@ def test_a_copy_on_its_way_shows_how_far_it_is_and_keeps_to_its_pace() -> None:
     while not is_there():
         world.run_for(0.5)
         moving += health(client)["moving"]
+        assert len(world.hosts[0].core.slots.pacing.waiting) <= 1, "it is asked for again, and waits once"
         assert world.now < began + 60
     assert world.now - began > (total - MIB) / rate - 1, "a second's worth at once, and the last message"
     assert moving[0]["to"], "it copies first"
@@ -125,6 +130,22 @@ def test_a_copy_on_its_way_shows_how_far_it_is_and_keeps_to_its_pace() -> None:
     assert health(client)["moving"] == []
 
 
+def copy(number: int) -> tuple[Slot, Node, type]:
+    return Slot(number), Node(PeerId(bytes(16)), b""), ReadPayloads
+
+
+def test_who_asks_again_waits_once_and_keeps_its_turn() -> None:
+    pacing, done = Pacing(100.0), list[str]()
+    pacing.spent(300)
+    for again in range(5):
+        for number in (1, 2):
+            text = f"copy {number}, asked for the {again + 1}th time"
+            pacing.when_due(copy(number), partial(done.append, text), lambda: False, now=0.0)
+    assert len(pacing.waiting) == 2
+    pacing.tick(now=3.0)
+    assert done == ["copy 1, asked for the 5th time", "copy 2, asked for the 5th time"]
+
+
 def test_a_budget_is_a_rate_on_average() -> None:
     pacing, done, now = Pacing(100.0), list[float](), 0.0
 
@@ -132,8 +153,8 @@ def test_a_budget_is_a_rate_on_average() -> None:
         done.append(now)
         pacing.spent(100)
 
-    for _ in range(10):
-        pacing.when_due(read, lambda: False, now=now)
+    for n in range(10):
+        pacing.when_due(copy(n), read, lambda: False, now=now)
     assert done == [0.0], "a second's worth is there, and then no more"
     while len(done) < 10:
         now = pacing.wake()
@@ -144,7 +165,7 @@ def test_a_budget_is_a_rate_on_average() -> None:
     assert pacing.budget == 100.0, "what was not used is not saved up"
     pacing.spent(1_000)
     urgent = False
-    pacing.when_due(lambda: done.append(now), lambda: urgent, now=now)
+    pacing.when_due(copy(0), lambda: done.append(now), lambda: urgent, now=now)
     assert len(done) == 10
     urgent = True
     pacing.tick(now=now)

@@ -14,7 +14,8 @@ from meshq.ids import SYSTEM_SLOT, PartitionKey, TopicId
 from meshq.messages import Accepted
 from meshq.replication.generations import generation_of, next_generation, number_of
 from meshq.replication.quorum import config_of, encode_config
-from meshq.replication.words import AppendEntries, Item, Received
+from meshq.replication.words import AppendEntries, GenerationSeen, Item, Received
+from meshq.streams.publish import payload_key_of
 from tests.peer.test_draining import PARTITIONS, SLOTS, Writing, ask, is_settled, seen
 from tests.peer.world import Client, Host, World, committed
 
@@ -125,9 +126,9 @@ def test_it_is_refused_while_it_could_be_wrong() -> None:
     assert all(number_of(generation_of(x.replica.term)) == 0 for x in p0.core.slots.hosts.values())
 
 
-def test_a_generation_that_its_only_voter_forgot_is_followed_by_another() -> None:
+def test_a_generation_that_its_only_voter_forgot_goes_on_from_who_heard_of_it() -> None:
     """Two of the registry's voters are gone, and the third has told the one that copies of a generation which
-    its own disk never had.
+    its own disk never had. That one stands in until the voter has it.
     """
     world = World(2, peers=4, slots=4)
     world.run(lambda: is_settled(world) and len(world.hosts[0].core.links.reachable()) == 4)
@@ -146,13 +147,93 @@ def test_a_generation_that_its_only_voter_forgot_is_followed_by_another() -> Non
     )
     told = AppendEntries(term, last, (Item(entry),), system(forgot).replica.commit_index, 0)
     copies.core.slots.tell(system(copies), Received(voter, told))
-    world.run_for(3.0)
     assert system(copies).replica.last.term == term
-    assert not any(system(h).leads for h in (forgot, copies))
-    plan = recover(world, world.hosts.index(forgot), *gone)
-    (step,) = (s for s in plan["slots"] if s["slot"] == "registry")
-    assert (step["peer"], step["generation"]) == (copies.identity.name, 2)
-    world.run(lambda: system(copies).leads and system(forgot).replica.last == system(copies).replica.last)
+    world.run(lambda: system(forgot).leads and system(forgot).replica.last == system(copies).replica.last)
+    assert generation_of(system(forgot).replica.last.term) == generation_of(term)
+
+
+def test_a_generation_of_which_no_log_is_left_is_followed_by_another() -> None:
+    """The one that went on alone loses its disk too, when the others have heard of it and got nothing."""
+    world = World(4, peers=3, slots=4)
+    writing = Writing(world)
+    world.run(lambda: is_settled(world))
+    world.run_for(2.0)
+    writing._on = False
+    alone, *others = world.hosts
+    lose(world, *others)
+    recover(world, 0, *others)
+    slots = [x for x in alone.core.slots.hosts.values() if x.slot != SYSTEM_SLOT]
+    world.run(lambda: all(x.leads for x in alone.core.slots.hosts.values()))
+    for host in others:
+        host.start()
+        for x in slots:
+            copy = host.core.slots.hosts[x.slot]
+            host.core.slots.tell(copy, GenerationSeen(x.replica.term))
+            assert copy.replica.is_stale
+    lose(world, alone)
+    alone.wipe()
+    world.run_for(5.0)
+    assert not any(x.leads for h in others for x in h.core.slots.hosts.values() if x.slot != SYSTEM_SLOT)
+    plan = recover(world, 1, alone)
+    rows = [s for s in plan["slots"] if s["slot"] != "registry"]
+    assert len(rows) == 4
+    assert all((s["generation"], s["kept"], s["missing_since_ms"]) == (2, 0, None) for s in rows)
+    copies = {x.slot: [h.core.slots.hosts[x.slot] for h in others] for x in slots}
+    world.run(lambda: all(sum(c.leads for c in both) == 1 for both in copies.values()))
+    publish(writing, 5)
+    world.run(lambda: all(len({c.replica.last for c in both}) == 1 for both in copies.values()))
+    for both in copies.values():
+        assert {number_of(generation_of(c.replica.last.term)) for c in both} == {2}
+
+
+def test_what_had_expired_before_it_came_is_told_as_expired() -> None:
+    """The copy that goes on was sent the beginning empty, and never the entry that says why."""
+    world = World(7, peers=3, slots=4)
+    client = Client(world)
+    topic = {"topic": "t", "partitions": 1}
+    client.wait(client.ask(lambda t, d: facts.AskRequested(t, "topic.create", topic, d)))
+    info = client.wait(client.ask(lambda t, d: facts.TopicWanted(t, "t", d)))
+    key = PartitionKey(TopicId(info.topic_id), 0)
+    slot = world.hosts[0].core.ctx.slot_of(key)
+    world.run(lambda: is_settled(world))
+    left = next(h for h in world.hosts if not h.core.slots.hosts[slot].leads)
+    others = [h for h in world.hosts if h is not left]
+    left.crash()
+    for n in range(12):
+        body = batch.seal([batch.RawRecord(None, b"%d" % n)], base_timestamp_ms=0)
+        sent = client.ask(lambda t, d, b=body: facts.BatchSealed(t, 1, info, 0, b, d, 8), timeout=60.0)
+        assert isinstance(client.wait(sent), Accepted)
+    less = {"topic": "t", "retain_records": 4}
+    client.wait(client.ask(lambda t, d: facts.AskRequested(t, "topic.set", less, d)))
+    world.run_for(2.0)
+    leader = next(h for h in others if h.core.slots.hosts[slot].leads)
+    assert leader.core.slots.partition(slot, key).low == 8
+    replica, node = leader.core.slots.hosts[slot].replica, leader.core.slots.me
+    entries = [x for _, x in sorted(leader.disk.log[slot].items())]
+    before = entries[: next(i for i, x in enumerate(entries) if x.kind is EntryKind.RETAIN)]
+    lose(world, *others)
+    left.start()
+    for host in others:
+        host.bury()
+    copy = left.core.slots.hosts[slot]
+    prev = copy.replica.last
+    stored = {p.base_offset: p.data for p in leader.disk.payloads[key]}
+    offsets = (payload_key_of(x) for x in before)
+    data = [stored.get(k.base_offset, b"") if k is not None else b"" for k in offsets]
+    items = tuple(Item(*x) for x in zip(before, data, strict=True) if x[0].index > prev.index)
+    told = AppendEntries(replica.term, prev, items, items[-1].entry.index, 0)
+    left.core.slots.tell(copy, Received(node, told))
+    world.run(lambda: copy.replica.commit_index == items[-1].entry.index)
+    state = left.core.slots.partition(slot, key)
+    assert state.low == 0 and state.end > 8
+    world.run_for(3.0)
+    recover(world, world.hosts.index(left), *others)
+    world.run(lambda: copy.leads)
+    reader = Client(world, seed_peer=world.hosts.index(left))
+    subscribe(reader)
+    world.run(lambda: len(reader.read["t", 0]) == state.end - 8)
+    assert [offset for offset, _ in reader.read["t", 0]] == list(range(8, state.end)) and not reader.ended
+    assert left.core.slots.partition(slot, key).low == 8
 
 
 def system(host: Host) -> Any:

@@ -46,8 +46,8 @@ class Reader(SlowReader):
         self.at[told.partition] = told.next
 
 
-def play(seed: int) -> Run[Reader]:
-    world = World(seed, peers=(3, 3, 2, 1)[seed % 4])
+def play(seed: int, *, witness: bool = False) -> Run[Reader]:
+    world = World(seed, peers=3 if witness else (3, 3, 2, 1)[seed % 4], witness=witness)
     writer = Client(world)
     for host in world.hosts:
         host.clock_ms = world.rng.randrange(-SKEW_MS, SKEW_MS)
@@ -74,8 +74,8 @@ def has_settled(run: Run[Reader], partition: PartitionKey) -> bool:
     return through and run.is_read(partition)
 
 
-def check(seed: int) -> Run[Reader]:
-    run = play(seed)
+def check(seed: int, *, witness: bool = False) -> Run[Reader]:
+    run = play(seed, witness=witness)
     through = run.history.done | run.history.unknown | set(letters_of(run.world, run.info)[1])
     for p in range(PARTITIONS):
         partition = run.key(p)
@@ -102,7 +102,7 @@ def check(seed: int) -> Run[Reader]:
 def check_disks(run: Run[Reader], partition: PartitionKey, state: PartitionState) -> None:
     """The same on all of them, dense, and what the receipts said."""
     found = []
-    for host in run.world.hosts:
+    for host in run.keepers():
         here = sorted(host.disk.payloads[partition], key=lambda x: x.base_offset)
         values = {x.base_offset + i: (r.key, r.value) for x in here for i, r in batch.read_placed(x.data)}
         assert all(o in values for o in range(state.low, state.end)), "what is kept is there"
@@ -135,6 +135,13 @@ def test_who_lacks_what_the_log_has_no_more_gets_what_is_kept(
 ) -> None:
     squeeze(monkeypatch.setattr)
     check(seed)
+
+
+@pytest.mark.parametrize("seed", [30, 31, 32])
+def test_with_a_witness_it_is_the_same_and_nothing_stays_there(seed: int) -> None:
+    run = check(seed, witness=True)
+    witness = run.world.hosts[-1]
+    assert not any(p.data for stored in witness.disk.payloads.values() for p in stored)
 
 
 def test_groups_of_every_replica_know_the_same() -> None:

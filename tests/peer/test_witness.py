@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from meshq import batch
 from meshq.client import facts
@@ -14,6 +16,9 @@ from meshq.messages import Accepted, TopicInfo
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings
 from meshq.registry import commands
+from meshq.streams.publish import payload_key_of
+from meshq.streams.slot import PartitionState
+from tests.peer.test_core_compacting import squeeze
 from tests.peer.world import ROOM, Client, Host, World, committed
 
 PARTITIONS = 6
@@ -31,19 +36,22 @@ class Story:
         witness: bool = True,
         at: int = 2,
         settings: CoreSettings | None = None,
+        topic: dict[str, Any] | None = None,
     ) -> None:
         self.world = World(seed, peers=peers, slots=SLOTS, witness=witness, settings=settings)
         self.client = Client(self.world, seed_peer=at)
         made = self.client.ask(
-            lambda t, d: facts.AskRequested(t, "topic.create", {"topic": "t", "partitions": PARTITIONS}, d)
+            lambda t, d: facts.AskRequested(
+                t, "topic.create", {"topic": "t", "partitions": PARTITIONS, **(topic or {})}, d
+            )
         )
         self.client.wait(made)
         self.info: TopicInfo = self.client.wait(self.client.ask(lambda t, d: facts.TopicWanted(t, "t", d)))
         self.sent: dict[int, tuple[int, bytes]] = {}
 
-    def publish(self, timeout: float = 30.0) -> int:
+    def publish(self, timeout: float = 30.0, *, key: bytes | None = None) -> int:
         n = len(self.sent)
-        body = batch.seal([batch.RawRecord(None, b"%d" % n)], base_timestamp_ms=0)
+        body = batch.seal([batch.RawRecord(key, b"%d" % n)], base_timestamp_ms=0)
         partition = n % PARTITIONS
         ticket = self.client.ask(
             lambda t, d: facts.BatchSealed(t, 1, self.info, partition, body, d, 8), timeout
@@ -51,11 +59,11 @@ class Story:
         self.sent[ticket] = partition, b"%d" % n
         return ticket
 
-    def publish_for(self, seconds: float, *, every: float = 0.05) -> list[int]:
+    def publish_for(self, seconds: float, *, every: float = 0.05, key: bytes | None = None) -> list[int]:
         """Tickets of what was published then, all of it answered."""
         tickets: list[int] = []
         for n in range(int(seconds / every)):
-            self.world.at(n * every, lambda: tickets.append(self.publish()))
+            self.world.at(n * every, lambda: tickets.append(self.publish(key=key)))
         self.world.run_for(seconds)
         self.world.run(lambda: all(t in self.client.results for t in tickets))
         return tickets
@@ -163,6 +171,91 @@ def test_two_peers_take_a_witness_in_and_a_third_keeper_lets_it_go() -> None:
     world.hosts[0].tell(e.ProposalMade(0, commands.encode(leave)))
     world.run(lambda: members(world.hosts[0]) | members(world.hosts[1]) == {(3, 0, 1)})
     world.run(lambda: third.has_left)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"retain_records": 3}, {"compact": True}], ids=["retained", "compacted"]
+)
+def test_a_keeper_gets_what_expired_or_was_compacted_from_the_witness_alone(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is away while records expire, or are compacted, and then the one that did that is lost."""
+    squeeze(monkeypatch.setattr)
+    story = Story(9, topic=settings)
+    world = story.world
+    away, other = world.hosts[:2]
+    story.accepted(story.publish_for(1.0, key=b"k"))
+    away.crash()
+    story.accepted(story.publish_for(4.0, key=b"k"))
+    world.run_for(2.0)
+    counters = other.core.ctx.counters
+    assert counters.get("retain_entries", 0) + counters.get("slices_compacted", 0) > 0
+    places = [PartitionKey(TopicId(story.info.topic_id), p) for p in range(PARTITIONS)]
+    before = [state_of(other, p) for p in places]
+    other.crash()
+    other.wipe()
+    away.start()
+    world.run(lambda: [state_of(away, p) for p in places] == before)
+    for place in places:
+        copy = away.core.slots.hosts[slot_of(away, place)]
+        world.run(lambda at=copy: at.leads)  # type: ignore[misc]
+        here = sorted(away.disk.payloads[place], key=lambda x: x.base_offset)
+        state = state_of(away, place)
+        values = {x.base_offset + at: r.value for x in here for at, r in batch.read_placed(x.data)}
+        sent = {
+            r.base_offset: value
+            for t, (p, value) in story.sent.items()
+            if p == place.partition and isinstance(r := story.client.results[t], Accepted)
+        }
+        assert values.items() <= sent.items()
+        assert max(sent) in values, "the last record of the key"
+        if "compact" not in settings:
+            assert all(offset in values for offset in range(state.low, state.end))
+    story.accepted(story.publish_for(1.0, key=b"k"))
+
+
+def state_of(host: Host, partition: PartitionKey) -> PartitionState:
+    return host.core.slots.partition(slot_of(host, partition), partition)
+
+
+def slot_of(host: Host, partition: PartitionKey) -> Slot:
+    return host.core.ctx.slot_of(partition)
+
+
+def test_a_witness_gets_what_is_damaged_in_its_own_log_from_a_keeper() -> None:
+    """Entries that it applied, and the payload of one: only it and one keeper have them."""
+    story = Story(10)
+    world = story.world
+    away, other, witness = world.hosts
+    story.accepted(story.publish_for(1.0))
+    away.crash()
+    story.accepted(story.publish_for(3.0))
+    world.run_for(2.0)  # it is applied, and saved
+    rotten = {}
+    for slot in range(SLOTS):
+        copy = witness.core.slots.hosts[Slot(slot)]
+        held = range(copy.replica.everywhere + 1, copy.checkpointed + 1)
+        if len(held) > 4:
+            rotten[copy.slot] = held
+    assert len(rotten) > 2
+    witness.crash()
+    for slot, held in rotten.items():
+        witness.disk.damaged |= {(slot, held[1]), (slot, held[3])}
+    slot, held = next(iter(rotten.items()))
+    key = next(k for i in held if (k := payload_key_of(witness.disk.log[slot][i])) is not None)
+    stored = witness.disk.payloads[key.partition]
+    place = next(i for i, p in enumerate(stored) if p.base_offset == key.base_offset)
+    whole = stored[place]
+    stored[place] = replace(whole, data=bytes(whole.data)[:-1])
+    assert not witness.disk.is_whole()
+    witness.start()
+    world.run(lambda: not witness.disk.damaged and witness.disk.is_whole(), most_s=20.0)
+    assert witness.core.ctx.counters["log_entries_mended"] >= 2 * len(rotten)
+    other.crash()
+    other.wipe()
+    away.start()
+    story.accepted(story.publish_for(2.0))
+    story.check(away)
 
 
 def test_who_is_away_stays_a_member_as_long_as_nobody_can_take_its_place() -> None:

@@ -21,7 +21,7 @@ from meshq.errors import (
 )
 from meshq.ids import PeerId, TopicId
 from meshq.peer.papers import verifier
-from meshq.registry import state
+from meshq.registry import state, topics
 from meshq.registry.commands import (
     LEAVING,
     LEFT,
@@ -36,13 +36,8 @@ from meshq.registry.commands import (
     decode,
     encode,
 )
-from meshq.registry.state import (
-    ClientsChanged,
-    PeersChanged,
-    Registry,
-    TopicChanged,
-    TopicRemoved,
-)
+from meshq.registry.facts import ClientsChanged, PeersChanged, TopicChanged, TopicRemoved
+from meshq.registry.state import Registry
 from meshq.security.authority import Authority
 from meshq.security.certificates import issue
 from meshq.security.identity import Identity
@@ -203,7 +198,7 @@ def test_names_and_keys_are_nobody_elses() -> None:
 
 def test_peers_clients_and_topics_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PEERS_MAX", "CLIENTS_MAX", "TOPICS_MAX"):
-        monkeypatch.setattr(state, name, 2)
+        monkeypatch.setattr(topics if name == "TOPICS_MAX" else state, name, 2)
     registry = make_registry()
     apply(registry, RegisterPeer(peer(2)), *(RegisterClient(client(n)) for n in (5, 6)), create(1), create(2))
     for command in (RegisterPeer(peer(3)), RegisterClient(client(7)), create(3)):
@@ -269,7 +264,7 @@ def test_a_change_that_is_proposed_again_does_not_take_back_what_was_set_in_betw
 
 
 def test_changes_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "SET_MAX", 2)
+    monkeypatch.setattr(topics, "SET_MAX", 2)
     registry = make_registry()
     apply(registry, create(1, "orders", 4))
     changes = [SetTopic(topic_id(1), record_bytes_max=n, change=b"%d" % n) for n in (1, 2, 3)]

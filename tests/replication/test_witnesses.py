@@ -9,8 +9,12 @@ import pytest
 from meshq.errors import UsageError
 from meshq.ids import PeerId, Slot
 from meshq.replication.machine import Replica
+from meshq.replication.progress import Pace, Progress
 from meshq.replication.quorum import Config, Node, config_of, decode_config, encode_config, step_toward
 from meshq.replication.saved import hard_row, restored
+from meshq.replication.settings import Settings
+from meshq.replication.snapshots import Sending
+from meshq.replication.state import Configs, State
 from meshq.replication.window import Log
 from meshq.replication.witnesses import may_lack
 from meshq.replication.words import (
@@ -22,7 +26,9 @@ from meshq.replication.words import (
     Persisted,
     Position,
     Received,
+    Send,
     SnapshotMeta,
+    SnapshotRead,
 )
 from tests.replication.test_following import items_after, position
 
@@ -93,6 +99,20 @@ def test_a_snapshot_it_may_have_without_payloads() -> None:
     assert may_lack(learner, W, 10) and not may_lack(learner, W, 9)
     five = SnapshotMeta(last, config_of([A, B, C, W, Node(PeerId(b"5" * 16), b"\0")], (), [W]))
     assert not may_lack(five, W, 9)  # three others decide without it, and the fourth may lack that
+
+
+@pytest.mark.parametrize(("lacks", "everywhere", "sent"), [(0, 0, True), (9, 9, False), (9, 10, True)])
+def test_who_lost_something_waits_for_a_snapshot_until_all_have_it(
+    lacks: int, everywhere: int, sent: bool
+) -> None:
+    """Some of what it lost was decided with its vote, and a keeper may lack it."""
+    log, configs = Log(), Configs([(0, TWO)])
+    state = State(Slot(0), A, Settings(), random.Random(1), Hard(1, None), log, configs, 0)
+    sending, p = Sending(state), Progress(1, pace=Pace.SNAPSHOT, lacks=lacks)
+    sending.begin(W, p)
+    meta = SnapshotMeta(Position(10, 1, b""), TWO)
+    sending.on_read(SnapshotRead(W, meta, 0, b"", True), p, everywhere=everywhere)
+    assert any(isinstance(e, Send) for e in state.out) == sent
 
 
 def test_a_member_is_a_witness_or_a_keeper_for_as_long_as_it_is_one() -> None:

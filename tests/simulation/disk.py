@@ -89,6 +89,11 @@ class Image:
     def last_index(self) -> int:
         return self.start.index + len(self.items)
 
+    @property
+    def end(self) -> tuple[int, int]:
+        """Term and index of what the log ends with."""
+        return (self.items[-1].entry.term if self.items else self.start.term), self.last_index
+
     def position(self, index: int) -> Position:
         if index == self.start.index:
             return self.start

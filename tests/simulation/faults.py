@@ -19,6 +19,7 @@ from tests.simulation.network import Weather
 from tests.simulation.world import Plan, World
 
 AIMED = {"change", "new_leader", "transfer"}  # not struck at random times
+LOOKS = 60  # how often it is looked for the moment at which damage hurts most
 EVENTS = 4_500  # of the safety phase: with the liveness phase some 5,000
 HOSTS = (1, 2, 3, 3, 3, 3, 5, 5)
 WITH_WITNESS = (3, 3, 4)
@@ -106,9 +107,9 @@ class Nemesis:
             self._soon(host)
 
     def _on_change(self, host: Host) -> None:
-        """It has proposed other members."""
+        """It has proposed other members: it is struck, or another one, which may be one of them."""
         if "change" in self._world.plan.faults and self._rng.random() < 0.4:
-            self._soon(host)
+            self._soon(host if self._rng.random() < 0.6 else self._rng.choice(self._world.hosts))
 
     def _soon(self, host: Host) -> None:
         """After a few deliveries or writes, whichever take longer."""
@@ -202,13 +203,70 @@ class Nemesis:
     def flip(self, host: Host) -> None:
         """A bit of a stored entry: seen at the next start, or when it is read for somebody."""
         found = [s for s, image in host.disk.images.items() if image.items]
-        if not found or not self._world.can_spare(host):
+        if not found:
             return
-        image = host.disk.images[self._rng.choice(found)]
+        slot = self._rng.choice(found)
+        image = host.disk.images[slot]
+        if not self._world.can_spare(host):
+            self.crash(host)  # a single voter may be harmed as it lies, when its mirror has all of it
+            if not self._world.is_mirrored(slot, host):
+                return
         back = min(self._rng.choice((1, 3, 1_000)), len(image.items))
         image.damaged.add(image.last_index + 1 - self._rng.randint(1, back))
         if self._rng.random() < 0.8:
             self.crash(host)
+
+    def flip_ahead(self, host: Host) -> None:
+        """A bit at one of two voters that alone have what is decided; and when that one is about to have it
+        again, the other one goes, and the third, which lacks it, is there.
+        """
+        self._look(LOOKS)
+
+    def _look(self, looks: int) -> None:
+        world, rng = self._world, self._rng
+        slot = rng.randrange(world.plan.slots)
+        for leader, copy in world.leaders(slot):
+            config, others = copy.replica.config, [h for h in world.hosts if h is not leader]
+            others = [h for h in others if h.up and h.node in config.voters]
+            rng.shuffle(others)
+            for ahead, behind in ((a, b) for a in others for b in others if a is not b):
+                if not config.is_joint and self._is_ahead(slot, ahead, behind) and world.can_spare(ahead):
+                    self._damage_ahead(slot, leader, ahead, behind)
+                    return
+        if looks:
+            self._later(world.plan.fsync_s, self._look, looks - 1)
+
+    def _is_ahead(self, slot: int, ahead: Host, behind: Host) -> bool:
+        """What the one has not applied yet, the other has begun to get."""
+        a, b = (h.disk.images[slot] for h in (ahead, behind))
+        decided = len(self._world.oracle.decided(slot))
+        return a.applied.position.index <= b.last_index < min(a.last_index, decided)
+
+    def _damage_ahead(self, slot: int, leader: Host, ahead: Host, behind: Host) -> None:
+        world, image = self._world, ahead.disk.images[slot]
+        world.tell(ahead, -1, "fault: damage, with another one behind")
+        first = image.applied.position.index + 1
+        image.damaged.add(self._rng.choice((first, self._rng.randint(first, image.last_index))))
+        world.crash(ahead, noticed=True)
+        world.break_link(leader.number, behind.number, back_s=self._rng.choice((0.3, 2.0)))
+        pairs = [(leader.number, behind.number), (behind.number, leader.number)]
+        self._cut(pairs)
+        world.at(world.now + 0.02, world.start, ahead)
+        self._later(0.01, self._when_mended, slot, leader, ahead, behind, LOOKS)
+
+    def _when_mended(self, slot: int, leader: Host, ahead: Host, behind: Host, looks: int) -> None:
+        """The one that was damaged hears from the leader again, and has not everything yet."""
+        world, rng = self._world, self._rng
+        image = ahead.disk.images[slot]
+        begun = ahead.up and not image.damaged and image.last_index > image.applied.position.index
+        if looks and not begun and rng.random() < 0.98:
+            again = (slot, leader, ahead, behind, looks - 1)
+            self._later(world.plan.fsync_s / 2 + 0.001, self._when_mended, *again)
+            return
+        rng.choice((Nemesis.crash, Nemesis.isolate))(self, leader)
+        pairs = [(a.number, b.number) for a, b in ((behind, ahead), (ahead, behind))]
+        self._mend(pairs)
+        world.break_link(behind.number, ahead.number, back_s=0.001)
 
     def wipe(self, host: Host) -> None:
         if self._world.can_spare(host):
@@ -312,6 +370,7 @@ FAULTS: dict[str, Callable[[Nemesis, Host], None]] = {
     "crash": Nemesis.crash,
     "crash_all": Nemesis.crash_all,
     "flip": Nemesis.flip,
+    "flip_ahead": Nemesis.flip_ahead,
     "full_disk": Nemesis.full_disk,
     "isolate": Nemesis.isolate,
     "members": Nemesis.members,

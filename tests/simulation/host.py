@@ -17,7 +17,7 @@ from meshq.ids import PeerId, Slot
 from meshq.replication.machine import Replica
 from meshq.replication.mirrors import Mirrors
 from meshq.replication.quorum import Config, Node, decode_config
-from meshq.replication.state import Settings
+from meshq.replication.settings import Settings
 from meshq.replication.support import (
     Beat,
     LeadsOnly,
@@ -74,6 +74,13 @@ def node_of(number: int, disk: int = 0) -> Node:
     return Node(peer_of(number), bytes([disk]))
 
 
+def configs_at(leader: Replica, index: int) -> list[Config]:
+    """By which a leader can have decided this entry: the one that held there, or one appended since."""
+    history = leader._state.configs.history
+    before = max((i for i, _ in history if i <= index), default=history[0][0])
+    return [config for i, config in history if i >= before]
+
+
 @dataclass(slots=True)
 class Copy:
     """One slot on one host, while the process runs."""
@@ -90,6 +97,14 @@ class Copy:
     mirrors: Mirrors = field(default_factory=Mirrors)
     mirrored: Mirrored = field(default_factory=Mirrored)
     receipts: deque[int] = field(default_factory=deque)  # of decided entries, with mirrors or a witness
+    _members: tuple[Config, frozenset[PeerId]] = (NOBODY, frozenset())
+
+    def peers(self) -> frozenset[PeerId]:
+        """Of its members. Beats ask for them, and those are a third of all events."""
+        config = self.replica.config
+        if self._members[0] is not config:
+            self._members = config, frozenset(n.peer for n in config.nodes())
+        return self._members[1]
 
 
 class Environment(Protocol):
@@ -105,7 +120,7 @@ class Environment(Protocol):
     def answer(self, host: Host, copy: Copy, event: Event) -> None: ...
     def set_timer(self, host: Host, copy: Copy) -> None: ...
     def on_committed(self, host: Host, copy: Copy, items: tuple[Item, ...], news: int) -> None: ...
-    def deciding_config(self, copy: Copy) -> Config | None: ...
+    def deciding_configs(self, copy: Copy, index: int) -> list[Config]: ...
     def tell(self, host: Host, slot: int, what: object) -> None: ...
 
 
@@ -181,11 +196,10 @@ class Host:
         image, node = self.disk.images[slot], self.node
         self.env.oracle.check_state(slot, node, image.applied)
         applied = image.applied.position
-        repair_until = self._scan(image)
-        if repair_until:
-            good = min(image.damaged) - 1
-        else:
-            good = image.last_index
+        behind = self._scan(image)
+        repair_until, good = 0, image.last_index
+        if behind:
+            repair_until, good = image.last_index, min(behind) - 1
         items = image.items[applied.index - image.start.index : good - image.start.index]
         terms: list[tuple[int, int]] = []
         for item in image.items[: applied.index - image.start.index]:
@@ -220,13 +234,14 @@ class Host:
         self.env.set_timer(self, copy)
         return copy
 
-    @staticmethod
-    def _scan(image: Image) -> int:
-        """Damage behind what is applied has to be repaired; before it, the log is let go of."""
+    def _scan(self, image: Image) -> set[int]:
+        """Damage behind what is applied has to be repaired; before it, the log is let go of. A witness's is
+        mended: nobody else may have what it keeps.
+        """
         applied = image.applied.position
-        if any(i <= applied.index for i in image.damaged):
+        if self.peer not in self.env.oracle.witnesses and any(i <= applied.index for i in image.damaged):
             image.trim(applied)
-        return image.last_index if image.damaged else 0
+        return {i for i in image.damaged if i > applied.index}
 
     def rebuild(self, slot: int) -> Copy:
         """The disk refused a write of this slot: it begins again from what is there."""
@@ -311,8 +326,10 @@ class Host:
 
     def recover(self, copy: Copy, left: set[Node], draw: int) -> None:
         """A person said that all others are gone for good."""
-        before = copy.replica.term
-        copy.replica.recover(left, draw=draw, wall_ms=self.wall_ms())
+        r = copy.replica
+        before = r.last.term if r.is_stale else r.term
+        unheld = r.is_stale and r.config.has_majority(left)
+        r.recover(left, draw=draw, wall_ms=self.wall_ms(), unheld=unheld)
         self.env.oracle.on_recover(copy.slot, copy.node, self.disk.images[copy.slot], copy.replica, before)
         self.flush(copy)
 
@@ -322,9 +339,9 @@ class Host:
 
     def _apply(self, copy: Copy, items: tuple[Item, ...]) -> None:
         image = self.disk.images[copy.slot]
-        config = self.env.deciding_config(copy)
+        configs = self.env.deciding_configs(copy, items[-1].entry.index)
         term = copy.replica.term
-        news = self.env.oracle.on_commit(copy.slot, copy.node, term, config, image, items)
+        news = self.env.oracle.on_commit(copy.slot, copy.node, term, configs, image, items)
         begin = copy.applied.position.index
         if items[0].entry.index != begin + 1:
             raise Wrong(f"entry {items[0].entry.index} is handed on after {begin}")
@@ -379,7 +396,7 @@ class Host:
                 break
             items.append(item)
             size += len(item.payload) + len(item.entry.body)
-        if not items:  # it cannot be read: who lacks it gets the state instead
+        if not items and not copy.replica.is_witness:  # unreadable: who lacks it gets the state instead
             self.write(copy.slot, Trim(image.applied.position))
         return LogRead(e.to, image.position(e.from_index - 1), tuple(items))
 
@@ -420,7 +437,7 @@ class Host:
             copy.applied = self.disk.images[copy.slot].applied
             self.env.oracle.check_state(copy.slot, copy.node, copy.applied)
             copy.snapshot = None
-            if copy.node in op.meta.config.witnesses:
+            if copy.node in op.meta.config.witnesses and not self.rolled_back:  # then it counts for nothing
                 self.env.oracle.on_let_go(copy.slot, copy.node, op.meta.config, op.meta.last)
         self.handle(copy, SnapshotStored(op.meta, op.position + len(op.data), op.done))
         if op.done:
@@ -460,16 +477,20 @@ class Host:
     def led(self, peer: PeerId) -> Led:
         """What this host leads of the slots that are there too."""
         return tuple(
-            (Slot(c.slot), c.replica.term)
-            for c in self.copies
-            if c.replica.role is Role.LEADER and any(n.peer == peer for n in c.replica.config.nodes())
+            [
+                (Slot(c.slot), c.replica.term)
+                for c in self.copies
+                if c.replica.role is Role.LEADER and peer in c.peers()
+            ]
         )
 
     def believed(self, peer: PeerId) -> Led:
         return tuple(
-            (Slot(c.slot), c.replica.term)
-            for c in self.copies
-            if c.replica.leader is not None and c.replica.leader.peer == peer
+            [
+                (Slot(c.slot), c.replica.term)
+                for c in self.copies
+                if c.replica.leader is not None and c.replica.leader.peer == peer
+            ]
         )
 
     def on_support(self, effects: list[SupportEffect]) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 from meshq.errors import MeshqError
 from meshq.replication.elections import Elections
+from meshq.replication.facts import Facts
+from meshq.replication.feeding import Feeding
 from meshq.replication.following import Following
 from meshq.replication.leading import Leading
 from meshq.replication.machine import Replica
@@ -56,10 +58,10 @@ class Edit:
 # Legal, and what others do: our leader begins and goes back just as far as it must, so that it never tells of
 # decisions beyond what matches, and a follower that believes too much would not be seen.
 BEGINS_FURTHER_BACK = Edit(
-    Leading,
-    "_on_config_changed",
-    "Progress(next=max(s.log.last.index, 1))",
-    "Progress(next=max(s.log.last.index - 3, s.log.start.index + 1, 1))",
+    Feeding,
+    "add",
+    "Progress(next=max(self._state.log.last.index, 1))",
+    "Progress(next=max(self._state.log.last.index - 3, self._state.log.start.index + 1, 1))",
 )
 MUTANTS: dict[str, tuple[Edit, ...]] = {
     "ack before fsync": (
@@ -82,7 +84,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(
             Elections,
             "on_request",
-            "level = (m.last_term, m.last_index) >= (last.term, last.index)",
+            "level = (m.last_term, m.last_index) >= max((last.term, last.index), s.hard.lost)",
             "level = last is not None",
         ),
     ),
@@ -193,9 +195,8 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(
             Host,
             "_load",
-            "good = min(image.damaged) - 1",
-            "good = min(image.damaged) - 1; repair_until = 0; image.damaged.clear(); "
-            "del image.items[good - image.start.index :]",
+            "repair_until, good = image.last_index, min(behind) - 1",
+            "good = min(behind) - 1; image.damaged.clear(); del image.items[good - image.start.index :]",
         ),
     ),
     "repair forgotten": (
@@ -210,10 +211,28 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(
             State,
             "thaw",
-            "self.log.last.term > self.repair_term",
-            "self.log.last.term >= self.repair_term",
+            "self.log.last.term > hard.repair_term",
+            "self.log.last.term >= hard.repair_term",
         ),
     ),
+    "damaged voter looks at what it has": (
+        Edit(Elections, "on_request", "max((last.term, last.index), s.hard.lost)", "(last.term, last.index)"),
+    ),
+    "damage is of the newest term": (
+        Edit(
+            Replica,
+            "__init__",
+            "if repair_until:",
+            "if hard.repair_until:\n"
+            "        s.hard = hard._replace(repair_term=hard.term)\n"
+            "    if repair_until:",
+        ),
+    ),
+    "repaired and not told": (Edit(Leading, "_fill", "if p.lacks > last", "if 0 > last"),),
+    "mirror does not stand in": (
+        Edit(Elections, "may_campaign", "(is_voter or s.may_stand_in)", "is_voter"),
+    ),
+    "mirror stands in for good": (Edit(Leading, "_step_aside", "not self.only_lends", "not s.is_witness"),),
     "change before a decision": (
         Edit(
             Leading,
@@ -229,20 +248,20 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(
             Elections,
             "may_campaign",
-            "is_voter = any(config.is_voter(s.me) for _, config in s.configs.history)",
-            "is_voter = s.config.is_voter(s.me)",
+            "(is_voter or s.may_stand_in)",
+            "s.config.is_voter(s.me)",
         ),
     ),
     "news of decisions not asked for": (
         Edit(Leading, "_on_level", "and p.commit_heard >= min(p.commit_sent, p.match)", ""),
     ),
     "no snapshot for an empty log": (
-        Edit(Leading, "_on_rejected", "if agreed >= log.start.index:", "if agreed >= 0:"),
+        Edit(Feeding, "on_rejected", "if agreed >= log.start.index:", "if agreed >= 0:"),
     ),
     "pieces sent twice": (Edit(Sending, "on_reply", "and reply.of == p.position", ""),),
     "stale logs elect": (
         Edit(Elections, "may_campaign", "and not s.is_stale", ""),
-        Edit(Elections, "on_request", "level = level and not self._is_of_old(m.last_term)", "pass"),
+        Edit(Elections, "on_request", "level = level and not self._is_of_old(m.last_term)", "level = level"),
     ),
     "decisions outlive their generation": (
         Edit(Elections, "become_follower", "if s.is_stale:", "if False:"),
@@ -254,7 +273,7 @@ MUTANTS: dict[str, tuple[Edit, ...]] = {
         Edit(Receiving, "on_piece", "if s.is_stale and s.delivered and", "if False and"),
     ),
     "said to be kept up to the log's end": (
-        Edit(Replica, "kept", "self._state.delivered", "self._state.log.last.index"),
+        Edit(Facts, "kept", "self._state.delivered", "self._state.log.last.index"),
     ),
     "goes on in the old generation": (
         Edit(Elections, "begin_generation", "next_generation(s.term, draw)", "s.term + 1"),
@@ -287,7 +306,7 @@ WITNESS: dict[str, tuple[Edit, ...]] = {
     ),
     "witness lets go of what a learner lacks": (
         Edit(
-            Leading,
+            Feeding,
             "everywhere",
             "if node not in s.config.witnesses",
             "if node in s.config.voters and node not in s.config.witnesses",
@@ -298,35 +317,38 @@ WITNESS: dict[str, tuple[Edit, ...]] = {
     ),
     "payloads left out too early": (
         Edit(
-            Leading,
+            Feeding,
             "_send",
             "for_witness(message, self.everywhere())",
             "for_witness(message, max(s.commit, self.everywhere()))",
         ),
     ),
     "snapshot to a witness too early": (
-        Edit(Sending, "on_read", "not may_lack(event.meta, event.to, everywhere)", "False"),
+        Edit(Sending, "on_read", "not may_lack(event.meta, event.to, everywhere, whole=whole)", "False"),
     ),
     "no snapshot to a witness that votes": (
         Edit(
             Sending,
             "on_read",
-            "not may_lack(event.meta, event.to, everywhere)",
+            "not may_lack(event.meta, event.to, everywhere, whole=whole)",
             "event.meta.last.index > everywhere",
         ),
     ),
-    "witness serves": (Edit(Leading, "serves", "and not self._state.is_witness", ""),),
+    "snapshot to a witness that lost something": (
+        Edit(Sending, "on_read", "whole = not p.lacks", "whole = True"),
+    ),
+    "witness serves": (Edit(Leading, "serves", "and not self.only_lends", "and not self._stands_in"),),
     "witness keeps the lead": (Edit(Leading, "_step_aside", "if level:", "if False:"),),
     "witness does not campaign": (
         Edit(Elections, "may_campaign", "and not s.is_stale", "and not s.is_stale and not s.is_witness"),
     ),
     "witness forgets that it is one": (Edit(State, "_on_config", "self.is_witness |=", "self.is_witness ="),),
-    "witness counts as a copy": (Edit(Replica, "copies", "if node not in witnesses", ""),),
+    "witness counts as a copy": (Edit(Facts, "copies", "if node not in witnesses", ""),),
     "witness is handed the lead": (
         Edit(Leading, "transfer", "or to in s.config.witnesses", ""),
         Edit(World, "_transfer", "and n not in config.witnesses", ""),
     ),
-    "witness sends what it has not": (Edit(Leading, "_lacking", "return s.everywhere if", "return 0 if"),),
+    "witness sends what it has not": (Edit(Feeding, "_lacking", "return s.everywhere if", "return 0 if"),),
     "everywhere outlives what is cut off": (
         Edit(State, "truncate", "self.everywhere = min(self.everywhere, from_index - 1)", "pass"),
     ),

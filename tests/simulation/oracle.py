@@ -8,7 +8,8 @@
     promises             a vote, a candidacy, an acknowledgement leave after their cause is on disk
     changes              one change of members at a time, and none before a decision of the leader's term
     receipts             whoever one counts has the record on disk, and is no witness
-    witnesses            one never serves, and lets go of nothing that a keeper among the voters has not
+    witnesses            one never serves, is not handed the lead, and lets go of nothing that a keeper among
+                         the voters has not; what is decided by one in a keeper's place it has whole
     density              offsets are 0, 1, 2, ...; time never goes back
     linearizable reads   a read sees everything that was decided before it was asked
     generations          each holds to all of this by itself; a new one begins with all that it said it keeps
@@ -38,6 +39,7 @@ from meshq.replication.words import (
     RequestVote,
     Role,
     TellRole,
+    TimeoutNow,
     VoteReply,
 )
 from tests.simulation.disk import Applied, Image, Wrong
@@ -85,8 +87,16 @@ class Timeline:
 
 
 class Oracle:
-    def __init__(self, slots: int, has_it: HasIt, *, strict: bool = True) -> None:
+    def __init__(
+        self,
+        slots: int,
+        has_it: HasIt,
+        *,
+        strict: bool = True,
+        is_whole: Callable[[int, Node, int], bool] = lambda *_: True,
+    ) -> None:
         self._has_it = has_it
+        self._is_whole = is_whole  # (slot, node, index): whether it has all payloads behind that
         self._strict = strict
         self._timelines = [[Timeline(0, begun=True)] for _ in range(slots)]  # by slot, generations rising
         self.witnesses: set[PeerId] = set()
@@ -108,7 +118,9 @@ class Oracle:
         return next(t for t in reversed(self._timelines[slot]) if t.begun).decided
 
     def on_recover(self, slot: int, node: Node, image: Image, replica: Replica, before: int) -> None:
-        """A node goes on alone; `before` was its term. What it said it keeps is to be there."""
+        """A node goes on alone; `before` was the term of what it has: of its log, if that is stale. What it
+        said it keeps is to be there.
+        """
         old = self.of(slot, before)
         kept = len(old.decided)
         while kept and not has(image, replica, old.decided[kept - 1]):
@@ -182,9 +194,9 @@ class Oracle:
                 raise Wrong(f"slot {slot}: members change before anything of term {term} is decided")
 
     def on_commit(
-        self, slot: int, node: Node, term: int, config: Config | None, image: Image, items: tuple[Item, ...]
+        self, slot: int, node: Node, term: int, configs: list[Config], image: Image, items: tuple[Item, ...]
     ) -> int:
-        """`term`: the node's. `config`: the leader's, if it still leads. Tells how many are new."""
+        """`term`: the node's. `configs`: the leader's, one of which decided. Tells how many are new."""
         line = self.of(slot, term)
         line.begun = True
         decided = line.decided
@@ -214,9 +226,19 @@ class Oracle:
         if self._strict:
             if not image.has(last.index, last.chain) and last.index not in image.damaged:
                 raise Wrong(f"{show(node)} applies entry {last.index} of slot {slot} before it is durable")
-            if len(decided) > known and config is not None and line is self._timelines[slot][-1]:
-                self._check_majority(slot, config, last.index, last.chain)
+            if len(decided) > known and line is self._timelines[slot][-1]:
+                self._check_decided(slot, configs, last.index, last.chain)
         return len(decided) - known
+
+    def _check_decided(self, slot: int, configs: list[Config], index: int, chain: bytes) -> None:
+        for config in configs[:-1]:
+            try:
+                self._check_majority(slot, config, index, chain)
+            except Wrong:
+                continue
+            return
+        for config in configs[-1:]:
+            self._check_majority(slot, config, index, chain)
 
     def _check_majority(self, slot: int, config: Config, index: int, chain: bytes) -> None:
         for voters in (config.voters, config.outgoing):
@@ -226,6 +248,23 @@ class Oracle:
                     f"slot {slot}: entry {index} counts as decided,"
                     f" {len(having)} of {len(voters)} voters have it"
                 )
+            keepers = [v for v in voters if v.peer not in self.witnesses]
+            if len(keepers) < len(voters) and 2 * len(set(keepers).intersection(having)) <= len(voters):
+                self._check_whole(slot, [v for v in keepers if v not in having], having, index)
+
+    def _check_whole(self, slot: int, lacking: list[Node], having: list[Node], index: int) -> None:
+        """It is decided because a witness has it: that has the payloads of all that a keeper lacks."""
+        decided = self._timelines[slot][-1].decided
+        for keeper in lacking:
+            at = min(index, len(decided))
+            while at and not self._has_it(slot, keeper, at, decided[at - 1].entry.chain):
+                at -= 1
+            for witness in (n for n in having if n.peer in self.witnesses):
+                if not self._is_whole(slot, witness, at):
+                    raise Wrong(
+                        f"slot {slot}: entry {index} is decided by {show(witness)}, which lacks payloads"
+                        f" behind {at} that {show(keeper)} has not"
+                    )
 
     def _check_seen(self, slot: int, line: Timeline, item: Item) -> None:
         """What a read was allowed to show is what is decided in the end."""
@@ -264,6 +303,8 @@ class Oracle:
     ) -> None:
         if not self._strict:
             return
+        if type(message) is TimeoutNow and to.peer in self.witnesses:
+            raise Wrong(f"{show(frm)} hands slot {slot} over to {show(to)}, which is a witness")
         if rolled_back and _counts(message):
             raise Wrong(f"{show(frm)} was rolled back, and lets something count: {message}")
         hard = image.hard

@@ -14,6 +14,7 @@ be seen. `#` begins a remark. `pytest --rewrite` writes down what is seen now.
     > recover 1 without 2 3        it goes on alone: somebody says that the others are gone for good
     > look 1                       receipts that wait at 1 are looked at
     > hear 2 1                     2 is told that 1 leads the slot
+    > restarted 2 1                2 is told that 1 is another process by now, and leads nothing
     > read 1
     > sync 1 2                     their disks finish what waits
     > deliver [1 2]                what is on the way now [from 1 to 2] arrives
@@ -43,12 +44,13 @@ from meshq.replication.generations import show_term
 from meshq.replication.mirrors import PATIENCE_S
 from meshq.replication.placement import LEVEL_COUNT
 from meshq.replication.quorum import Config, Node, config_of
-from meshq.replication.state import Settings
+from meshq.replication.settings import Settings
 from meshq.replication.support import Beat
 from meshq.replication.words import (
     Event,
     GenerationSeen,
     Item,
+    LeaderGone,
     Message,
     PeerLinked,
     Received,
@@ -60,7 +62,7 @@ from meshq.replication.words import (
     VoteReply,
 )
 from tests.simulation.disk import NOBODY, Image, Trim, Wrong
-from tests.simulation.host import Copy, Host, number_of, peer_of
+from tests.simulation.host import Copy, Host, configs_at, number_of, peer_of
 from tests.simulation.oracle import Oracle, record_body, show
 from tests.simulation.telling import show_config, show_effect, show_event
 
@@ -140,13 +142,13 @@ class Story:
     def answer(self, host: Host, copy: Copy, event: Event) -> None:
         self._answers.append((host, copy, event))
 
-    def deciding_config(self, copy: Copy) -> Config | None:
+    def deciding_configs(self, copy: Copy, index: int) -> list[Config]:
         leader = copy.replica.leader
         host = self.hosts[number_of(leader.peer)] if leader else None
         if host is None or not host.up or host.copies[0].replica.role is not Role.LEADER:
-            return None
-        same = host.copies[0].replica.term == copy.replica.term
-        return host.copies[0].replica.config if same else None
+            return []
+        there = host.copies[0].replica
+        return configs_at(there, index) if there.term == copy.replica.term else []
 
     def _has_it(self, slot: int, node: Node, index: int, chain: bytes) -> bool:
         host = self.hosts[number_of(node.peer)]
@@ -288,6 +290,10 @@ class Story:
         """What a leader tells everybody, members or not."""
         host, copy = self._copy(number)
         host.handle(copy, GenerationSeen(self._copy(other)[1].replica.term))
+
+    def do_restarted(self, number: str, other: str) -> None:
+        host, copy = self._copy(number)
+        host.handle(copy, LeaderGone(peer_of(int(other)), copy.replica.term))
 
     def do_transfer(self, number: str, to: str) -> None:
         host, copy = self._copy(number)

@@ -90,7 +90,8 @@ def show_message(m: Message) -> str:
             return text + f" everywhere {m.everywhere}" * bool(m.everywhere)
         case AppendReply():
             text = f"ok up to {m.match}" if m.ok else f"go back to {m.match}/{at(m.match_term)}"
-            return f"AppendReply term {at(m.term)}, {text}" + f" round {m.round}" * bool(m.round)
+            text += f" round {m.round}" * bool(m.round) + f", lacks up to {m.lacks}" * bool(m.lacks)
+            return f"AppendReply term {at(m.term)}, {text}"
         case InstallSnapshot():
             text = f"InstallSnapshot term {at(m.term)} of {m.meta.last.index}/{at(m.meta.last.term)}"
             return f"{text} from byte {m.position}, {len(m.data)} bytes" + ", the last" * m.done

@@ -385,9 +385,9 @@ def test_rows_that_did_not_reach_the_disk_are_said_again() -> None:
     rig.publish(at(1), header(1))
     rig.commit()
     lost = rig.stream.take_rows()
-    assert not rig.stream.is_dirty
+    assert not rig.stream.dirty
     rig.stream.mark_again(name for name, _ in lost)
-    assert rig.stream.is_dirty
+    assert rig.stream.dirty
     assert dict(rig.stream.take_rows()) == dict(lost)
 
 

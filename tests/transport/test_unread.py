@@ -49,7 +49,7 @@ def test_who_takes_least_is_cut_when_all_together_take_too_little(run):
 def test_connections_that_ended_are_forgotten(run):
     async def scenario(world):
         heard = []
-        server = world.router(lambda session, *_: heard.append(session), unread_bytes_max=20_000)
+        server = world.router(lambda session, *_: heard.append(session), unread_bytes_max=200_000)
         for number in range(100):
             client = world.client(zmq.DEALER, server.bound[0], world.admit("requests"))
             client.send(b"hello")

@@ -27,6 +27,7 @@ from meshq.peer.core.mending import BATCH, Mending
 from meshq.peer.core.overview import Overview
 from meshq.peer.core.recovering import FACTS, SLOTS, Recovering
 from meshq.peer.core.registrar import LEVEL, Registrar
+from meshq.peer.core.rereading import LOG, Rereading
 from meshq.peer.core.sessions import is_peers
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.topic_settings import create_command, describe, set_command
@@ -50,6 +51,7 @@ class Admin:
     draining: Draining
     recovering: Recovering
     mending: Mending
+    rereading: Rereading
     declared: Declared
     grouping: Grouping
     overview: Overview
@@ -151,6 +153,9 @@ class Admin:
 
     def _batch(self, session: Session, _: Principal, message: Ask) -> None:
         self.mending.on_ask(session, message)
+
+    def _log(self, session: Session, _: Principal, message: Ask) -> None:
+        self.rereading.on_ask(session, message)
 
     def _upgrade(self, session: Session, _: Principal, message: Ask) -> None:
         self.declared.on_ask(session, message)
@@ -266,9 +271,10 @@ _HANDLERS: dict[str, _Handler] = {
     PLACEMENT: Admin._placement,
     HEALTH: Admin._health,
     BATCH: Admin._batch,
+    LOG: Admin._log,
     "offsets": Admin._offsets,
     LEVEL: Admin._registry_level,
 }
 _OPEN_TO_ALL = {"topics", "topic.show", "groups", "group.show"}
 # Parts of what a peer does with the others. What they take for granted was looked at by the peer that asks.
-_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, HEALTH, BATCH, PART}
+_BETWEEN_PEERS = {FACTS, SLOTS, PLACEMENT, LEVEL, HEALTH, BATCH, LOG, PART}

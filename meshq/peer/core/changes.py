@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from meshq.errors import TopicGone
 from meshq.ids import TopicId
-from meshq.registry.state import (
-    Change,
-    ClientsChanged,
-    LevelRaised,
-    PeersChanged,
-    TopicChanged,
-    TopicRemoved,
-)
+from meshq.registry.facts import Change, ClientsChanged, LevelRaised, PeersChanged, TopicChanged, TopicRemoved
 
 if TYPE_CHECKING:
     from meshq.peer.core.core import PeerCore

@@ -17,7 +17,8 @@ from meshq.peer.core.disk import Disk
 from meshq.peer.core.events import Effect, SendSession
 from meshq.peer.core.lookups import Lookups
 from meshq.peer.core.sessions import Sessions
-from meshq.registry.state import GENESIS_DISK, CertificateFacts, Registry
+from meshq.registry.facts import CertificateFacts
+from meshq.registry.state import GENESIS_DISK, Registry
 from meshq.ring import slot_of
 from meshq.security.authorization import Principal
 from meshq.security.certificates import Certificate

@@ -88,14 +88,12 @@ from meshq.peer.core.recovering import Recovering
 from meshq.peer.core.registrar import Registrar
 from meshq.peer.core.replicating import Replicating
 from meshq.peer.core.requests import Requests
+from meshq.peer.core.rereading import Rereading
 from meshq.peer.core.retaining import Retaining
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
 from meshq.registry import commands
-from meshq.registry.state import (
-    GENESIS_DISK,
-    Registry,
-)
+from meshq.registry.state import GENESIS_DISK, Registry
 from meshq.replication.placement import genesis_config
 from meshq.replication.quorum import Config, Node
 from meshq.replication.system import system_genesis
@@ -180,7 +178,8 @@ class PeerCore:
         ctx, links, slots = self.ctx, self.links, self.slots
         fan_out = FanOut(ctx, links)
         self.mending = Mending(ctx, slots, fan_out)
-        self.fetching = Fetching(ctx, slots, self.reading, self.consuming, self.mending)
+        self.rereading = Rereading(ctx, slots, fan_out)
+        self.fetching = Fetching(ctx, slots, self.reading, self.consuming, self.mending, self.rereading)
         self.draining = Draining(ctx, links, fan_out, self.registrar, slots, self.absences)
         self.health = Health(ctx, slots, self.placing, fan_out)
         overview = Overview(
@@ -191,8 +190,8 @@ class PeerCore:
         )
         self.admin = Admin(
             ctx, self.registrar, slots, self.whereabouts, self.membership.journal, fan_out, self.draining,
-            Recovering(ctx, links, fan_out, slots, self.absences), self.mending, self.declared, grouping,
-            overview,
+            Recovering(ctx, links, fan_out, slots, self.absences), self.mending, self.rereading,
+            self.declared, grouping, overview,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------ beginning
@@ -228,6 +227,7 @@ class PeerCore:
         self.slots.hosting.begin([SYSTEM_SLOT], now=now)
         self.slots.hosting.begin((Slot(i) for i in range(self.ctx.registry.slots)), now=now)
         self.slots.tick()
+        self.rereading.start()
         return self._take()
 
     def _set_time(self, now: float, wall_ms: int) -> None:
@@ -343,6 +343,7 @@ class PeerCore:
         self.retaining.tick()
         self.compacting.tick()
         self.mending.tick()
+        self.rereading.tick()
         self.ctx.sessions.tick(self.ctx.now)
         self.publishing.receipts.tick()
         if self.ctx.now >= self._recheck_at:

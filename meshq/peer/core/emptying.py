@@ -33,10 +33,9 @@ class Emptying:
         Term and vote stay. No vote leaves before the log has come to `index` again: added once more, it would
         pass configurations in which it was a voter, and whom it elected then would not know what was decided.
         """
-        vote = host.replica.hard.vote
-        self._clear(
-            host, words.Hard(host.replica.term, vote, max(index, host.replica.hard.repair_until)), config
-        )
+        hard, term = host.replica.hard, host.replica.term
+        until = max(index, hard.repair_until)
+        self._clear(host, words.Hard(term, hard.vote, until, repair_term=term), config)
 
     def begin_again(self, host: Host) -> None:
         """What was decided here is not what the slot's new generation has: term and vote stay, no more."""

@@ -22,6 +22,7 @@ from meshq.peer.core.events import BatchesFetched, FetchBatches, PayloadsRead, S
 from meshq.peer.core.lookups import LOOKUPS
 from meshq.peer.core.mending import MENDING, Mending
 from meshq.peer.core.reading import Reading
+from meshq.peer.core.rereading import Rereading
 from meshq.peer.core.slots import Slots
 from meshq.streams.delivery import Fetch
 
@@ -33,6 +34,7 @@ class Fetching:
     reading: Reading
     consuming: Consuming
     mending: Mending
+    rereading: Rereading
 
     def is_awaited(self, read: FetchBatches | SeekTime) -> bool:
         """False when it was unread meanwhile, or read again from elsewhere."""
@@ -75,6 +77,10 @@ class Fetching:
             self.reading.on_fetched(event)
 
     def on_log_read(self, event: SlotLogRead) -> None:
+        if self.rereading.on_log_read(event):
+            return
+        if event.damage is not None and event.slot in self.slots.hosts:
+            self.rereading.look(self.slots.hosts[event.slot])
         if isinstance(event.damage, PayloadCorrupt):
             self.mending.mend(event.damage, lambda _: None)
         damaged = event.damage is not None and not isinstance(event.damage, PayloadCorrupt)

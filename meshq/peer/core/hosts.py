@@ -21,7 +21,7 @@ from meshq.peer.core.witnessing import Kept
 from meshq.replication.machine import Replica
 from meshq.replication.quorum import Config
 from meshq.replication.saved import restored
-from meshq.replication.state import Settings
+from meshq.replication.settings import Settings
 from meshq.replication.words import GENESIS, Item, Position
 from meshq.streams.slot import SlotStream
 
@@ -64,6 +64,7 @@ class Host:
     kept: Kept = field(default_factory=Kept)  # payloads, at a witness
     rewriting: int = 0  # compacted batches on their way to disk
     deleting: dict[PartitionKey, int | None] = field(default_factory=dict)  # payloads, up to where; None: all
+    doubted: set[PartitionKey] = field(default_factory=set)  # led after a recovery: is the beginning there?
 
     @property
     def is_replaced(self) -> bool:

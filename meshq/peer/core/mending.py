@@ -91,6 +91,10 @@ class Mending:
         self._mends[spot] = mend
         host, damage = mend.host, mend.damage
         others = {n.peer for n in host.replica.config.nodes()} - {self.ctx.me.peer}
+        if not others and damage.partition in host.doubted:
+            early = f"{damage}; whether it has expired is being looked at: ask again"
+            self._settle(spot, RecordsDamaged(early, retry_after_ms=int(AGAIN_S * 1000)))
+            return
         if not others:
             alone = f"{damage}, and this is the only copy: stop the peer and restore its data directory"
             self._settle(spot, StoreCorrupt(alone))

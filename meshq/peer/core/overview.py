@@ -16,7 +16,7 @@ from meshq.peer.core.links import LinkFacts, Links
 from meshq.peer.core.registrar import Registrar
 from meshq.peer.core.slots import Slots
 from meshq.peer.core.whereabouts import Whereabouts
-from meshq.registry.state import CertificateFacts
+from meshq.registry.facts import CertificateFacts
 from meshq.security.text import show_key
 
 

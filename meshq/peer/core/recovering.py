@@ -7,6 +7,9 @@ left, and contradicts the person where it can:
     a peer that is not named does not answer       refused: it may have more than all that do
     a slot still has a majority, or a leader       left alone
 
+A majority is one of voters that can elect somebody: not of those that have heard of a generation of which no
+log is left, nor of those that lack what they may have acknowledged.
+
 Of every other slot the most advanced copy goes on, in a new generation (replication/generations.py). A plan
 says of each what is certain to be kept: entries up to the one its copy knows to be decided. What was
 acknowledged behind that may be missing, so the time of that entry is since when records may be missing.
@@ -15,7 +18,7 @@ acknowledged behind that may be missing, so the time of that entry is since when
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from meshq.errors import MeshqError, Refused, RemoteProtocolError, StoreCorrupt, UsageError
@@ -29,7 +32,7 @@ from meshq.peer.core.links import Links
 from meshq.peer.core.slots import Slots
 from meshq.replication.generations import generation_of, number_of, show_term
 from meshq.replication.quorum import Config, Node, decode_config, encode_config
-from meshq.replication.words import Role
+from meshq.replication.words import GenerationSeen, Role
 
 FACTS, SLOTS = "recover.facts", "recover.slots"  # asked of other peers
 
@@ -45,7 +48,9 @@ class Copy:
     kept: tuple[int, int]
     since_ms: int
     leads: bool
-    may: bool  # it is whole enough to go on alone
+    may: bool  # it can go on alone
+    term: int  # the newest that it has heard of; in a plan, that any of the slot's copies has
+    frozen: bool  # part of its log is lost, and it votes for nobody who may not have that
 
 
 @dataclass
@@ -77,11 +82,11 @@ class Recovering:
     def _copy(self, host: Host) -> list[Any]:
         r = host.replica
         last, kept = r.last, r.kept()
-        whole = not self.slots.frozen and not r.is_stale and not host.is_replaced and not host.is_emptied
+        whole = not self.slots.frozen and not host.is_replaced and not host.is_emptied
         may = whole and not r.is_witness
         return [
             int(host.slot), encode_config(r.config), last.term, last.index, kept.term, kept.index,
-            r.kept_ms(), r.role is Role.LEADER, may,
+            r.kept_ms(), r.role is Role.LEADER, may, r.term, r.frozen,
         ]  # fmt: skip
 
     # --------------------------------------------------------------------------------- plan and run
@@ -152,22 +157,26 @@ class Recovering:
     @staticmethod
     def _plan_slot(plan: _Plan, slot: Slot, copies: list[Copy]) -> None:
         """A majority counts where one of its voters has that configuration, or may have it. Where all of them
-        tell of another one, a crash made them forget it, and nobody would ever be elected by it.
+        tell of another one, a crash made them forget it, and nobody would ever be elected by it. A copy of an
+        older generation than was heard of elects nobody, nor does one whose log is damaged.
         """
+        newest = max((c.term for c in copies), default=0)
         told = {c.node: c.config for c in copies}
+        unable = {c.node for c in copies if c.frozen or _is_older(c, newest)}
 
         def is_held(config: Config) -> bool:
             voters = [n for n in plan.left if config.is_voter(n)]
-            return config.has_majority(plan.left) and any(told.get(n, config) == config for n in voters)
+            held = any(told.get(n, config) == config for n in voters)
+            return config.has_majority(plan.left - unable) and held
 
-        if any(c.leads or is_held(c.config) for c in copies):
+        if any(c.leads or (is_held(c.config) and not _is_older(c, newest)) for c in copies):
             return
         able = [c for c in copies if c.may]
         if not able:
             plan.without.append(slot)
             return
         step = max(able, key=lambda c: (c.last, c.node in c.config.voters, c.node))
-        plan.steps.append(step)
+        plan.steps.append(replace(step, term=newest))
         if step.config.has_majority(plan.left):
             plan.unheld.add(slot)
 
@@ -175,7 +184,8 @@ class Recovering:
         left = [[bytes(n.peer), n.disk] for n in sorted(plan.left)]
         wanted: dict[PeerId, list[list[int]]] = {}
         for step in plan.steps:
-            wanted.setdefault(step.node.peer, []).append([int(step.slot), *step.last])
+            row = [int(step.slot), *step.last, *([step.term] if _is_older(step, step.term) else [])]
+            wanted.setdefault(step.node.peer, []).append(row)
         failed: list[list[Any]] = []
         mine = wanted.pop(self.ctx.me.peer, [])
         if mine:
@@ -206,13 +216,15 @@ class Recovering:
     def _go_on(self, rows: list[list[int]], left: set[Node], unheld: set[Slot]) -> list[list[Any]]:
         """Slots that could not, and why."""
         failed: list[list[Any]] = []
-        for slot, term, index in rows:
+        for slot, term, index, *heard in rows:
             host = self.slots.hosts.get(Slot(slot))
             if host is None or (host.replica.last.term, host.replica.last.index) != (term, index):
                 failed.append([slot, "its log is another one by now"])
                 continue
             draw = int.from_bytes(self.ctx.random_id()[:2], "big")
             try:
+                for newest in heard:  # what it has not heard of itself is to be followed by another one
+                    self.slots.tell(host, GenerationSeen(newest))
                 self.slots.recover(host, left, draw=draw, unheld=host.slot in unheld)
             except MeshqError as e:
                 failed.append([slot, str(e)])
@@ -242,7 +254,7 @@ class Recovering:
             "kept_term": show_term(s.kept[0]),
             "missing_since_ms": s.since_ms or None,
             "members": sorted({self._name(n.peer) for n in s.config.nodes()}),
-            "generation": number_of(generation_of(s.last[0])) + 1,
+            "generation": number_of(generation_of(s.term)) + 1,
         }
 
     def _name(self, peer: PeerId) -> str:
@@ -251,11 +263,17 @@ class Recovering:
 
 
 def _read(node: Node, row: list[Any]) -> Copy:
-    slot, config, last_term, last_index, kept_term, kept_index, since_ms, leads, may = row
+    slot, config, last_term, last_index, kept_term, kept_index, since_ms, leads, may, *more = row
     last, kept = (int(last_term), int(last_index)), (int(kept_term), int(kept_index))
+    term, frozen = more[:2] if len(more) > 1 else (last_term, False)  # an older version tells neither
     return Copy(
-        node, Slot(int(slot)), decode_config(config), last, kept, int(since_ms), bool(leads), bool(may)
-    )
+        node, Slot(int(slot)), decode_config(config), last, kept, int(since_ms), bool(leads), bool(may),
+        int(term), bool(frozen),
+    )  # fmt: skip
+
+
+def _is_older(copy: Copy, newest: int) -> bool:
+    return generation_of(copy.last[0]) < generation_of(newest)
 
 
 def _slot_name(slot: int) -> str:

@@ -37,7 +37,7 @@ from meshq.peer.core.links import Links
 from meshq.peer.core.slots import Slots
 from meshq.registry import commands
 from meshq.registry.commands import AnyCommand, DeleteTopic
-from meshq.registry.state import Change
+from meshq.registry.facts import Change
 from meshq.replication.words import Item
 from meshq.streams.slot import SlotStream, applied_index
 

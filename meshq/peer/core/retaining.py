@@ -7,6 +7,10 @@ One look at a partition is under way at a time, and it takes no more than its ol
 that has much too much is cut in slices, and between them everything else goes on. What costs nothing to see
 (bytes, count) is seen at each commit; for age the oldest batch says when to look again.
 
+After `meshq recover` a copy may lead that never had the entry which said that a partition begins later, and
+yet was sent what comes before it empty, since that had expired. So whoever leads a slot that was recovered
+looks at where its partitions begin, and says it again.
+
 What an entry does, on every replica, is in streams/slot.py; payloads go once that is on disk (saving.py).
 """
 
@@ -25,12 +29,13 @@ from meshq.peer.core.context import Context
 from meshq.peer.core.events import BatchesSurveyed, SurveyBatches
 from meshq.peer.core.hosts import Host
 from meshq.peer.core.slots import Slots
-from meshq.streams.retention import RetainBody, cut, due_ms, encode_retain, exceeds
+from meshq.streams.retention import Cut, RetainBody, cut, due_ms, empty_before, encode_retain, exceeds
 from meshq.streams.slot import EMPTY, PartitionState, Retained
 
 LOOK_S: Final = 0.2  # between looks at a partition that keeps having too much
 LOOKS_MAX: Final = 64  # in one go; the others are next
 SURVEY_COUNT: Final = 1_024  # batches: about two milliseconds of reading
+DOUBTED_COUNT: Final = 64  # batches, where only the beginning is looked for
 DOUBT_MS: Final = 10_000  # after this the clock is asked again whether it can be trusted
 
 
@@ -69,8 +74,12 @@ class Retaining:
             self._stirred[partition] = None
 
     def on_role(self, host: Host) -> None:
-        if host.leads:
-            self._stirred.update((p, None) for p in host.stream.partitions if self._retain(p))
+        if not host.leads:
+            return
+        if host.stream.generation:
+            host.doubted = {p for p, state in host.stream.partitions.items() if state.low < state.end}
+        found = (p for p in host.stream.partitions if p in host.doubted or self._retain(p))
+        self._stirred.update((p, None) for p in found)
 
     def on_topic(self, info: TopicInfo) -> None:
         """It is new, or has other settings."""
@@ -112,7 +121,8 @@ class Retaining:
 
     def _look(self, partition: PartitionKey) -> None:
         host, retain = self._led(partition), self._retain(partition)
-        if host is None or retain is None or partition in self._looks:
+        doubted = host is not None and partition in host.doubted
+        if host is None or not (retain or doubted) or partition in self._looks:
             self._blocked.pop(partition, None)
             return
         if host.rewriting or host.stream.rewrites or self.is_rewritten(partition):
@@ -121,10 +131,14 @@ class Retaining:
             return
         self._blocked.pop(partition, None)
         state = host.stream.partitions.get(partition, EMPTY)
-        aged = retain.age_ms and partition not in self._aging and state.low < state.end
-        if aged or _has_too_much(retain, state):
+        if doubted or (retain and self._may_expire(partition, retain, state)):
             self._looks[partition] = _Look(state.low)
-            self.ctx.out.append(SurveyBatches(host.slot, partition, state.low, SURVEY_COUNT))
+            count = SURVEY_COUNT if retain else DOUBTED_COUNT
+            self.ctx.out.append(SurveyBatches(host.slot, partition, state.low, count))
+
+    def _may_expire(self, partition: PartitionKey, retain: Retain, state: PartitionState) -> bool:
+        aged = retain.age_ms > 0 and partition not in self._aging and state.low < state.end
+        return aged or _has_too_much(retain, state)
 
     def on_surveyed(self, event: BatchesSurveyed) -> None:
         partition, look = event.partition, self._looks.get(event.partition)
@@ -133,13 +147,15 @@ class Retaining:
         del self._looks[partition]
         host, retain = self._led(partition), self._retain(partition)
         state = host.stream.partitions.get(partition) if host is not None else None
-        if host is None or state is None or retain is None or state.low != event.offset:
-            return  # not led here any more, or nothing to be decided: whoever is to decide looks again
-        trusted = self.ctx.clock_trusted()
-        now_ms = self.ctx.wall_ms if trusted else None
-        found = cut(retain, event.marks, low=state.low, end=state.end, size=state.bytes, now_ms=now_ms)
+        if host is None or state is None or state.low != event.offset:
+            return  # not led here any more: whoever is to decide looks again
+        found = None
+        if partition in host.doubted:
+            found = empty_before(event.marks, low=state.low, end=state.end, size=state.bytes)
         if found is None:
-            self._wait(partition, retain, event.marks, trusted=trusted)
+            host.doubted.discard(partition)
+            found = self._cut(partition, retain, state, event.marks) if retain else None
+        if found is None:
             return
         body = RetainBody(*partition, state.low, found.low, found.size)
         try:
@@ -148,6 +164,16 @@ class Retaining:
             self._stirred[partition] = None
         else:
             self._looks[partition] = _Look(proposed=True)
+
+    def _cut(
+        self, partition: PartitionKey, retain: Retain, state: PartitionState, marks: Sequence[Mark]
+    ) -> Cut | None:
+        trusted = self.ctx.clock_trusted()
+        now_ms = self.ctx.wall_ms if trusted else None
+        found = cut(retain, marks, low=state.low, end=state.end, size=state.bytes, now_ms=now_ms)
+        if found is None:
+            self._wait(partition, retain, marks, trusted=trusted)
+        return found
 
     def _wait(self, partition: PartitionKey, retain: Retain, marks: Sequence[Mark], *, trusted: bool) -> None:
         """Nothing has expired yet: until the oldest batch does."""

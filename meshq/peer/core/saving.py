@@ -98,8 +98,8 @@ class Saving:
 
     def checkpoint_all(self) -> None:
         for host in self.slots.hosts.values():
-            behind = host.stream.is_dirty or host.stream.applied_index > host.checkpointed
-            if behind or (host.replica.is_witness and Kept.trim_to(host.replica, _start(host).index + 1)):
+            behind = bool(host.stream.dirty) or host.stream.applied_index > host.checkpointed
+            if behind or (host.replica.is_witness and Kept.trim_to(host.replica, start_of(host).index + 1)):
                 self.checkpoint(host)
 
     def checkpoint(self, host: Host) -> None:
@@ -110,7 +110,7 @@ class Saving:
         keep_from = self._trim_to(host, applied)
         before = keep_from - 1
         there = log.position(before) or Position(before, log.term_at(before) or 0, b"")
-        start = there if keep_from else _start(host)
+        start = there if keep_from else start_of(host)
         host.trimming = start
         deletions = self.deletions(host)
         rewrites, host.stream.rewrites = host.stream.rewrites, []
@@ -173,7 +173,7 @@ class Saving:
         if host.slot == SYSTEM_SLOT:
             return 0  # the log is the registry
         if host.replica.is_witness:
-            return Kept.trim_to(host.replica, _start(host).index + 1)
+            return Kept.trim_to(host.replica, start_of(host).index + 1)
         keep_from = applied - LOG_ENTRIES_KEPT + 1
         if host.replica.role is Role.LEADER:
             lacking = [m + 1 for m in host.replica.match().values()]
@@ -184,10 +184,10 @@ class Saving:
         while len(host.marks) > 1 and host.marks[1][0] < keep_from:
             host.marks.popleft()
         keep_from = min(max(keep_from, host.damaged_below), applied + 1)
-        return keep_from if keep_from > _start(host).index + 1 else 0
+        return keep_from if keep_from > start_of(host).index + 1 else 0
 
 
-def _start(host: Host) -> Position:
+def start_of(host: Host) -> Position:
     """Where the log begins once all that is on its way to disk is there; a slow disk has several to do."""
     return max(host.trimming, host.replica.log.start, key=lambda p: p.index)
 

@@ -187,13 +187,17 @@ class Sending:
         self.slots.pacing.spent(len(data))
         self.slots.soon(host, words.SnapshotRead(order.to, image.meta, order.position, data, done))
 
+    def _waits(self, slot: Slot, to: Node) -> bool:
+        """For its turn, and so is not idle."""
+        return (slot, to, ReadPayloads) in self.slots.pacing.waiting
+
     def _transfer(self, slot: Slot, to: Node) -> _Transfer | None:
         """None when as many as may are being sent."""
         found = self._transfers.get((slot, to))
         if found is not None:
             return found
         for key, transfer in list(self._transfers.items()):
-            if transfer.used + IDLE_S <= self.slots.now:
+            if transfer.used + IDLE_S <= self.slots.now and not self._waits(*key):
                 del self._transfers[key]
         for gone in set(self._images) - {s for s, _ in self._transfers}:
             del self._images[gone]

@@ -323,7 +323,10 @@ class Slots:
 
     def pace(self, host: Host, to: Node, read: ReadSlotLog | ReadPayloads) -> None:
         """Read for a copy when its turn comes; for one that decides at once, for records wait for it."""
-        self.pacing.when_due(lambda: self.out.append(read), lambda: self._decides(host, to), now=self.now)
+        what = (host.slot, to, type(read))
+        self.pacing.when_due(
+            what, lambda: self.out.append(read), lambda: self._decides(host, to), now=self.now
+        )
 
     @staticmethod
     def _decides(host: Host, node: Node) -> bool:
