@@ -19,7 +19,7 @@ All roles are entered here, each by its one door.
 from __future__ import annotations
 
 import zlib
-from math import inf
+from math import ceil, inf
 
 from meshq.ids import PeerId
 from meshq.replication.generations import generation_of, next_generation
@@ -202,7 +202,8 @@ class Elections:
         """
         s = self._state
         self._tries += 1
-        until = s.now + (s.settings.pass_s + s.rng.random() * s.settings.hurry_s) * self._patience()
+        wait_s = (s.settings.pass_s + s.rng.random() * s.settings.hurry_s) * self._patience()
+        until = self._together(s.now + wait_s)
         if s.role is Role.PRE_CANDIDATE and self._draw(frm) < self._draw(s.me):
             self.become_follower(s.term, None)
             self.at = until
@@ -262,7 +263,13 @@ class Elections:
 
     def _soon(self, patience: int) -> float:
         s, t = self._state, self._state.settings
-        return s.now + (t.election_s + s.rank * t.rank_s + s.rng.random() * t.spread_s) * patience
+        wait_s = (t.election_s + s.rank * t.rank_s + s.rng.random() * t.spread_s) * patience
+        return self._together(s.now + wait_s)
+
+    def _together(self, moment: float) -> float:
+        """Rounded up, so that many of a host's slots campaign in one turn: one message to each, one sync."""
+        step = self._state.settings.together_s
+        return ceil(moment / step) * step
 
     def _patience(self) -> int:
         return min(1 << max(0, min(self._tries, 8) - 1), PATIENCE_MAX)

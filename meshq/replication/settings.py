@@ -13,6 +13,7 @@ class Settings:
     pass_s: float = 0.15  # so long another one's campaign goes first; less than election_s
     rank_s: float = 0.1  # a voter further down the ring's order waits so much longer
     hurry_rank_s: float = 0.1  # the same when the leader's peer is known to be gone; an election takes less
+    together_s: float = 0.1  # campaigns begin at multiples of this, many of a host in one turn
     quorum_s: float = 0.6  # a leader without the support of a majority steps down after this
     resend_s: float = 0.5  # a follower that did not answer is asked again
     full_s: float = 1.0  # a disk that refused is tried again
