@@ -121,6 +121,11 @@ class GroupParts:
             tell(e)
 
     def _delete(self, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
+        members = self.facts.members(key)
+        if members:  # they may have come since that was looked at, and begun it anew
+            raise errors.Refused(
+                f"group {key.group!r} has {members} members: close their subscriptions first"
+            )
         part = self._part(slot, key)
         _check_quiet(part, state)
         facts = {"partition": key.partition.partition, "there": True}
