@@ -142,14 +142,19 @@ async def consume(data: str, topic: str, group: str) -> None:
     async with meshq.connect(data=data) as mesh, mesh.subscribe(topic, group=group) as records:
         await records.ready()
         print(0, flush=True)
-        done = 0
+
+        async def tell(last: Awaitable[None]) -> None:
+            await last  # those before it were said before
+            print(TOLD_EVERY, flush=True)
+
+        done, telling = 0, set[asyncio.Task[None]]()
         async for record in records:
             settling = record.ack()  # type: ignore[attr-defined]
             done += 1
-            if done == TOLD_EVERY:
-                await settling
-                print(done, flush=True)
-                done = 0
+            if done % TOLD_EVERY == 0:
+                task = asyncio.create_task(tell(settling))
+                telling.add(task)
+                task.add_done_callback(telling.discard)
 
 
 async def _paced(mesh: Mesh, seconds: float) -> list[float]:

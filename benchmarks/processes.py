@@ -57,7 +57,7 @@ def one_peer(where: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     command = [*run, "up", "--data", data, "--bind", "127.0.0.1", "--port", str(free_port()), "--no-mdns"]
     peer = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        wait_for(data / "admin.meshq", peer)
+        wait_for(data / "run.json", peer)
         yield data, peer
     finally:
         peer.terminate()

@@ -47,7 +47,7 @@ from meshq.security.directory import DataDirectory, Loaded
 from meshq.store.reads import SlotImage
 from meshq.store.store import Store
 from meshq.streams.publish import check_payload, decode_publish, payload_key_of
-from meshq.streams.slot import applied_index
+from meshq.streams.rows import applied_index
 
 log = logging.getLogger(__name__)
 _PAGE_BYTES = 8 * 1024 * 1024

@@ -12,10 +12,11 @@ from typing import Final
 
 import msgspec
 
-from meshq.batch import Buffer, read_header
+from meshq.batch import NO_PRODUCER, Buffer, read_header
 from meshq.entries import Entry, Payload, PayloadKey
 from meshq.errors import RemoteProtocolError
 from meshq.ids import PartitionKey, TopicId
+from meshq.streams.producers import BatchReceipt, ProducerKey, ProducerState, advance
 
 
 class PublishBody(msgspec.Struct, frozen=True, array_like=True):
@@ -76,3 +77,23 @@ def check_payload(entry: Entry, payload: Buffer) -> None:
     header = read_header(payload)
     if (len(payload), header.body_crc, header.count) != (body.payload_bytes, body.payload_crc, body.count):
         raise RemoteProtocolError(f"entry {entry.index} came with another payload")
+
+
+def advanced(state: ProducerState | None, entry: Entry, body: PublishBody) -> ProducerState:
+    """What is remembered of a producer once this batch of its is stored."""
+    epoch = body.producer_epoch
+    receipt = BatchReceipt(
+        body.first_sequence, body.count, body.payload_crc, body.base_offset, entry.index, epoch
+    )
+    return advance(state, epoch=epoch, receipt=receipt, timestamp_ms=entry.timestamp_ms)
+
+
+def partition_key_of(body: PublishBody) -> PartitionKey:
+    return PartitionKey(TopicId(body.topic_id), body.partition)
+
+
+def producer_key_of(body: PublishBody) -> ProducerKey | None:
+    """None where the batch has no producer."""
+    if body.producer_id == NO_PRODUCER:
+        return None
+    return ProducerKey(body.client_key, body.producer_id, TopicId(body.topic_id), body.partition)

@@ -7,9 +7,13 @@ H, R  the replica's own (replication/saved.py)
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Final
 
+import msgspec
+
 from meshq.ids import PartitionKey, TopicId
+from meshq.streams.applied import PartitionState
 from meshq.streams.producers import ProducerKey
 
 APPLIED: Final = b"A"
@@ -50,3 +54,28 @@ def partition_of(row: bytes) -> PartitionKey:
 
 def producer_of(row: bytes) -> ProducerKey:
     return ProducerKey(row[1:33], row[33:49], TopicId(row[49:65]), int.from_bytes(row[65:69], "big"))
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def applied_index(rows: Mapping[bytes, bytes]) -> int:
+    """How far a slot's rows go: entries behind this index are to be applied again."""
+    return msgspec.msgpack.decode(rows[APPLIED], type=int) if APPLIED in rows else 0
+
+
+def partition_states(rows: Mapping[bytes, bytes]) -> list[tuple[PartitionKey, PartitionState]]:
+    """The partitions that rows tell of, sorted: the same order on every replica."""
+    return [
+        (partition_of(key), msgspec.msgpack.decode(rows[key], type=PartitionState))
+        for key in sorted(rows)
+        if key[:1] == b"P"
+    ]
+
+
+def begun_rows(index: int, dropping: Iterable[PartitionKey]) -> list[tuple[bytes, bytes]]:
+    """Rows of this replica alone where its state is replaced: the index that is at, what is to be deleted."""
+    return [
+        (APPLIED, _encoder.encode(index)),
+        *((dropping_row(p), _encoder.encode(True)) for p in sorted(dropping)),
+    ]

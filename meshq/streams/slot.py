@@ -8,7 +8,7 @@ the last entry that made it is applied, and all of it when the disk refuses them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 from msgspec.structs import replace
@@ -17,22 +17,39 @@ from meshq.batch import NO_PRODUCER, BatchHeader
 from meshq.entries import Entry, EntryKind, Payload, generation_of
 from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
+from meshq.streams.applied import (
+    CUTS_MAX,
+    EMPTY,
+    Applied,
+    Compacted,
+    Dropped,
+    Moved,
+    PartitionState,
+    Retained,
+    Stored,
+)
 from meshq.streams.compaction import decode_compact
 from meshq.streams.groups.letters import LettersBody, decode_letters
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import ROW as GROUP_ROW
-from meshq.streams.groups.table import GroupApplied, GroupTable
+from meshq.streams.groups.table import GroupTable
 from meshq.streams.groups.words import GroupBody
 from meshq.streams.producers import (
     BatchReceipt,
     ProducerKey,
     ProducerState,
     ProducerTable,
-    advance,
     is_expired,
     judge,
 )
-from meshq.streams.publish import PublishBody, decode_publish, payload_key_of
+from meshq.streams.publish import (
+    PublishBody,
+    advanced,
+    decode_publish,
+    partition_key_of,
+    payload_key_of,
+    producer_key_of,
+)
 from meshq.streams.retention import decode_retain
 from meshq.streams.rows import (
     APPLIED,
@@ -46,68 +63,7 @@ from meshq.streams.rows import (
 )
 
 REFS_MAX = 64  # repeats of one batch that wait for its receipt; more: `Overloaded`
-
-
-class PartitionState(msgspec.Struct, frozen=True, array_like=True):
-    """Offsets in [low, end) are committed and readable."""
-
-    low: int = 0
-    end: int = 0
-    bytes: int = 0  # payload bytes stored
-    timestamp_ms: int = 0  # of the newest batch
-    cuts: tuple[tuple[int, int], ...] = ()  # (generation, end when it began), the newest CUTS_MAX
-    clean: int = 0  # of the records of a key before this offset only the last is left
-    clean_bytes: int = 0  # stored when that was so
-    rewritten: int = 0  # batches before this offset may be others than their entries brought
-
-
-EMPTY = PartitionState()
-CUTS_MAX = 8  # of a partition, and generations of a slot that are remembered; the oldest are forgotten
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """A batch is committed: `refs` wait for its receipt, readers may have it."""
-
-    partition: PartitionKey
-    base_offset: int
-    count: int
-    timestamp_ms: int
-    index: int
-    refs: tuple[Ref, ...]
-
-
-class Dropped(msgspec.Struct, frozen=True):
-    """The slot's partitions of a deleted topic are gone; their payloads can be deleted."""
-
-    partitions: tuple[PartitionKey, ...]
-
-
-class Moved(msgspec.Struct, frozen=True):
-    """Records of a group are dead letters now."""
-
-    group: GroupApplied
-    stored: Stored
-
-
-class Retained(msgspec.Struct, frozen=True):
-    """The records [first, low) of a partition have expired."""
-
-    partition: PartitionKey
-    first: int
-    low: int
-
-
-class Compacted(msgspec.Struct, frozen=True):
-    """One batch, to be written in place of those of a partition that begin in [first, end)."""
-
-    partition: PartitionKey
-    first: int
-    end: int
-    payload: Payload
-    index: int  # of the entry that says so
-
-
-Applied = Stored | Dropped | Retained | GroupApplied | Moved | Compacted
+_encoder = msgspec.msgpack.Encoder()
 
 
 class SlotStream:
@@ -194,11 +150,11 @@ class SlotStream:
 
     def on_proposed(self, entry: Entry, body: PublishBody, ref: Ref | None) -> None:
         """The batch has its place in the log: later ones build on it."""
-        partition, key = _partition_key(body), _producer_key(body)
+        partition, key = partition_key_of(body), producer_key_of(body)
         self._waiting[entry.index] = [] if ref is None else [ref]
         self._ahead_end[partition] = body.base_offset + body.count
         if key is not None:
-            self._ahead_producers[key] = _advanced(self._proposed(key, entry.timestamp_ms), entry, body)
+            self._ahead_producers[key] = advanced(self._proposed(key, entry.timestamp_ms), entry, body)
 
     def on_append_failed(self) -> list[Ref]:
         """None of what waited was stored: forget it, and return who waited."""
@@ -260,7 +216,7 @@ class SlotStream:
         return min((cuts.get(g, 0) for g in self.generations if g > generation), default=None)
 
     def _apply_publish(self, entry: Entry, body: PublishBody) -> Stored:
-        partition, key = _partition_key(body), _producer_key(body)
+        partition, key = partition_key_of(body), producer_key_of(body)
         old = self.partitions.get(partition, EMPTY)
         if body.base_offset != old.end:
             raise InternalError(
@@ -274,7 +230,7 @@ class SlotStream:
         self.producers.expire(entry.timestamp_ms)
         if key is not None:
             state = self.producers.get(key, timestamp_ms=entry.timestamp_ms)
-            self.producers.put(key, _advanced(state, entry, body))
+            self.producers.put(key, advanced(state, entry, body))
             self._catch_up_producer(key, entry.index)
         if self._ahead_end.get(partition) == body.base_offset + body.count:
             del self._ahead_end[partition]
@@ -438,46 +394,3 @@ class SlotStream:
     def topics(self) -> set[TopicId]:
         """Whose records or groups are here."""
         return {p.topic_id for p in self.partitions} | {k.partition.topic_id for k in self.groups}
-
-
-_encoder = msgspec.msgpack.Encoder()
-
-
-def applied_index(rows: Mapping[bytes, bytes]) -> int:
-    """How far a slot's rows go: entries behind this index are to be applied again."""
-    return msgspec.msgpack.decode(rows[APPLIED], type=int) if APPLIED in rows else 0
-
-
-def partition_states(rows: Mapping[bytes, bytes]) -> list[tuple[PartitionKey, PartitionState]]:
-    """The partitions that rows tell of, sorted: the same order on every replica."""
-    return [
-        (partition_of(key), msgspec.msgpack.decode(rows[key], type=PartitionState))
-        for key in sorted(rows)
-        if key[:1] == b"P"
-    ]
-
-
-def begun_rows(index: int, dropping: Iterable[PartitionKey]) -> list[tuple[bytes, bytes]]:
-    """Rows of this replica alone where its state is replaced: the index that is at, what is to be deleted."""
-    return [
-        (APPLIED, _encoder.encode(index)),
-        *((dropping_row(p), _encoder.encode(True)) for p in sorted(dropping)),
-    ]
-
-
-def _advanced(state: ProducerState | None, entry: Entry, body: PublishBody) -> ProducerState:
-    epoch = body.producer_epoch
-    receipt = BatchReceipt(
-        body.first_sequence, body.count, body.payload_crc, body.base_offset, entry.index, epoch
-    )
-    return advance(state, epoch=epoch, receipt=receipt, timestamp_ms=entry.timestamp_ms)
-
-
-def _partition_key(body: PublishBody) -> PartitionKey:
-    return PartitionKey(TopicId(body.topic_id), body.partition)
-
-
-def _producer_key(body: PublishBody) -> ProducerKey | None:
-    if body.producer_id == NO_PRODUCER:
-        return None
-    return ProducerKey(body.client_key, body.producer_id, TopicId(body.topic_id), body.partition)

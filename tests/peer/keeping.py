@@ -12,7 +12,7 @@ from meshq import batch
 from meshq.client import facts
 from meshq.ids import PartitionKey, TopicId
 from meshq.messages import EARLIEST, QUEUE, Accepted, TopicInfo
-from meshq.streams.slot import PartitionState
+from meshq.streams.applied import PartitionState
 from tests.peer.test_groups_simulated import ACK_WAIT_MS, History, Worker
 from tests.peer.world import Client, Host, World
 

@@ -28,7 +28,7 @@ from meshq.security.authority import Authority
 from meshq.security.certificates import Verb, issue
 from meshq.security.identity import Identity
 from meshq.streams.publish import payload_key_of
-from meshq.streams.slot import applied_index
+from meshq.streams.rows import applied_index
 
 AUTHORITY = Authority(b"a" * 32)
 WALL_MS = 1_700_000_000_000

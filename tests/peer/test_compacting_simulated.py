@@ -10,7 +10,7 @@ from meshq import batch
 from meshq.client import facts
 from meshq.ids import PartitionKey
 from meshq.peer.core import retaining
-from meshq.streams.slot import PartitionState
+from meshq.streams.applied import PartitionState
 from tests.peer.keeping import (
     Place,
     Record,

@@ -42,6 +42,7 @@ from meshq.streams.groups.state import decode_state
 from meshq.streams.groups.table import GroupKey
 from meshq.streams.groups.words import (
     ONLY_SETTINGS,
+    Delete,
     GroupBody,
     Open,
     Redrive,
@@ -570,7 +571,21 @@ def test_delete_takes_a_group_without_members_and_its_dead_letters() -> None:
     assert where(got(peer)) == [(0, 2, 1)], "it begins as a new one"
 
 
-def test_a_member_that_joins_while_its_group_is_deleted_is_told_to_join_again() -> None:
+def test_a_deletion_that_is_asked_for_again_takes_no_group_that_has_begun_anew() -> None:
+    """Its answer was lost with a leader; a member joined the next one, and has worked since."""
+    peer, info = ready(1)
+    join(peer, info)
+    (record,) = got(peer)
+    assert settle(peer, info, ACK, record) == []
+    session = (e.PEERS, b"p")
+    peer.hello(session=session)
+    part = {"topic_id": info.topic_id, "version": info.version, "group": "g", "do": "delete"}
+    answer = peer.ask("group.part", session=session, **part)
+    assert answer["0"]["failed"][:2] == [400, "Refused"]
+    assert state_of(peer).floor == 1
+
+
+def test_a_member_that_joins_while_its_group_is_deleted_is_told_to_join_again_or_comes_first() -> None:
     peer, info = ready(1)
     join(peer, info)
     peer.tell(e.SessionClosed(ONE))
@@ -582,8 +597,21 @@ def test_a_member_that_joins_while_its_group_is_deleted_is_told_to_join_again() 
     join(peer, info)
     peer.hold = False
     peer.write()
+    (failed,) = [m for m in peer.heard() if isinstance(m, Failure)]
+    assert (failed.request, failed.name) == (99, "Refused")
+    peer.send(Unread(1, []))
+    peer.out.clear()
+    peer.hold = True
+    key = GroupKey(key_of(info), "g")
+    part = peer.core.consuming.desks.begin(key, peer.core.ctx.slot_of(key.partition))
+    peer.core.consuming.desks.add(part, Delete())
+    part.ending = True
+    peer.tick()
+    join(peer, info)
     (ended,) = [m for m in peer.heard() if isinstance(m, ReadEnded)]
-    assert (ended.status, "was deleted" in ended.text) == (503, True)
+    assert (ended.status, "is being deleted" in ended.text) == (503, True)
+    peer.hold = False
+    peer.write()
     peer.out.clear()
     join(peer, info)
     assert where(got(peer)) == [(0, 1, 1)]

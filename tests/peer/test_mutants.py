@@ -18,10 +18,11 @@ from meshq.peer.core.reading import Reading
 from meshq.peer.core.receipts import Receipts
 from meshq.peer.core.slots import Slots
 from meshq.streams import slot as streams_slot
+from meshq.streams.applied import Stored
 from meshq.streams.delivery import Deliveries
 from meshq.streams.producers import BatchReceipt, ProducerTable
 from meshq.streams.publish import payload_of
-from meshq.streams.slot import SlotStream, Stored
+from meshq.streams.slot import SlotStream
 from tests.peer import disk, test_all_faults, test_exactly_once, test_readers
 from tests.streams import test_delivery, test_slot
 

@@ -10,8 +10,8 @@ from meshq import batch
 from meshq.client import facts
 from meshq.ids import PartitionKey
 from meshq.peer.core import retaining
+from meshq.streams.applied import PartitionState
 from meshq.streams.groups.table import GroupKey
-from meshq.streams.slot import PartitionState
 from tests.peer.keeping import Record, Run, SlowReader, begin, break_things, heal, join, publish, state_at
 from tests.peer.test_groups_simulated import MAX_DELIVER, PARTITIONS, letters_of, state_of
 from tests.peer.test_snapshots import squeeze

@@ -16,8 +16,8 @@ from meshq.messages import Accepted, TopicInfo
 from meshq.peer.core import events as e
 from meshq.peer.core.context import CoreSettings
 from meshq.registry import commands
+from meshq.streams.applied import PartitionState
 from meshq.streams.publish import payload_key_of
-from meshq.streams.slot import PartitionState
 from tests.peer.test_core_compacting import squeeze
 from tests.peer.world import ROOM, Client, Host, World, committed
 

@@ -14,13 +14,15 @@ from meshq.errors import InternalError, MeshqError, Overloaded, StoreCorrupt, Un
 from meshq.ids import PartitionKey, Ref, Slot, TopicId
 from meshq.limits import PRODUCER_IDLE_MS
 from meshq.streams import producers
+from meshq.streams.applied import Dropped, Moved, Retained, Stored
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import GroupKey
 from meshq.streams.groups.words import Bury, Grant, GroupBody, Op, Open, Settle, Verdict, encode_group
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import PublishBody, encode_publish
 from meshq.streams.retention import RetainBody, encode_retain
-from meshq.streams.slot import REFS_MAX, Dropped, Moved, Retained, SlotStream, Stored, applied_index
+from meshq.streams.rows import applied_index
+from meshq.streams.slot import REFS_MAX, SlotStream
 
 CLIENT = b"k" * 32
 PAYLOAD = b"payload"

@@ -14,8 +14,8 @@ from meshq.batch import Buffer
 from meshq.peer.core.hosts import Host
 from meshq.replication.quorum import Node
 from meshq.replication.words import Item
+from meshq.streams.applied import Compacted, Dropped, Moved, Retained, Stored
 from meshq.streams.groups.table import GroupApplied
-from meshq.streams.slot import Compacted, Dropped, Moved, Retained, Stored
 
 if TYPE_CHECKING:
     from meshq.peer.core.slots import Slots

@@ -23,6 +23,7 @@ from meshq.peer.core.context import Context
 from meshq.peer.core.hosts import Host
 from meshq.peer.core.lookups import Found
 from meshq.peer.core.slots import Slots
+from meshq.streams.applied import Compacted, PartitionState
 from meshq.streams.compaction import (
     SLICE_BYTES,
     CompactBody,
@@ -31,7 +32,6 @@ from meshq.streams.compaction import (
     encode_compact,
     slice_of,
 )
-from meshq.streams.slot import Compacted, PartitionState
 
 DIRTY_BYTES_MIN: Final = 256 * KIB  # less is not worth a pass, unless it has waited for long
 DIRTY_S: Final = 600.0  # so long

@@ -24,6 +24,7 @@ from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime
 from meshq.peer.core.leases import Leases
 from meshq.peer.core.parts import Asker, Burial, Desk, Part, Refused, entries_of
 from meshq.peer.core.slots import Slots
+from meshq.streams.applied import Retained, Stored
 from meshq.streams.delivery import Fetch
 from meshq.streams.groups.desk import QueueDesk
 from meshq.streams.groups.hands import Hand, Member, Stock
@@ -32,7 +33,6 @@ from meshq.streams.groups.ordered import OrderedDesk
 from meshq.streams.groups.ordered_state import OrderedState
 from meshq.streams.groups.table import GroupApplied, GroupKey
 from meshq.streams.groups.words import GroupBody, Mode, Op, Reset, Settle, Told, bytes_of, encode_group
-from meshq.streams.slot import Retained, Stored
 
 if TYPE_CHECKING:
     import random

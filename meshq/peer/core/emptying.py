@@ -16,7 +16,7 @@ from meshq.replication import words
 from meshq.replication.quorum import Config
 from meshq.replication.saved import hard_row, snapshot_row
 from meshq.replication.words import GENESIS
-from meshq.streams.slot import begun_rows
+from meshq.streams.rows import begun_rows
 
 if TYPE_CHECKING:
     from meshq.peer.core.slots import Slots

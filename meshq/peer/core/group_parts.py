@@ -21,12 +21,12 @@ from meshq.peer.core.group_facts import Facts, GroupFacts, Tell
 from meshq.peer.core.lookups import Found
 from meshq.peer.core.parts import Part, Refused
 from meshq.peer.core.slots import Slots
+from meshq.streams.applied import PartitionState
 from meshq.streams.groups.letters import read_origins
 from meshq.streams.groups.rewound import Rewound
 from meshq.streams.groups.state import GroupState
 from meshq.streams.groups.table import AnyState, GroupKey
 from meshq.streams.groups.words import Delete, Range, Redrive, Reset
-from meshq.streams.slot import PartitionState
 
 REDRIVE_BYTES: Final = 1024 * 1024  # of letters that are looked at for one entry
 _TO: Final = ("earliest", "latest", "offset", "time")
@@ -121,6 +121,11 @@ class GroupParts:
             tell(e)
 
     def _delete(self, slot: Slot, key: GroupKey, state: AnyState, tell: Tell) -> None:
+        members = self.facts.members(key)
+        if members:  # they may have come since that was looked at, and begun it anew
+            raise errors.Refused(
+                f"group {key.group!r} has {members} members: close their subscriptions first"
+            )
         part = self._part(slot, key)
         _check_quiet(part, state)
         facts = {"partition": key.partition.partition, "there": True}

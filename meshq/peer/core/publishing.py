@@ -30,7 +30,7 @@ from meshq.peer.core.receipts import Receipts
 from meshq.peer.core.slots import Slots
 from meshq.replication.quorum import Node
 from meshq.security.authorization import Principal
-from meshq.streams.slot import Stored
+from meshq.streams.applied import Stored
 from meshq.topics import is_internal, source_of
 
 

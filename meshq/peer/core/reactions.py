@@ -27,8 +27,8 @@ from meshq.peer.core.events import (
 from meshq.peer.core.hosts import Host
 from meshq.peer.core.registrar import REGISTRY
 from meshq.replication.quorum import Node
+from meshq.streams.applied import Compacted, Retained, Stored
 from meshq.streams.groups.table import GroupApplied
-from meshq.streams.slot import Compacted, Retained, Stored
 
 if TYPE_CHECKING:
     from meshq.peer.core.core import PeerCore

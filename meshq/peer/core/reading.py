@@ -26,8 +26,8 @@ from meshq.peer.core.events import BatchesFetched, FetchBatches, SeekTime, TimeS
 from meshq.peer.core.publishing import check_partition, find_topic, led_slot
 from meshq.peer.core.slots import Slots
 from meshq.security.authorization import Principal
+from meshq.streams.applied import Retained
 from meshq.streams.delivery import Fetch, Skip, SubKey
-from meshq.streams.slot import Retained
 
 
 @dataclass

@@ -28,9 +28,10 @@ from meshq.peer.core.pieces import BatchesPiece, RowsPiece, decode_piece, part_o
 from meshq.replication import words
 from meshq.replication.saved import HARD_ROW, decode_partial, encode_partial, snapshot_row
 from meshq.replication.words import SnapshotMeta
+from meshq.streams.applied import EMPTY
 from meshq.streams.publish import payload_key_of
-from meshq.streams.rows import partition_of_row
-from meshq.streams.slot import EMPTY, SlotStream, begun_rows, partition_states
+from meshq.streams.rows import begun_rows, partition_of_row, partition_states
+from meshq.streams.slot import SlotStream
 
 if TYPE_CHECKING:
     from meshq.peer.core.hosts import Host

@@ -39,7 +39,8 @@ from meshq.registry import commands
 from meshq.registry.commands import AnyCommand, DeleteTopic
 from meshq.registry.facts import Change
 from meshq.replication.words import Item
-from meshq.streams.slot import SlotStream, applied_index
+from meshq.streams.rows import applied_index
+from meshq.streams.slot import SlotStream
 
 PROPOSAL_S = 10.0  # in all, with everything that is tried again
 LEADERLESS_S = 3.0  # a proposal waits so long for somebody to lead: as long as a fail-over takes

@@ -29,8 +29,8 @@ from meshq.peer.core.context import Context
 from meshq.peer.core.events import BatchesSurveyed, SurveyBatches
 from meshq.peer.core.hosts import Host
 from meshq.peer.core.slots import Slots
+from meshq.streams.applied import EMPTY, PartitionState, Retained
 from meshq.streams.retention import Cut, RetainBody, cut, due_ms, empty_before, encode_retain, exceeds
-from meshq.streams.slot import EMPTY, PartitionState, Retained
 
 LOOK_S: Final = 0.2  # between looks at a partition that keeps having too much
 LOOKS_MAX: Final = 64  # in one go; the others are next

@@ -22,8 +22,8 @@ from meshq.replication import words
 from meshq.replication.quorum import Node
 from meshq.replication.saved import meta_of
 from meshq.replication.words import SnapshotMeta
-from meshq.streams.rows import is_shared
-from meshq.streams.slot import PartitionState, partition_states
+from meshq.streams.applied import PartitionState
+from meshq.streams.rows import is_shared, partition_states
 
 if TYPE_CHECKING:
     from meshq.peer.core.hosts import Host

@@ -32,15 +32,12 @@ from meshq.replication import words
 from meshq.replication.generations import generation_of
 from meshq.replication.quorum import Config, Node
 from meshq.replication.words import Position, Role
+from meshq.streams.applied import EMPTY, PartitionState
 from meshq.streams.groups.letters import Letters
 from meshq.streams.groups.words import GroupBody
 from meshq.streams.producers import BatchReceipt
 from meshq.streams.publish import encode_publish
-from meshq.streams.slot import (
-    EMPTY,
-    PartitionState,
-    SlotStream,
-)
+from meshq.streams.slot import SlotStream
 
 if TYPE_CHECKING:
     import random
