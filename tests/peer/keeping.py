@@ -63,10 +63,12 @@ class Run(Generic[R]):
         return [h for h in self.world.hosts if not registry.is_witness(h.identity.peer_id)]
 
     def is_read(self, partition: PartitionKey) -> bool:
-        """What has expired is gone from every disk, and every reader has come to the end."""
+        """What has expired is gone from every disk, and every reader has come to the end. One that came when
+        all had expired begins there, and hears nothing."""
         (state,) = {state_at(h, partition) for h in self.world.hosts}
         kept = all(b + n > state.low for h in self.keepers() for b, n in h.records(partition))
-        return kept and all(r.at.get(partition.partition) == state.end for r in self.readers)
+        begins = state.end if state.low == state.end else None
+        return kept and all(r.at.get(partition.partition, begins) == state.end for r in self.readers)
 
 
 def state_at(host: Host, partition: PartitionKey) -> PartitionState:

@@ -141,7 +141,7 @@ def test_and_with_snapshots_in_nearly_all(seed: int, monkeypatch: pytest.MonkeyP
 def test_every_fault_strikes_and_most_records_get_through() -> None:
     struck: Counter[str] = Counter()
     accepted = total = mended = 0
-    for seed in range(0, 32, 4):
+    for seed in range(0, 40, 4):
         played = play(seed)
         played.nemesis.mend(played.partitions())
         struck.update(played.nemesis.struck)
