@@ -51,7 +51,7 @@ from meshq.peer.renewal import Renewal
 from meshq.peer.settings import DOOR, PEERS, Settings
 from meshq.peer.sockets import PeerSockets
 from meshq.peer.tally import tally
-from meshq.security.directory import DataDirectory, DirectoryLock, Loaded
+from meshq.security.directory import DataDirectory, Loaded
 from meshq.transport.context import make_context
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ class PeerShell:
         self.directory.refuse_if_left()
         papers = self.papers = self.directory.load()
         papers.certificate.check_time(time.time())
-        lock: DirectoryLock = self.directory.lock()
-        self._closers.append(lock.release)
+        self._closers.append(self.directory.lock().release)
         self._open_core(papers)
         identity = papers.identity
         context = make_context()
